@@ -1,0 +1,52 @@
+# `make demo` and `make test` need Python 3.11+ and, for the compiled ops, a C++ compiler. Nothing else.
+VENV := .venv
+CUDA := $(or $(INVERT_FAST_CUDA),auto)
+INSTALLED := $(VENV)/.installed-$(CUDA)
+INSTALLED_LINT := $(VENV)/.installed-lint
+SOURCES := pyproject.toml setup.py CMakeLists.txt constraints.txt $(shell find csrc -type f)
+PIP := $(VENV)/bin/python -m pip --disable-pip-version-check -q
+
+# The first that runs (a shim may exist and not), is recent enough and can make a virtual environment.
+PYTHON ?= $(shell for python in python3 python3.12 python3.11 python3.13; do \
+	$$python -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 \
+	&& echo $$python && break; done)
+
+.PHONY: help demo test bench lint clean
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 8
+
+demo: $(INSTALLED)  ## recover text from the hidden states of the bundled model
+	@$(VENV)/bin/invert-fast demo
+
+test: $(INSTALLED)  ## run the tests
+	@$(VENV)/bin/pytest
+
+bench: $(INSTALLED)  ## run the benchmarks
+	@$(VENV)/bin/pytest bench --benchmark-only
+
+# pyright cannot follow the mapping of kernels/ to invert_fast.kernels: it is shown a link.
+lint: $(INSTALLED_LINT)  ## ruff and pyright
+	@mkdir -p build/typings/invert_fast && ln -sfn ../../../kernels build/typings/invert_fast/kernels
+	@$(VENV)/bin/ruff check . && $(VENV)/bin/pyright
+
+clean:  ## remove the environment and everything built
+	@rm -rf $(VENV) build dist *.egg-info invert_fast/*.so .pytest_cache .benchmarks .hypothesis .ruff_cache
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/bin/python:
+	@test -n "$(PYTHON)" || { echo "no Python >= 3.11 with venv was found: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@echo "$(VENV): made with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv $(VENV)
+
+$(INSTALLED): $(SOURCES) | $(VENV)/bin/python
+	@echo "$(VENV): installing, a few minutes the first time (INVERT_FAST_CUDA=$(CUDA))"
+	@rm -f $(VENV)/.installed-*
+	@$(PIP) install -c constraints.txt -e '.[test]'
+	@test -e "$$(ls invert_fast/_C.*.so 2>/dev/null)" || echo "warning: invert_fast._C was not built, PyTorch does its work" \
+	"(the reason: $(VENV)/bin/pip install -v -c constraints.txt -e .)" >&2
+	@touch $@
+
+$(INSTALLED_LINT): $(INSTALLED)
+	@$(PIP) install -c constraints.txt ruff pyright
+	@touch $@

@@ -1,0 +1,80 @@
+#include "residuals.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "clones.h"
+#include "parallel.h"
+#include "scalar.h"
+
+namespace invert_fast {
+namespace {
+
+// sqrt(sum_i term(i)^2). The partial sums are spelled out, so that the loop vectorises without any -ffast-math flag
+// (NaN stays NaN), hides the latency of the additions, and rounds less than one long sum.
+template <class Term>
+INVERT_FAST_INLINE float norm(std::int64_t width, Term term) {
+    constexpr int kLanes = 32;
+    float sums[kLanes] = {};
+    const std::int64_t whole = width - width % kLanes;
+    for (std::int64_t i = 0; i < whole; i += kLanes) {
+        for (int lane = 0; lane < kLanes; ++lane) {
+            const float x = term(i + lane);
+            sums[lane] += x * x;
+        }
+    }
+    float tail = 0;
+    for (std::int64_t i = whole; i < width; ++i) tail += term(i) * term(i);
+    for (int half = kLanes / 2; half > 0; half /= 2) {
+        for (int lane = 0; lane < half; ++lane) sums[lane] += sums[lane + half];
+    }
+    return std::sqrt(sums[0] + tail);
+}
+
+// Rows [begin, end) of the B*C rows.
+template <class Prediction, class Target>
+INVERT_FAST_INLINE void residual_rows(const Residuals& op, std::int64_t begin, std::int64_t end) {
+    std::int64_t seen = -1;
+    float scale = 0;
+    for (std::int64_t row = begin; row < end; ++row) {
+        const std::int64_t b = row / op.candidates, c = row % op.candidates;
+        const auto* target = static_cast<const Target*>(op.targets) + b * op.target_stride_b;
+        const auto* prediction = static_cast<const Prediction*>(op.predictions) + b * op.prediction_stride_b +
+                                 c * op.prediction_stride_c;
+        if (b != seen) {
+            scale = std::max(norm(op.width, [=](std::int64_t i) { return widen(target[i]); }), kSmallestNorm);
+            seen = b;
+        }
+        op.out[row] = norm(op.width, [=](std::int64_t i) { return widen(prediction[i]) - widen(target[i]); }) / scale;
+    }
+}
+
+}  // namespace
+
+// One clone set for each pair of types; clones cannot be templates.
+INVERT_FAST_CLONES void rows_f32_f32(const Residuals& op, std::int64_t begin, std::int64_t end) {
+    residual_rows<float, float>(op, begin, end);
+}
+INVERT_FAST_CLONES void rows_f32_bf16(const Residuals& op, std::int64_t begin, std::int64_t end) {
+    residual_rows<float, bf16>(op, begin, end);
+}
+INVERT_FAST_CLONES void rows_bf16_f32(const Residuals& op, std::int64_t begin, std::int64_t end) {
+    residual_rows<bf16, float>(op, begin, end);
+}
+INVERT_FAST_CLONES void rows_bf16_bf16(const Residuals& op, std::int64_t begin, std::int64_t end) {
+    residual_rows<bf16, bf16>(op, begin, end);
+}
+
+void residuals(const Residuals& op, int threads) {
+    const std::int64_t rows = op.batch * op.candidates;
+    if (rows == 0) return;
+    parallel_rows(rows, useful_threads(rows, op.width, threads), [&op](std::int64_t begin, std::int64_t end) {
+        if (op.prediction_is_bf16) {
+            op.target_is_bf16 ? rows_bf16_bf16(op, begin, end) : rows_bf16_f32(op, begin, end);
+        } else {
+            op.target_is_bf16 ? rows_f32_bf16(op, begin, end) : rows_f32_f32(op, begin, end);
+        }
+    });
+}
+
+}  // namespace invert_fast
