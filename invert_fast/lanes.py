@@ -1,0 +1,119 @@
+"""The batch: lanes that each recover one text, over one static prefix storage.
+
+A lane holds its target rows, its committed tokens and its prefix KV. Lanes stand at different positions; a finished lane
+is handed the next text, so no step waits for a straggler. Questions are asked for any subset of lanes at once.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .model import Decoder, PrefixCall
+
+
+class Lanes:
+    """`slots` lanes of up to `max_len` tokens of one decoder.
+
+    targets `[S, M, D]` fp32; ids `[S, M]`; target_length, length `[S]`: tokens to recover and committed so far;
+    text `[S]`: index of the text in a lane, −1 when idle; forward_tokens `[S]`: tokens computed for the lane's text.
+    Storage is per layer `[S, Hkv, M, d]`, made on the first commit that needs it: texts whose first draft is right from
+    end to end never touch it.
+    """
+
+    def __init__(self, decoder: Decoder, slots: int, max_len: int):
+        device = decoder.device
+        self.decoder, self.slots, self.max_len = decoder, slots, max_len
+        self.targets = torch.zeros(slots, max_len, decoder.width, device=device)
+        self.ids = torch.zeros(slots, max_len, dtype=torch.long, device=device)
+        self.target_length = torch.zeros(slots, dtype=torch.long, device=device)
+        self.length = torch.zeros_like(self.target_length)
+        self.text = torch.full_like(self.target_length, -1)
+        self.forward_tokens = torch.zeros_like(self.target_length)
+        self.keys: list[Tensor] | None = None
+        self.values: list[Tensor] | None = None
+        self._pending: PrefixCall | None = None
+
+    def load(self, slots: Tensor, texts: list[int], hidden: list[Tensor]) -> None:
+        """Give idle lanes their next texts: `hidden[i] [T_i, D]` goes to lane `slots[i]`."""
+        for slot, rows in zip(slots.tolist(), hidden, strict=True):
+            self.targets[slot, :len(rows)] = rows
+        self.target_length[slots] = torch.tensor([len(rows) for rows in hidden], device=slots.device)
+        self.text[slots] = torch.tensor(texts, device=slots.device)
+        self.length[slots] = 0
+        self.forward_tokens[slots] = 0
+
+    def active(self) -> Tensor:
+        """Lanes with tokens left to recover."""
+        return (self.length < self.target_length).nonzero().flatten()
+
+    def finished(self) -> Tensor:
+        """Lanes whose text is complete and not yet taken away."""
+        return ((self.text >= 0) & (self.length == self.target_length)).nonzero().flatten()
+
+    def idle(self) -> Tensor:
+        return (self.text < 0).nonzero().flatten()
+
+    def release(self, slots: Tensor) -> None:
+        self.text[slots], self.length[slots], self.target_length[slots] = -1, 0, 0
+
+    def target(self, slots: Tensor) -> Tensor:
+        """The state each lane has to reproduce next, `[b, D]`."""
+        return self.targets[slots, self.length[slots]]
+
+    def fan_out(self, slots: Tensor, embeds: Tensor) -> Tensor:
+        """N independent continuations of each lane's prefix: `[b, N, D_embedding] → [b, N, D]`.
+
+        The prefix KV is shared by the N, never copied per candidate. Differentiable in `embeds` where it asks for it.
+        """
+        positions = self.length[slots][:, None].expand(embeds.shape[:2])
+        return self._run(slots, embeds, positions, causal=False)
+
+    def draft(self, slots: Tensor, ids: Tensor) -> Tensor:
+        """K tokens in a row after each lane's prefix, causally: `[b, K] → [b, K, D]`."""
+        step = torch.arange(ids.shape[1], device=ids.device)
+        positions = (self.length[slots][:, None] + step).clamp_max(self.decoder.max_length - 1)    # padding may overhang
+        return self._run(slots, self.decoder.embed(ids), positions, causal=True)
+
+    def _run(self, slots: Tensor, embeds: Tensor, positions: Tensor, causal: bool) -> Tensor:
+        lengths = self.length[slots]
+        longest = int(lengths.max())
+        call = PrefixCall(causal)
+        if longest and self.keys is not None and self.values is not None:
+            call.keys = [k[:, :, :longest] for k in self.keys]
+            call.values = [v[:, :, :longest] for v in self.values]
+            call.lengths, call.slots = lengths, None if len(slots) == self.slots else slots
+        with torch.set_grad_enabled(embeds.requires_grad):
+            hidden = self.decoder.run(embeds, positions, call)
+        self.forward_tokens[slots] += embeds.shape[1]
+        self._pending = call
+        return hidden
+
+    def commit(self, slots: Tensor, ids: Tensor, counts: Tensor, rows: Tensor, chosen: Tensor | None = None) -> None:
+        """Append to `slots [b]` the first `counts [b]` of `ids [b, K]`, re-using the KV of the call just made.
+
+        rows `[b]`: the row of that call each lane was in; chosen `[b]`: after a fan-out, the candidate that won (K = 1).
+        Lanes that are complete after this keep no KV.
+        """
+        if self._pending is None:
+            raise RuntimeError("commit follows a draft or a fan_out")
+        at, step = (torch.arange(ids.shape[1], device=ids.device) < counts[:, None]).nonzero(as_tuple=True)
+        slot, position = slots[at], self.length[slots][at] + step
+        self.ids[slot, position] = ids[at, step]
+        self.length[slots] += counts
+        goes_on = (self.length < self.target_length)[slot]
+        if self.decoder.blocks and bool(goes_on.any()):
+            at, step, slot, position = at[goes_on], step[goes_on], slot[goes_on], position[goes_on]
+            source = step if chosen is None else chosen[at]
+            if self.keys is None or self.values is None:
+                self.keys, self.values = self._storage(0), self._storage(1)
+            for layer in range(self.decoder.blocks):
+                key, value = self._pending.own[layer]
+                self.keys[layer][slot, :, position] = key.detach()[rows[at], :, source]
+                self.values[layer][slot, :, position] = value.detach()[rows[at], :, source]
+
+    def _storage(self, part: int) -> list[Tensor]:
+        assert self._pending is not None
+        shapes = [self._pending.own[layer][part] for layer in range(self.decoder.blocks)]
+        return [torch.zeros(self.slots, t.shape[1], self.max_len, t.shape[3], dtype=t.dtype, device=t.device)
+                for t in shapes]

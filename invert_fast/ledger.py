@@ -1,0 +1,91 @@
+"""What is known of every position of the texts now in the lanes, and its hand-over as `Recovery` objects."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .attempts import Attempts
+from .lanes import Lanes
+from .types import Cost, Recovery, Status
+from .vocabulary import Vocabulary
+
+
+class Ledger:
+    """Arrays `[S, M]` beside the lanes' ids: residual, margin, status, rank, runners-up; seconds `[S]`."""
+
+    def __init__(self, lanes: Lanes, attempts: Attempts, vocabulary: Vocabulary):
+        shape, device = (lanes.slots, lanes.max_len), lanes.targets.device
+        self.lanes, self.attempts, self.vocabulary = lanes, attempts, vocabulary
+        self.residual, self.margin = torch.zeros(shape, device=device), torch.zeros(shape, device=device)
+        self.status = torch.zeros(shape, dtype=torch.long, device=device)
+        self.rank = torch.zeros(shape, dtype=torch.long, device=device)
+        self.seconds = torch.zeros(lanes.slots, device=device)
+        self.alternatives: dict[tuple[int, int], list[int]] = {}
+
+    def clear(self, slots: Tensor) -> None:
+        """These lanes start a new text."""
+        self.seconds[slots] = 0
+        self.attempts.failed[slots] = False
+
+    @contextmanager
+    def timed(self, slots: Tensor) -> Iterator[None]:
+        """Charge the time spent inside to the texts of these lanes, in equal shares."""
+        start = time.perf_counter()
+        yield
+        self.seconds[slots] += (time.perf_counter() - start) / len(slots)
+
+    def write(self, slots: Tensor, counts: Tensor, residual: Tensor, margin: Tensor, status: Tensor,
+              rank: Tensor | None = None) -> None:
+        """Record the first `counts [b]` of the next positions of each lane: `[b, K]` tables. Call before the commit."""
+        at, step = (torch.arange(residual.shape[1], device=slots.device) < counts[:, None]).nonzero(as_tuple=True)
+        slot, position = slots[at], self.lanes.length[slots][at] + step
+        self.residual[slot, position] = residual[at, step]
+        self.margin[slot, position] = margin[at, step]
+        self.status[slot, position] = status[at, step]
+        self.rank[slot, position] = 0 if rank is None else rank[at, step]
+
+    def write_alternatives(self, slots: Tensor, within: Tensor) -> None:
+        """Remember for these lanes' next position the tried ids whose residual is at most `within [b]`."""
+        near = (self.attempts.near[slots] <= within[:, None]).tolist()
+        rows = zip(slots.tolist(), self.lanes.length[slots].tolist(), near, self.attempts.near_ids[slots].tolist(), strict=True)
+        for slot, position, close, ids in rows:
+            self.alternatives[slot, position] = [i for i, c in zip(ids, close, strict=True) if c and i >= 0]
+
+    def take(self, slots: Tensor) -> list[tuple[int, Recovery]]:
+        """The finished texts of these lanes, as `(text index, Recovery)`."""
+        if not len(slots):
+            return []
+        lanes = self.lanes
+        norms = lanes.targets[slots].square().mean(-1)                       # MSE = residual² · ‖h‖² / D
+        tables = [t.cpu().numpy() for t in (lanes.ids[slots], self.residual[slots], self.residual[slots].square() * norms,
+                                            self.margin[slots], self.status[slots], self.rank[slots])]
+        lengths, texts = lanes.target_length[slots].tolist(), lanes.text[slots].tolist()
+        tokens, seconds = lanes.forward_tokens[slots].tolist(), self.seconds[slots].tolist()
+        found = []
+        for row, (slot, length) in enumerate(zip(slots.tolist(), lengths, strict=True)):
+            ids, residual, loss, margin, status, rank = (table[row, :length].copy() for table in tables)
+            found.append((texts[row], Recovery(
+                ids, residual, loss, margin, status.astype(np.int8), rank, np.zeros(length, np.int64),
+                text=lanes.decoder.decode(ids.tolist()), alternatives=self._alternatives(slot, ids, status),
+                cost=Cost(tokens[row], 0, seconds[row]), precision=_precision(lanes))))
+        return found
+
+    def _alternatives(self, slot: int, ids: np.ndarray, status: np.ndarray) -> dict[int, list[int]]:
+        """Per ambiguous position the other ids: those seen within reach, and all with an equal embedding row."""
+        others: dict[int, list[int]] = {}
+        for position in np.flatnonzero(status == Status.AMBIGUOUS).tolist():
+            token = int(ids[position])
+            seen = self.alternatives.pop((slot, position), [])
+            same = [i for t in {token, *seen} for i in self.vocabulary.equals(t)]
+            others[position] = sorted({*same} - {token})
+        return others
+
+
+def _precision(lanes: Lanes) -> str:
+    return f"{str(lanes.decoder.dtype).removeprefix('torch.')}, TF32 off"

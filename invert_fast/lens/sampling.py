@@ -1,0 +1,38 @@
+"""Training text for lenses without any data: what the model itself writes, mixed with random tokens.
+
+Random tokens matter: passwords, code and foreign words look like nothing the model would write.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig
+
+from ..model import Decoder
+from ..vocabulary import Vocabulary
+
+_RANDOM_SHARES = (0.0, 0.3, 1.0)
+
+
+@torch.no_grad()
+def self_samples(decoder: Decoder, vocabulary: Vocabulary, count: int, length: int, seed: int) -> Tensor:
+    """`[count, length]` ids: texts sampled from the model after a random first token, a third of them with 30 % of the
+    tokens replaced at random, a third wholly random. Deterministic from the seed; leaves the global generator alone."""
+    device = vocabulary.allowed.device
+    ids = vocabulary.allowed.nonzero().flatten()
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        random = ids[torch.randint(len(ids), (count, length), device=device)]
+        share = torch.tensor(_RANDOM_SHARES, device=device).repeat(count // len(_RANDOM_SHARES) + 1)[:count]
+        written = share < 1.0
+        text = random.clone()
+        if length > 1 and bool(written.any()):
+            config = GenerationConfig(do_sample=True, top_k=0, max_new_tokens=length - 1, min_new_tokens=length - 1,
+                                      pad_token_id=0, eos_token_id=None, bos_token_id=None)
+            start = random[written, :1]
+            text[written] = decoder.model.generate(start, attention_mask=torch.ones_like(start),
+                                                   generation_config=config)
+        swap = torch.rand(count, length, device=device) < share[:, None]
+        text = torch.where(swap, random, text)
+    return torch.where(vocabulary.usable[text], text, random)          # padding rows are never in a real text

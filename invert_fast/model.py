@@ -1,0 +1,312 @@
+"""The only file that knows Hugging Face: one generic adapter over any decoder, no code per architecture.
+
+The user's model is never patched. `Decoder` runs a structural twin of its body (same parameter tensors, own config and
+own module objects) that stops at the layer that was captured and whose attention sees the lanes' prefix storage.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface
+
+from . import ops
+from .types import InputError, dtype_named
+
+BUNDLED = Path(__file__).parent / "bundled"
+TESTED_FAMILIES = ("gpt2", "llama", "qwen2", "qwen3", "mistral", "gpt_neox", "opt", "gemma", "phi3")
+_ATTENTION = "invert_fast_prefix"
+_FINGERPRINT_VALUES = 4096
+
+
+@dataclass
+class PrefixCall:
+    """What one forward pass of the twin sees of the lanes, and the KV it leaves behind.
+
+    keys, values: per layer `[S, Hkv, M, d]` storage or None for an empty prefix; lengths `[B]`; slots: row of storage of
+    each lane, None for row b. own: layer → the (key, value) `[B, Hkv, K, d]` of the tokens just run.
+    """
+
+    causal: bool
+    keys: list[Tensor] | None = None
+    values: list[Tensor] | None = None
+    lengths: Tensor | None = None
+    slots: Tensor | None = None
+    own: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+
+_call: ContextVar[PrefixCall] = ContextVar("invert_fast_prefix_call")
+
+
+def _attend(module, query, key, value, attention_mask, scaling=None, dropout=0.0, sliding_window=None, softcap=None,
+            **_unused):
+    """transformers' attention interface: `[B, H, K, d]` in, `[B, K, H, d]` out; the mask is ours, never theirs."""
+    call, layer = _call.get(), module.layer_idx
+    call.own[layer] = (key, value)
+    prefix = (call.keys[layer], call.values[layer]) if call.keys is not None else (None, None)
+    out = ops.prefix_attention(query, key, value, *prefix, call.lengths, call.slots, causal=call.causal,
+                               scale=query.shape[-1] ** -0.5 if scaling is None else scaling, window=sliding_window,
+                               softcap=softcap)
+    return out, None
+
+
+AttentionInterface.register(_ATTENTION, _attend)        # used by our twins alone: nobody else's config names it
+
+
+class Layer:
+    """Where states are taken: resolves a Hugging Face index, `block:k`, `final_norm` or `embeddings` to one place.
+
+    depth: how many blocks run; normed: whether the final norm follows. `hidden_states[i]` is `embeddings` at 0, the
+    output of block i−1 below L, and `final_norm` at L (Hugging Face applies the norm there); the raw output of the
+    last block, `block:L-1`, is in none of Hugging Face's entries.
+    """
+
+    def __init__(self, name: int | str, blocks: int):
+        self.blocks = blocks
+        text = str(name).strip()
+        allowed = (f"expected an index from {-blocks - 1} to {blocks}, block:0 … block:{blocks - 1}, final_norm or "
+                   "embeddings: name the layer the states were captured at")
+        try:
+            if text.lstrip("+-").isdecimal():
+                index = int(text)
+                index += blocks + 1 if index < 0 else 0
+                if not 0 <= index <= blocks:
+                    raise ValueError
+                self.depth, self.normed = index, index == blocks
+            elif text.startswith("block:"):
+                self.depth, self.normed = int(text[6:]) + 1, False
+                if not 1 <= self.depth <= blocks:
+                    raise ValueError
+            else:
+                self.depth, self.normed = {"final_norm": (blocks, True), "embeddings": (0, False)}[text]
+        except (ValueError, KeyError):
+            raise InputError(f"layer '{name}' is not in this model of {blocks} blocks: {allowed}") from None
+
+    @property
+    def name(self) -> str:
+        """The one canonical name, as written in files: equal names, equal states."""
+        return "final_norm" if self.normed else f"block:{self.depth - 1}" if self.depth else "embeddings"
+
+    @property
+    def near_head(self) -> bool:
+        """The next-token distribution follows from the state itself, without another forward pass."""
+        return self.depth == self.blocks
+
+    def __repr__(self) -> str:
+        return f"Layer({self.name})"
+
+
+class Decoder:
+    """A Hugging Face decoder seen from one layer: embeddings in, hidden states out, prefix KV on the side.
+
+    model: any tested causal language model (`insist=True` for others); tokenizer: may be None (ids only);
+    layer: see `Layer`. Raises InputError for encoder-decoders, untested families and layers out of range.
+    """
+
+    def __init__(self, model: nn.Module, tokenizer=None, layer: int | str = -1, insist: bool = False):
+        config = model.config.get_text_config()
+        if getattr(model.config, "is_encoder_decoder", False):
+            raise InputError(f"'{model.config.model_type}' is an encoder-decoder, expected a decoder-only model: its "
+                             "states do not determine the text token by token")
+        if model.config.model_type not in TESTED_FAMILIES and not insist:
+            raise InputError(f"model family '{model.config.model_type}' was not tested, expected one of "
+                             f"{', '.join(TESTED_FAMILIES)}: pass insist=True (--insist) to try it anyway; nothing is "
+                             "certified that its own forward pass does not reproduce")
+        self.model, self.tokenizer = model.eval(), tokenizer
+        self.layer = Layer(layer, config.num_hidden_layers)
+        self.body = _twin(model, self.layer)
+        self._full: Decoder | None = self if self.layer.near_head else None
+        parameter = next(model.parameters())
+        self.device, self.dtype = parameter.device, parameter.dtype
+        embedding = model.get_input_embeddings()
+        self.vocab_size = embedding.weight.shape[0]
+        with torch.no_grad():                            # some families scale inside the embedding module
+            self.embedding = torch.cat([embedding(part) for part in
+                                        torch.arange(self.vocab_size, device=self.device).split(65536)]).detach()
+        self.width = config.hidden_size if self.layer.depth < self.layer.blocks else _output_width(self)
+        self.blocks = self.layer.depth
+        self.max_length = getattr(config, "max_position_embeddings", None) or 2**31
+        self.usable_ids = min(self.vocab_size, len(tokenizer)) if tokenizer is not None else self.vocab_size
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Token embeddings as the model sees them: `[...] → [..., D_embedding]`."""
+        return self.embedding[ids]
+
+    def run(self, embeds: Tensor, positions: Tensor, call: PrefixCall) -> Tensor:
+        """One pass of the twin: `[B, K, D_embedding]` at `positions [B, K]` → states `[B, K, D]`; KV lands in `call`."""
+        token = _call.set(call)
+        try:
+            with verification_precision(self.device):
+                return self.body(inputs_embeds=embeds, position_ids=positions, use_cache=False).last_hidden_state
+        finally:
+            _call.reset(token)
+
+    def full(self) -> Decoder:
+        """The same model seen from its last layer (itself where it already is): what the next-token prior needs."""
+        if self._full is None:
+            self._full = Decoder(self.model, self.tokenizer, "final_norm", insist=True)
+        return self._full
+
+    @torch.no_grad()
+    def log_probs(self, states: Tensor) -> Tensor:
+        """Next-token log-probabilities of states of the last layer, `[..., D] → [..., V]` fp32; ids past the
+        tokenizer's get −inf. A proposal only: logit scaling that keeps the order is left out."""
+        if not self.layer.normed:
+            states = _final_norm(self.model, states)
+        scores = self.model.get_output_embeddings()(states.to(self.dtype)).float()
+        scores[..., self.usable_ids:] = float("-inf")
+        return scores.log_softmax(-1)
+
+    @torch.no_grad()
+    def capture(self, ids: Tensor) -> Tensor:
+        """States by the model's own, unmodified forward pass: `[B, T] → [B, T, D]`. Independent of `run`."""
+        if self.layer.depth == self.layer.blocks and not self.layer.normed:
+            return self._capture_last_block(ids)
+        out = self.model.base_model(input_ids=ids, use_cache=False, output_hidden_states=not self.layer.normed)
+        return out.last_hidden_state if self.layer.normed else out.hidden_states[self.layer.depth]
+
+    def _capture_last_block(self, ids: Tensor) -> Tensor:
+        kept = {}
+
+        def keep(_module, _args, out):
+            kept["states"] = out[0] if isinstance(out, tuple) else out
+
+        _, blocks = _find_blocks(self.model.base_model, self.layer.blocks)
+        handle = blocks[-1].register_forward_hook(keep)
+        try:
+            self.model.base_model(input_ids=ids, use_cache=False)
+        finally:
+            handle.remove()
+        return kept["states"]
+
+    def encode(self, text: str, special: bool = False) -> list[int]:
+        """Token ids of a text; `special=True` adds what the tokenizer adds (often a BOS, which then has its own row)."""
+        if self.tokenizer is None:
+            raise InputError("this model was given without a tokenizer: pass token ids, or a tokenizer")
+        return self.tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"]
+
+    def decode(self, ids: list[int]) -> str | None:
+        """Text of ids, nothing skipped or cleaned up; None without a tokenizer."""
+        if self.tokenizer is None:
+            return None
+        return self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+    def fingerprint(self) -> str:
+        """`family:16 hex digits` over parameter names, shapes and a sample of values, rounded to bf16 so that loading
+        the same checkpoint in another precision does not change it."""
+        if not hasattr(self, "_fingerprint"):
+            digest = hashlib.sha256()
+            for name, value in sorted(self.model.base_model.named_parameters()):
+                step = max(1, value.numel() // _FINGERPRINT_VALUES)
+                sample = value.detach().flatten()[::step].to(torch.bfloat16).view(torch.int16).cpu().numpy()
+                digest.update(f"{name}{list(value.shape)}".encode() + sample.tobytes())
+            self._fingerprint = f"{self.model.config.model_type}:{digest.hexdigest()[:16]}"
+        return self._fingerprint
+
+
+@contextmanager
+def verification_precision(device: torch.device) -> Iterator[None]:
+    """Full fp32 products on CUDA for the duration (TF32 residuals are ~1e-3, a thousand times the fp32 noise)."""
+    if device.type != "cuda":
+        yield
+        return
+    matmul = torch.backends.cuda.matmul
+    before = matmul.allow_tf32, matmul.allow_bf16_reduced_precision_reduction
+    matmul.allow_tf32, matmul.allow_bf16_reduced_precision_reduction = False, False
+    try:
+        yield
+    finally:
+        matmul.allow_tf32, matmul.allow_bf16_reduced_precision_reduction = before
+
+
+def load(name_or_path: str | Path, device: str = "cpu", dtype: str | torch.dtype = "float32"):
+    """(model, tokenizer) from a local folder, `bundled` or a Hub id: safetensors only, no remote code.
+
+    Raises InputError when there is no such model, no safetensors in it, or no tokenizer.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    name = str(BUNDLED if str(name_or_path) == "bundled" else name_or_path)
+    folder = Path(name)
+    local = folder.is_dir()
+    if local and not (folder / "config.json").exists():
+        raise InputError(f"{name} has no config.json, expected a Hugging Face model folder")
+    if local and not any(folder.glob("*.safetensors")):
+        raise InputError(f"{name} has no .safetensors file (pickled weights are never loaded): convert it first")
+    if not local and (folder.exists() or name.count("/") > 1 or name.startswith((".", "/", "~"))):
+        raise InputError(f"{name} is not a folder, expected a model folder, a Hub id or 'bundled'")
+    dtype = dtype_named(dtype) if isinstance(dtype, str) else dtype
+    try:
+        model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, use_safetensors=True, trust_remote_code=False,
+                                                     local_files_only=local)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, local_files_only=local)
+    except (OSError, ValueError) as error:
+        raise InputError(f"model '{name}' could not be loaded ({' '.join(str(error).split())[:200]}): give a model "
+                         "folder, a Hub id that this machine can reach, or 'bundled'") from error
+    return model.requires_grad_(False).to(device).eval(), tokenizer
+
+
+def _find_blocks(body: nn.Module, count: int) -> tuple[nn.Module, nn.ModuleList]:
+    """The module that holds the decoder blocks, and their list: the one ModuleList of `count` alike modules."""
+    for parent in body.modules():
+        for child in parent.children():
+            if isinstance(child, nn.ModuleList) and len(child) == count and len({type(m) for m in child}) == 1:
+                return parent, child
+    raise InputError(f"no list of {count} blocks found in {type(body).__name__}: this family needs its own adapter")
+
+
+def _after_blocks(body: nn.Module, count: int) -> list[str]:
+    """Names of what the holder of the blocks calls after the last one (the final norm), found by watching one token."""
+    parent, blocks = _find_blocks(body, count)
+    called: list[str] = []
+    handles = [blocks[-1].register_forward_hook(lambda *_: called.clear())]
+    for name, child in parent.named_children():
+        if child is not blocks:
+            handles.append(child.register_forward_hook(lambda *_, name=name: called.append(name)))
+    try:
+        with torch.no_grad():
+            body(input_ids=torch.zeros(1, 1, dtype=torch.long, device=next(body.parameters()).device), use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return called
+
+
+def _twin(model: nn.Module, layer: Layer) -> nn.Module:
+    """A copy of the body's structure that shares every tensor, ends at `layer` and attends through `_attend`."""
+    base = model.base_model
+    after = _after_blocks(base, layer.blocks)
+    shared = {id(t): t for t in (*base.parameters(), *base.buffers())}
+    twin = copy.deepcopy(base, shared).eval()
+    for module in twin.modules():
+        if hasattr(module, "config"):
+            module.config._attn_implementation = _ATTENTION
+    parent, blocks = _find_blocks(twin, layer.blocks)
+    name = next(n for n, child in parent.named_children() if child is blocks)
+    setattr(parent, name, nn.ModuleList(list(blocks)[:layer.depth]))
+    for module in (twin, parent):
+        module.config.num_hidden_layers = layer.depth
+    if not layer.normed:
+        for child in after:
+            setattr(parent, child, nn.Identity())
+    return twin
+
+
+def _final_norm(model: nn.Module, states: Tensor) -> Tensor:
+    blocks = model.config.get_text_config().num_hidden_layers
+    parent, _ = _find_blocks(model.base_model, blocks)
+    for name in _after_blocks(model.base_model, blocks):
+        states = getattr(parent, name)(states)
+    return states
+
+
+def _output_width(decoder: Decoder) -> int:
+    ids = torch.zeros(1, 1, dtype=torch.long, device=decoder.device)
+    return decoder.capture(ids).shape[-1]

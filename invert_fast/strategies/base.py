@@ -1,0 +1,86 @@
+"""The protocol every strategy follows: it proposes, and the engine alone verifies, commits and records.
+
+A strategy is a frozen dataclass of settings. `bind` makes the proposer that works on one engine's lanes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ..attempts import Attempts, best_untried
+from ..calibrate import Tolerances
+from ..lanes import Lanes
+from ..model import Decoder
+from ..vocabulary import Vocabulary
+
+
+@dataclass
+class Context:
+    """What a proposer may look at."""
+
+    decoder: Decoder
+    vocabulary: Vocabulary
+    tolerances: Tolerances
+    lanes: Lanes
+    attempts: Attempts
+
+
+@dataclass
+class Run:
+    """Tokens in a row, verified causally in one pass: slots `[b]`, ids `[b, K]`, of which counts `[b]` are meant."""
+
+    slots: Tensor
+    ids: Tensor
+    counts: Tensor
+
+
+@dataclass
+class Block:
+    """Alternatives for the next token: slots `[b]`, ids `[b, C]` best first, −1 for none."""
+
+    slots: Tensor
+    ids: Tensor
+
+
+class Proposer(Protocol):
+    def begin(self, slots: Tensor) -> None:
+        """New texts stand in these lanes."""
+        ...
+
+    def propose(self, slots: Tensor) -> list[Run | Block]:
+        """What to try next, each lane in at most one item; a lane in none has nothing left to try at its position."""
+        ...
+
+
+class Strategy(Protocol):
+    @property
+    def name(self) -> str: ...
+
+    def bind(self, context: Context) -> Proposer: ...
+
+
+def growing_blocks(context: Context, slots: Tensor, scores: Tensor, first: int, growth: int, largest: int) -> list[Block]:
+    """Blocks of the best untried tokens by `scores [b, V]`: the more a lane has tried at its position, the more at once."""
+    tries, items = context.attempts.tries[slots], []
+    size, below = first, 0
+    while True:
+        last = size >= largest
+        group = (tries >= below) if last else (tries >= below) & (tries < below + size)
+        if bool(group.any()):
+            ids = best_untried(scores[group], context.attempts.tried[slots[group]], context.vocabulary.allowed,
+                               min(size, largest))
+            some = ids[:, 0] >= 0
+            if bool(some.any()):
+                items.append(Block(slots[group][some], ids[some]))
+        if last:
+            return items
+        below, size = below + size, size * growth
+
+
+def served(items: list[Run | Block], slots: Tensor) -> Tensor:
+    """`[b]` bool: which of `slots` are in one of the items."""
+    return torch.isin(slots, torch.cat([item.slots for item in items])) if items else torch.zeros_like(slots).bool()

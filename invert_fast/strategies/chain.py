@@ -1,0 +1,45 @@
+"""Strategies one after the other: what the first cannot find at a position goes to the next."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .base import Block, Context, Proposer, Run, Strategy, served
+
+
+class Chain:
+    """`Chain(a, b, …)`: each position starts with `a`; when that has nothing left to try there, `b` goes on."""
+
+    def __init__(self, *strategies: Strategy, name: str = "chain"):
+        if not strategies:
+            raise ValueError("Chain of no strategies, expected at least one")
+        self.strategies, self.name = strategies, name
+
+    def bind(self, context: Context) -> _Proposer:
+        return _Proposer([s.bind(context) for s in self.strategies], context)
+
+    def __repr__(self) -> str:
+        return f"Chain({', '.join(map(repr, self.strategies))})"
+
+
+class _Proposer:
+    def __init__(self, proposers: list[Proposer], context: Context):
+        self.proposers, self.context = proposers, context
+        self.stage = torch.zeros(context.lanes.slots, dtype=torch.long, device=context.decoder.device)
+
+    def begin(self, slots: Tensor) -> None:
+        self.stage[slots] = 0
+        for proposer in self.proposers:
+            proposer.begin(slots)
+
+    def propose(self, slots: Tensor) -> list[Run | Block]:
+        self.stage[slots[self.context.attempts.tries[slots] == 0]] = 0       # a new position starts from the top
+        items: list[Run | Block] = []
+        for number, proposer in enumerate(self.proposers):
+            asked = slots[self.stage[slots] == number]
+            if len(asked):
+                part = proposer.propose(asked)
+                self.stage[asked[~served(part, asked)]] += 1
+                items += part
+        return items

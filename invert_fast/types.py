@@ -1,0 +1,146 @@
+"""The data that passes between the parts: states in, recoveries out, and the errors a user reads.
+
+Everybody may import this file; it imports nothing of ours.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class InputError(ValueError):
+    """Input that cannot be worked on. The message is one line: the value found, what was expected, the next step."""
+
+
+class Status(enum.IntEnum):
+    """What is known of one recovered position. `sentence` is what a user reads; it says what to do next."""
+
+    CERTIFIED = 0
+    BEST_MATCH = 1
+    AMBIGUOUS = 2
+    NOT_FOUND = 3
+    AFTER_FAILURE = 4
+
+    @property
+    def label(self) -> str:
+        return self.name.lower().replace("_", " ")
+
+    @property
+    def sentence(self) -> str:
+        return _SENTENCES[self]
+
+
+_SENTENCES = {
+    Status.CERTIFIED: "This token, and no other, reproduces the state within the calibrated noise.",
+    Status.BEST_MATCH: "This token is the nearest, but its state is further away than the calibrated noise: check that "
+                       "model, layer and precision are those of the capture, or name the precision with states_dtype.",
+    Status.AMBIGUOUS: "Several tokens reproduce the state equally well: see `alternatives`; states of higher precision "
+                      "may tell them apart unless their embedding rows are equal.",
+    Status.NOT_FOUND: "No token tried reproduces the state: check model, layer and the tokens before this one, or let "
+                      "the strategy try more candidates (strategy='auto' tries all).",
+    Status.AFTER_FAILURE: "A token before this one was not found, so this one is only a guess: mend the first failure.",
+}
+
+
+@dataclass(frozen=True)
+class States:
+    """The hidden states of one text.
+
+    hidden: `[T, D]`, any float dtype; row t is the state of token t given tokens 0…t.
+    layer: where they were taken: a Hugging Face `hidden_states` index, `block:k`, `final_norm` or `embeddings`.
+    dtype: the precision they were stored in when captured (`float32` | `float16` | `bfloat16`).
+    compute_dtype: the precision of the forward pass that made them.
+    model: fingerprint of the model they came from, or None when unknown.
+    """
+
+    hidden: Tensor
+    layer: int | str = -1
+    dtype: str = ""
+    compute_dtype: str = "float32"
+    model: str | None = None
+
+    def __post_init__(self):
+        if self.hidden.dim() != 2:
+            raise InputError(f"states have shape {list(self.hidden.shape)}, expected [tokens, width]: "
+                             "give one [T, D] tensor a text (a batch is a list of them)")
+        if not self.hidden.is_floating_point():
+            raise InputError(f"states are {self.hidden.dtype}, expected floating point: save the states, not token ids")
+        if not self.dtype:
+            object.__setattr__(self, "dtype", str(self.hidden.dtype).removeprefix("torch."))
+
+    def __len__(self) -> int:
+        return self.hidden.shape[0]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a recovery cost. The unit that compares across machines is tokens through the forward pass.
+
+    forward_tokens, backward_tokens: tokens computed, padding included; seconds: this text's share of the wall time.
+    """
+
+    forward_tokens: int = 0
+    backward_tokens: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """One recovered text; arrays run over its T positions.
+
+    token_ids: int64; residual: relative L2 distance ‖ĥ_t − h_t‖ / ‖h_t‖; discrete_loss: the MSE ℒ_t^disc of the committed
+    token (2607.00852, §2); margin: distance from the committed token's residual to that of the nearest rival: one that
+    was tried, or else the calibrated lower bound for any other token; status: `Status` values; rank: how many
+    candidates were tried before the committed one; steps: optimisation steps; alternatives: position → the other ids
+    that fit as well; text: decoded tokens, None without a tokenizer; precision: how states were verified.
+    """
+
+    token_ids: np.ndarray
+    residual: np.ndarray
+    discrete_loss: np.ndarray
+    margin: np.ndarray
+    status: np.ndarray
+    rank: np.ndarray
+    steps: np.ndarray
+    text: str | None = None
+    alternatives: dict[int, list[int]] = field(default_factory=dict)
+    cost: Cost = Cost()
+    precision: str = "float32"
+    trace: dict | None = None
+
+    @property
+    def certified(self) -> bool:
+        """Every position is certified (true of an empty text)."""
+        return bool((self.status == Status.CERTIFIED).all())
+
+    @property
+    def first_failure(self) -> int | None:
+        """The first position that is not certified, or None."""
+        bad = np.flatnonzero(self.status != Status.CERTIFIED)
+        return int(bad[0]) if len(bad) else None
+
+    @property
+    def cumulative_loss(self) -> np.ndarray:
+        """Σ_{i≤t} ℒ_i^disc, the failure signal of 2607.00852 §4.3."""
+        return np.cumsum(self.discrete_loss)
+
+    def raise_if_failed(self) -> Recovery:
+        """Return self when certified, else raise RuntimeError with the first failing position and what to do."""
+        if (at := self.first_failure) is not None:
+            status = Status(int(self.status[at]))
+            raise RuntimeError(f"position {at} is {status.label} (residual {self.residual[at]:.1e}): {status.sentence}")
+        return self
+
+
+def dtype_named(name: str) -> torch.dtype:
+    """`"bfloat16"` → `torch.bfloat16`; only the float types that states come in."""
+    dtype = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16,
+             "float64": torch.float64}.get(name)
+    if dtype is None:
+        raise InputError(f"precision '{name}' is unknown, expected float32, float16 or bfloat16")
+    return dtype

@@ -1,0 +1,101 @@
+"""Every op as its formula, in plain PyTorch: the readable spec, the test oracle, and the backend for any device.
+
+B lanes, C or N candidates, V vocabulary rows, D width, L prefix length, K queries in a row.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def residuals(predictions: Tensor, targets: Tensor) -> Tensor:
+    """‖predictions[b, c] − targets[b]‖₂ / ‖targets[b]‖₂: `[B, C, D], [B, D] → [B, C]` in fp32."""
+    predictions, targets = predictions.float(), targets.float()
+    distance = torch.linalg.vector_norm(predictions - targets[:, None], dim=-1)
+    return distance / torch.linalg.vector_norm(targets, dim=-1).clamp_min(1e-30)[:, None]
+
+
+def nearest_tokens(queries: Tensor, table: Tensor, count: int, metric: str = "l1",
+                   banned: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The `count` rows of `table [V, D]` nearest to each of `queries [B, D]`, nearest first, ties to the lower id.
+
+    metric: l1 Σ|q−e| · l2 Σ(q−e)² · cosine 1−cos(q, e) · dot −⟨q, e⟩. banned `[B, V]` bool rows are never returned.
+    Returns distances and ids `[B, count]`; a query with fewer than `count` rows allowed ends in +inf and id −1.
+    """
+    queries, table = queries.float(), table.float()
+    if metric == "l1":
+        distance = torch.cdist(queries, table, p=1)
+    elif metric == "l2":
+        distance = (queries.square().sum(-1)[:, None] - 2 * queries @ table.T + table.square().sum(-1)).clamp_min(0)
+    elif metric == "cosine":
+        normal = torch.nn.functional.normalize
+        distance = 1 - normal(queries, dim=-1) @ normal(table, dim=-1).T
+    elif metric == "dot":
+        distance = -(queries @ table.T)
+    else:
+        raise ValueError(f"metric '{metric}' is unknown, expected l1, l2, cosine or dot")
+    if banned is not None:
+        distance = distance.masked_fill(banned, float("inf"))
+    if count == 1:                                      # argmin takes the first of equals, topk any of them
+        ids = distance.argmin(-1, keepdim=True)
+        values = distance.gather(-1, ids)
+    else:
+        values, ids = distance.sort(dim=-1, stable=True)
+        values, ids = values[:, :count], ids[:, :count]
+    return values, ids.masked_fill(values.isinf(), -1)
+
+
+def prefix_attention(query: Tensor, key: Tensor, value: Tensor, prefix_key: Tensor | None, prefix_value: Tensor | None,
+                     lengths: Tensor | None, slots: Tensor | None = None, *, scale: float, causal: bool,
+                     window: int | None = None, softcap: float | None = None) -> Tensor:
+    """One block of queries a lane against [its prefix KV | its own KV]: softmax(q·kᵀ·scale) v.
+
+    query `[B, Hq, K, d]`, key and value `[B, Hkv, K, d]` of the same tokens (Hq a multiple of Hkv: grouped heads);
+    prefix_key, prefix_value `[S, Hkv, M, d]` static storage of which lane b owns row `slots[b]` (None: row b) up to
+    `lengths[b]`. causal=True: the K queries follow one another, each sees the prefix and the queries up to itself
+    (a draft). causal=False: each sees the prefix and itself alone, all stand at position lengths[b] (a fan-out), so the
+    prefix is read once for all of them. window: only keys less than `window` positions back. Returns `[B, K, Hq, d]`.
+    """
+    B, Hq, K, d = query.shape
+    groups = Hq // key.shape[1]
+    q = query.reshape(B, key.shape[1], groups, K, d) * scale
+    step = torch.arange(K, device=query.device)
+    if causal:
+        own = torch.einsum("bhgqd,bhkd->bhgqk", q, key)
+        seen = step[:, None] >= step
+        if window is not None:
+            seen = seen & (step[:, None] - step < window)
+    else:
+        own = torch.einsum("bhgqd,bhqd->bhgq", q, key)[..., None]
+        seen = None
+    own = _cap(own, softcap)
+    if seen is not None:
+        own = own.masked_fill(~seen, float("-inf"))
+    parts = [own]
+    if prefix_key is not None:
+        if slots is not None:
+            prefix_key, prefix_value = prefix_key[slots], prefix_value[slots]
+        back = _cap(torch.einsum("bhgqd,bhld->bhgql", q, prefix_key), softcap)
+        at = torch.arange(prefix_key.shape[2], device=query.device)
+        hidden = at >= lengths[:, None]                                               # [B, L]
+        if window is not None:
+            position = lengths[:, None] + (step if causal else torch.zeros_like(step))    # [B, K]
+            hidden = hidden[:, None] | (position[:, :, None] - at >= window)              # [B, K, L]
+            hidden = hidden[:, None, None]
+        else:
+            hidden = hidden[:, None, None, None]
+        parts.insert(0, back.masked_fill(hidden, float("-inf")))
+    weights = torch.softmax(torch.cat(parts, -1).float(), -1).to(value.dtype)
+    mine = weights[..., -K:] if causal else weights[..., -1:]
+    if causal:
+        out = torch.einsum("bhgqk,bhkd->bhgqd", mine, value)
+    else:
+        out = mine * value[:, :, None]
+    if prefix_key is not None:
+        out = out + torch.einsum("bhgql,bhld->bhgqd", weights[..., :-mine.shape[-1]], prefix_value)
+    return out.reshape(B, Hq, K, d).transpose(1, 2)
+
+
+def _cap(logits: Tensor, softcap: float | None) -> Tensor:
+    return logits if softcap is None else softcap * torch.tanh(logits / softcap)
