@@ -1,9 +1,9 @@
 """Hidden states of a language model back into the exact text, with a certificate for every token.
 
-    from invert_fast import Inverter
-    inverter = Inverter.from_pretrained("bundled")
-    states = inverter.capture(["The mayor opened the bridge on Tuesday."])
-    print(inverter.invert(states)[0].text)
+from invert_fast import Inverter
+inverter = Inverter.from_pretrained("bundled")
+states = inverter.capture(["The mayor opened the bridge on Tuesday."])
+print(inverter.invert(states)[0].text)
 """
 
 from .inverter import Inverter
@@ -11,5 +11,16 @@ from .strategies import Chain, Exhaustive, PriorOrder, Speculative
 from .types import Cost, InputError, Recovery, States, Status
 
 __version__ = "0.1.0"
-__all__ = ["Chain", "Cost", "Exhaustive", "InputError", "Inverter", "PriorOrder", "Recovery", "Speculative", "States",
-           "Status", "__version__"]
+__all__ = [
+    "Chain",
+    "Cost",
+    "Exhaustive",
+    "InputError",
+    "Inverter",
+    "PriorOrder",
+    "Recovery",
+    "Speculative",
+    "States",
+    "Status",
+    "__version__",
+]

@@ -31,7 +31,7 @@ class Attempts:
 
     def reset(self, slots: Tensor) -> None:
         """These lanes moved on to another position: forget what was tried (tokens of a text are found one by one)."""
-        used = slots[self.tries[slots] > 0]              # most lanes move on untried: their row of `tried` is clean
+        used = slots[self.tries[slots] > 0]  # most lanes move on untried: their row of `tried` is clean
         self.tried[used] = False
         self.tries[slots] = 0
         self.near[slots], self.near_ids[slots] = float("inf"), -1
@@ -45,9 +45,11 @@ class Attempts:
         self.tried[slots[at], ids[at, column]] = True
         rank = self.tries[slots][:, None] + fresh.cumsum(-1) - 1
         self.tries[slots] += fresh.sum(-1)
-        near, order = torch.cat([self.near[slots], residual.masked_fill(~fresh, float("inf"))], -1).sort(dim=-1, stable=True)
+        near, order = torch.cat([self.near[slots], residual.masked_fill(~fresh, float("inf"))], -1).sort(
+            dim=-1, stable=True
+        )
         order = order[:, :KEPT]
-        column = order[:, 0] - KEPT                       # of the best, when it is one of these
+        column = order[:, 0] - KEPT  # of the best, when it is one of these
         new = column >= 0
         self.near_state[slots[new]] = hidden[new, column[new]].float()
         self.near[slots] = near[:, :KEPT]

@@ -12,7 +12,7 @@ import math
 from dataclasses import asdict, dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import cache, ops
 from .lanes import Lanes
@@ -22,16 +22,16 @@ from .vocabulary import Vocabulary
 
 FIRST, REST = 0, 1
 _TEXTS, _LENGTH, _CONTEXTS, _NEIGHBOURS, _PAIRS = 24, 24, 4, 512, 32
-_NOISE_FACTOR = 4.0         # the true token's residual is believed to stay below this many times the largest measured
-_SLOPE_FACTOR = 0.5         # and a wrong one's above this share of the smallest measured
+_NOISE_FACTOR = 4.0  # the true token's residual is believed to stay below this many times the largest measured
+_SLOPE_FACTOR = 0.5  # and a wrong one's above this share of the smallest measured
 
 
 @dataclass(frozen=True)
 class Tolerances:
     """Relative L2 residuals, one figure a position class (first, rest).
 
-    noise: ceiling of the true token's residual; tolerance: a token within it is accepted; wrong: the nearest wrong token
-    measured; slope: smallest residual of a wrong token per unit of embedding distance, so that
+    noise: ceiling of the true token's residual; tolerance: a token within it is accepted; wrong: the nearest wrong
+    token measured; slope: smallest residual of a wrong token per unit of embedding distance, so that
     `slope × Vocabulary.separation` bounds how near any other token can come.
     """
 
@@ -49,13 +49,17 @@ class Tolerances:
     def at(self, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """noise, tolerance and slope of the class of each position."""
         rest = (positions > 0).long()
-        return tuple(torch.tensor(pair, device=positions.device)[rest]  # type: ignore[return-value]
-                     for pair in (self.noise, self.tolerance, self.slope))
+        return tuple(
+            torch.tensor(pair, device=positions.device)[rest]  # type: ignore[return-value]
+            for pair in (self.noise, self.tolerance, self.slope)
+        )
 
     def describe(self) -> str:
         rows = zip(("first", "rest"), self.noise, self.tolerance, self.wrong, self.decades, strict=True)
-        return "; ".join(f"{name}: noise {n:.1e}, tolerance {t:.1e}, nearest wrong {w:.1e} ({d:.1f} decades)"
-                         for name, n, t, w, d in rows)
+        return "; ".join(
+            f"{name}: noise {n:.1e}, tolerance {t:.1e}, nearest wrong {w:.1e} ({d:.1f} decades)"
+            for name, n, t, w, d in rows
+        )
 
 
 def calibrate(decoder: Decoder, vocabulary: Vocabulary, dtype: str, compute_dtype: str, seed: int = 0) -> Tolerances:
@@ -108,15 +112,18 @@ def _noise(decoder: Decoder, ids: Tensor, dtype: str, compute_dtype: str) -> tup
     for width in (T, 1):
         lanes.length[:] = 0
         for start in range(0, T, width):
-            part = ids[:, start:start + width]
+            part = ids[:, start : start + width]
             hidden = lanes.draft(slots, part) if width > 1 else lanes.fan_out(slots, decoder.embed(part))
-            found.append(ops.residuals(hidden.float().flatten(0, 1)[:, None],
-                                       captured[:, start:start + width].flatten(0, 1)).view(B, -1))
+            found.append(
+                ops.residuals(
+                    hidden.float().flatten(0, 1)[:, None], captured[:, start : start + width].flatten(0, 1)
+                ).view(B, -1)
+            )
             chosen = torch.zeros(B, dtype=torch.long, device=ids.device)
             lanes.commit(slots, part, torch.full_like(chosen, part.shape[1]), slots, chosen if width == 1 else None)
-    both = torch.stack([found[0], torch.cat(found[1:], 1)])                               # [2, B, T]
+    both = torch.stack([found[0], torch.cat(found[1:], 1)])  # [2, B, T]
     first, rest = both[:, :, 0].max().item(), both[:, :, 1:].max().item() if T > 1 else 0.0
-    floor = 1e-6                                          # fp32 on another machine or batch shape differs by this much
+    floor = 1e-6  # fp32 on another machine or batch shape differs by this much
     return _NOISE_FACTOR * max(first, floor), _NOISE_FACTOR * max(rest, floor)
 
 
@@ -124,8 +131,9 @@ def _captured_as(decoder: Decoder, ids: Tensor, compute_dtype: str) -> Tensor:
     dtype = dtype_named(compute_dtype)
     if dtype == decoder.dtype:
         return decoder.capture(ids)
-    other = Decoder(copy.deepcopy(decoder.model).to(dtype), decoder.tokenizer, decoder.layer.name, insist=True)
-    return other.capture(ids)
+    other = copy.deepcopy(decoder.model)
+    nn.Module.to(other, dtype)
+    return Decoder(other, decoder.tokenizer, decoder.layer.name, insist=True).capture(ids)
 
 
 @torch.no_grad()
@@ -135,7 +143,7 @@ def _wrong(decoder: Decoder, vocabulary: Vocabulary, ids: Tensor, position: int)
     table, scale = vocabulary.embedding, vocabulary.scale
     lanes = Lanes(decoder, len(ids), ids.shape[1])
     slots = torch.arange(len(ids), device=ids.device)
-    if position == REST and ids.shape[1] > 1:            # contexts of different lengths
+    if position == REST and ids.shape[1] > 1:  # contexts of different lengths
         lanes.target_length[:] = ids.shape[1]
         counts = 1 + slots % (ids.shape[1] - 1)
         lanes.draft(slots, ids)
@@ -156,11 +164,13 @@ def _wrong(decoder: Decoder, vocabulary: Vocabulary, ids: Tensor, position: int)
         distance = (table[others] - table[token]).norm(dim=-1) / scale
         nearest_wrong = min(nearest_wrong, residual.min().item())
         slope = min(slope, (residual / distance.clamp_min(1e-30)).min().item())
-    if math.isinf(slope):                                # a vocabulary of one token: nothing can be mistaken for it
+    if math.isinf(slope):  # a vocabulary of one token: nothing can be mistaken for it
         return 1.0, 1.0
     return nearest_wrong, _SLOPE_FACTOR * slope
 
 
 def _neighbours(vocabulary: Vocabulary, token: int, count: int) -> Tensor:
-    distance = (vocabulary.embedding - vocabulary.embedding[token]).norm(dim=-1).masked_fill(~vocabulary.allowed, torch.inf)
+    distance = (
+        (vocabulary.embedding - vocabulary.embedding[token]).norm(dim=-1).masked_fill(~vocabulary.allowed, torch.inf)
+    )
     return distance.topk(min(count, int(vocabulary.allowed.sum())), largest=False).indices

@@ -26,7 +26,7 @@ from .vocabulary import Vocabulary
 
 log = logging.getLogger("invert_fast")
 
-_RUNNER_UP_FACTOR = 3.0       # a rival is out of the question beyond this many times max(noise ceiling, best residual)
+_RUNNER_UP_FACTOR = 3.0  # a rival is out of the question beyond this many times max(noise ceiling, best residual)
 _RIVALS_AT_ONCE = 32
 _PLAUSIBLE_RESIDUAL, _PLAUSIBLE_RATIO = 0.5, 1.5
 
@@ -53,7 +53,8 @@ class Engine:
         self.attempts = Attempts(self.slots, self.vocabulary.size, self.decoder.width, self.decoder.device)
         self.ledger = Ledger(self.lanes, self.attempts, self.vocabulary)
         self.proposer = self.strategy.bind(
-            Context(self.decoder, self.vocabulary, self.tolerances, self.lanes, self.attempts))
+            Context(self.decoder, self.vocabulary, self.tolerances, self.lanes, self.attempts)
+        )
         while True:
             done = self.lanes.finished()
             taken = self.ledger.take(done)
@@ -74,7 +75,7 @@ class Engine:
         items = list(itertools.islice(source, len(idle)))
         if not items:
             return
-        started = idle[:len(items)]
+        started = idle[: len(items)]
         self.lanes.load(started, [index for index, _ in items], [rows.to(self.decoder.device) for _, rows in items])
         self.ledger.clear(started)
         with self.ledger.timed(started):
@@ -96,22 +97,23 @@ class Engine:
 
     def _work(self, item: Run | Block) -> None:
         """Verify one item in as many calls as memory asks for."""
-        verify = self._verify_run if isinstance(item, Run) else self._verify_block
         start = 0
         while start < len(item.slots):
             rows = max(1, self.tokens_per_call // item.ids.shape[1])
             part = slice(start, start + rows)
             try:
                 if isinstance(item, Run):
-                    verify(Run(item.slots[part], item.ids[part], item.counts[part]))
+                    self._verify_run(Run(item.slots[part], item.ids[part], item.counts[part]))
                 else:
-                    verify(Block(item.slots[part], item.ids[part]))
+                    self._verify_block(Block(item.slots[part], item.ids[part]))
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
                 if not _out_of_memory(error) or rows == 1:
                     raise
                 self.tokens_per_call = max(1, min(rows, len(item.slots) - start) * item.ids.shape[1] // 2)
-                log.warning("out of memory: going on with %d tokens a call (--max-memory sets less from the start)",
-                            self.tokens_per_call)
+                log.warning(
+                    "out of memory: going on with %d tokens a call (--max-memory sets less from the start)",
+                    self.tokens_per_call,
+                )
                 continue
             start += rows
 
@@ -125,15 +127,18 @@ class Engine:
         target = self.lanes.targets[slots[:, None], position.clamp_max(self.max_len - 1)]
         residual = ops.residuals(hidden.flatten(0, 1)[:, None], target.flatten(0, 1)).view(b, K)
         noise, tolerance, slope = self.tolerances.at(position)
-        bound = slope * self.vocabulary.separation[ids]             # no other token comes nearer than this
+        bound = slope * self.vocabulary.separation[ids]  # no other token comes nearer than this
         alone = bound > residual + _RUNNER_UP_FACTOR * torch.maximum(noise, residual)
         single = self.vocabulary.class_size[ids] == 1
         certified = (residual <= tolerance) & alone & single
         ambiguous = (residual <= tolerance) & alone & ~single
-        nearest = (residual > tolerance) & (residual < bound / 2)    # nearer than half-way to anything else
+        nearest = (residual > tolerance) & (residual < bound / 2)  # nearer than half-way to anything else
         status = torch.full_like(ids, Status.AFTER_FAILURE)
         status[certified], status[ambiguous], status[nearest] = (
-            int(Status.CERTIFIED), int(Status.AMBIGUOUS), int(Status.BEST_MATCH))
+            int(Status.CERTIFIED),
+            int(Status.AMBIGUOUS),
+            int(Status.BEST_MATCH),
+        )
         failed = self.attempts.failed[slots][:, None]
         status = status.masked_fill(failed, int(Status.AFTER_FAILURE))
         meant = step < run.counts[:, None]
@@ -146,11 +151,15 @@ class Engine:
         stopped = counts < run.counts
         if bool(stopped.any()):
             at = counts[stopped][:, None]
-            self._note(slots[stopped], ids[stopped].gather(1, at), residual[stopped].gather(1, at),
-                       hidden[rows[stopped], counts[stopped]][:, None])
+            self._note(
+                slots[stopped],
+                ids[stopped].gather(1, at),
+                residual[stopped].gather(1, at),
+                hidden[rows[stopped], counts[stopped]][:, None],
+            )
 
     def _note(self, slots: Tensor, ids: Tensor, residual: Tensor, hidden: Tensor) -> None:
-        """Remember verified candidates of the current position; ask for rivals when the best fits but may not be alone."""
+        """Remember verified candidates of this position; ask for rivals when the best fits but may not be alone."""
         self.attempts.note(slots, ids, residual, hidden)
         best = self.attempts.near[slots, 0]
         _, tolerance, _ = self.tolerances.at(self.lanes.length[slots])
@@ -199,18 +208,25 @@ class Engine:
         status, margin = self._verdict(slots)
         token = self.attempts.near_ids[slots, :1].clamp_min(0)
         one = torch.ones_like(slots)
-        self.ledger.write(slots, one, self.attempts.near[slots, :1], margin[:, None], status[:, None],
-                          self.attempts.near_rank[slots, :1])
+        self.ledger.write(
+            slots,
+            one,
+            self.attempts.near[slots, :1],
+            margin[:, None],
+            status[:, None],
+            self.attempts.near_rank[slots, :1],
+        )
         unclear = slots[status == Status.AMBIGUOUS]
         if len(unclear):
             noise, _, _ = self.tolerances.at(self.lanes.length[unclear])
             self.ledger.write_alternatives(
-                unclear, _RUNNER_UP_FACTOR * torch.maximum(noise, self.attempts.near[unclear, 0]))
+                unclear, _RUNNER_UP_FACTOR * torch.maximum(noise, self.attempts.near[unclear, 0])
+            )
         self.attempts.failed[slots] |= status == Status.NOT_FOUND
         here = chosen >= 0
         if bool(here.any()):
             self.lanes.commit(slots[here], token[here], one[here], rows[here], chosen[here])
-        if not bool(here.all()):                         # its KV is gone: one more token makes it again
+        if not bool(here.all()):  # its KV is gone: one more token makes it again
             again = slots[~here]
             self.lanes.draft(again, token[~here])
             self.lanes.commit(again, token[~here], one[~here], torch.arange(len(again), device=slots.device))
@@ -228,7 +244,11 @@ class Engine:
         bound = slope * self.vocabulary.separation[ids[:, 0].clamp_min(0)]
         reach = _RUNNER_UP_FACTOR * torch.maximum(noise, best)
         everything = self.attempts.tries[slots] >= int(self.vocabulary.allowed.sum())
-        alone = (bound > best + reach) | everything | self._rivals_tried(slots, ids[:, 0].clamp_min(0), (best + reach) / slope)
+        alone = (
+            (bound > best + reach)
+            | everything
+            | self._rivals_tried(slots, ids[:, 0].clamp_min(0), (best + reach) / slope)
+        )
         fits = best <= tolerance
         unique = fits & alone & (second > reach) & (self.vocabulary.class_size[ids[:, 0].clamp_min(0)] == 1)
         plausible = (best < bound / 2) | ((best <= _PLAUSIBLE_RESIDUAL) & (second >= _PLAUSIBLE_RATIO * best))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from .calibrate import Tolerances, calibrate
 from .engine import Engine
@@ -28,8 +30,12 @@ def strategy_named(name: str | Strategy) -> Strategy:
     """
     if not isinstance(name, str):
         return name
-    made = {"auto": lambda: Chain(Speculative(), Exhaustive(), name="auto"), "speculative": Speculative,
-            "prior": PriorOrder, "exhaustive": Exhaustive}.get(name)
+    made = {
+        "auto": lambda: Chain(Speculative(), Exhaustive(), name="auto"),
+        "speculative": Speculative,
+        "prior": PriorOrder,
+        "exhaustive": Exhaustive,
+    }.get(name)
     if made is None:
         raise InputError(f"strategy '{name}' is unknown, expected one of {', '.join(STRATEGIES)}")
     return made()
@@ -42,13 +48,20 @@ class Inverter:
     layer: a `hidden_states` index, `block:k`, `final_norm` or `embeddings`; insist: try an untested model family.
     """
 
-    def __init__(self, model: nn.Module, tokenizer=None, layer: int | str = -1, *, insist: bool = False):
+    def __init__(self, model: PreTrainedModel, tokenizer=None, layer: int | str = -1, *, insist: bool = False):
         self.decoder = Decoder(model, tokenizer, layer, insist)
         self.vocabulary = Vocabulary(self.decoder)
 
     @classmethod
-    def from_pretrained(cls, name_or_path: str | Path, layer: int | str = -1, device: str | None = None,
-                        dtype: str | torch.dtype = "float32", *, insist: bool = False) -> Inverter:
+    def from_pretrained(
+        cls,
+        name_or_path: str | Path,
+        layer: int | str = -1,
+        device: str | None = None,
+        dtype: str | torch.dtype = "float32",
+        *,
+        insist: bool = False,
+    ) -> Inverter:
         """Load a local folder, a Hub id or `bundled` (safetensors only, no remote code).
 
         device: default cuda when there is one; dtype: precision of our own forward passes, fp32 certifies best.
@@ -57,14 +70,22 @@ class Inverter:
         model, tokenizer = load(name_or_path, device, dtype)
         return cls(model, tokenizer, layer, insist=insist)
 
-    def capture(self, texts: Iterable[str | Sequence[int]], *, max_tokens: int | None = None, special: bool = False,
-                store_dtype: str = "float32", batch_size: int = 32) -> list[States]:
+    def capture(
+        self,
+        texts: Iterable[str | Sequence[int]],
+        *,
+        max_tokens: int | None = None,
+        special: bool = False,
+        store_dtype: str = "float32",
+        batch_size: int = 32,
+    ) -> list[States]:
         """Hidden states of texts (or of token ids), by the model's own unmodified forward pass.
 
         max_tokens: cut each text to that many; texts longer than the model's context are cut to it;
         special: add the tokenizer's own special tokens (a BOS then has a row like any token);
         store_dtype: round the states to this precision. An empty text has `[0, D]` states.
         """
+        texts = [texts] if isinstance(texts, str) else texts
         ids = [self.encode(text, max_tokens, special) for text in texts]
         return [self._states(hidden) for hidden in self.capture_ids(ids, dtype_named(store_dtype), batch_size)]
 
@@ -73,30 +94,44 @@ class Inverter:
         ids = self.decoder.encode(text, special) if isinstance(text, str) else [int(i) for i in text]
         if any(not 0 <= i < self.decoder.vocab_size for i in ids):
             bad = next(i for i in ids if not 0 <= i < self.decoder.vocab_size)
-            raise InputError(f"token id {bad} is outside this model's vocabulary of {self.decoder.vocab_size}: "
-                             "tokenise with this model's own tokenizer")
+            raise InputError(
+                f"token id {bad} is outside this model's vocabulary of {self.decoder.vocab_size}: "
+                "tokenise with this model's own tokenizer"
+            )
         limit = min(self.decoder.max_length, max_tokens or self.decoder.max_length)
         return ids[:limit]
 
-    def capture_ids(self, ids: Sequence[Sequence[int]], dtype: torch.dtype = torch.float32, batch_size: int = 32
-                    ) -> Iterator[Tensor]:
+    def capture_ids(
+        self, ids: Sequence[Sequence[int]], dtype: torch.dtype = torch.float32, batch_size: int = 32
+    ) -> Iterator[Tensor]:
         """States `[T_i, D]` of each row of ids, in order. Rows of equal length share a pass, so none is padded."""
         for start in range(0, len(ids), batch_size):
-            part = ids[start:start + batch_size]
+            part = ids[start : start + batch_size]
             rows: dict[int, Tensor] = {}
             for length in {len(row) for row in part}:
                 which = [i for i, row in enumerate(part) if len(row) == length]
-                hidden = torch.empty(len(which), 0, self.decoder.width) if not length else self.decoder.capture(
-                    torch.tensor([list(part[i]) for i in which], device=self.decoder.device)).to("cpu", dtype)
+                hidden = (
+                    torch.empty(len(which), 0, self.decoder.width)
+                    if not length
+                    else self.decoder.capture(
+                        torch.tensor([list(part[i]) for i in which], device=self.decoder.device)
+                    ).to("cpu", dtype)
+                )
                 rows.update(zip(which, hidden, strict=True))
             yield from (rows[i].to(dtype) for i in range(len(part)))
 
     def _states(self, hidden: Tensor) -> States:
-        return States(hidden, self.decoder.layer.name, str(hidden.dtype).removeprefix("torch."),
-                      str(self.decoder.dtype).removeprefix("torch."), self.decoder.fingerprint())
+        return States(
+            hidden,
+            self.decoder.layer.name,
+            str(hidden.dtype).removeprefix("torch."),
+            str(self.decoder.dtype).removeprefix("torch."),
+            self.decoder.fingerprint(),
+        )
 
-    def invert(self, states: States | Tensor | Sequence[States | Tensor], strategy: str | Strategy = "auto",
-               **options) -> list[Recovery]:
+    def invert(
+        self, states: States | Tensor | Sequence[States | Tensor], strategy: str | Strategy = "auto", **options
+    ) -> list[Recovery]:
         """The texts of these states, in order; options as in `invert_iter`.
 
         states: one `[T, D]` tensor, one `States`, or a list of them. Never raises for a position it could not recover:
@@ -107,45 +142,55 @@ class Inverter:
         found = dict(self.invert_iter(enumerate(batch), strategy, lengths=[len(s) for s in batch], **options))
         return [found[i] for i in range(len(batch))]
 
-    def invert_iter(self, states: Iterable[tuple[int, States | Tensor]], strategy: str | Strategy = "auto", *,
-                    lengths: Sequence[int], batch_size: int | None = None, max_memory: float | None = None,
-                    states_dtype: str | None = None, compute_dtype: str | None = None,
-                    tolerances: Tolerances | None = None) -> Iterator[tuple[int, Recovery]]:
+    def invert_iter(
+        self,
+        states: Iterable[tuple[int, States | Tensor]],
+        strategy: str | Strategy = "auto",
+        *,
+        lengths: Sequence[int],
+        batch_size: int | None = None,
+        max_memory: float | None = None,
+        states_dtype: str | None = None,
+        compute_dtype: str | None = None,
+        tolerances: Tolerances | None = None,
+    ) -> Iterator[tuple[int, Recovery]]:
         """`(index, states)` in, `(index, Recovery)` out as each text is finished; reads `states` as lanes come free.
 
-        lengths: tokens of each text, known beforehand, so that lanes can be sized; batch_size: lanes at once (default:
-        what fits in memory); max_memory: GiB to stay within; states_dtype, compute_dtype: precisions of the capture
-        where the states do not say; tolerances: instead of calibrating. Raises InputError for states that cannot be
-        of this model: width, layer, fingerprint, NaN or Inf, more rows than the model has positions.
+        All states share the precision of the first. lengths: tokens of each text, known beforehand, so that lanes can
+        be sized; batch_size: lanes at once (default: what fits in memory); max_memory: GiB to stay within;
+        states_dtype, compute_dtype: precisions of the capture, instead of what the states say; tolerances: instead of
+        calibrating. Raises InputError for states that cannot be of this model: width, layer, fingerprint, NaN or Inf,
+        more rows than the model has positions.
         """
-        if not len(lengths):
-            return
-        longest = max(1, *lengths)
-        if longest > self.decoder.max_length:
-            raise InputError(f"a text has {longest} rows, this model has {self.decoder.max_length} positions: "
-                             "give one text a tensor, and check the model")
         source = iter(states)
         first = next(source, None)
-        if first is None:
-            return
-        checked = self.checked(*first)
+        if first is None or not len(lengths):
+            return iter(())
+        longest = max(1, *lengths)
+        if longest > self.decoder.max_length:
+            raise InputError(
+                f"a text has {longest} rows, this model has {self.decoder.max_length} positions: "
+                "give one text a tensor, and check the model"
+            )
+        rows = self.checked(*first)
         if tolerances is None:
             told = first[1] if isinstance(first[1], States) else States(first[1])
             tolerances = self.calibrate(states_dtype or told.dtype, compute_dtype or told.compute_dtype)
-        work = plan(self.decoder, longest, max_memory, min(batch_size or 1 << 30, len(lengths)) if batch_size else None)
-        slots = min(work.slots, len(lengths))
-        engine = Engine(self.decoder, self.vocabulary, tolerances, strategy_named(strategy), slots, longest,
-                        work.tokens_per_call)
-
-        def texts() -> Iterator[tuple[int, Tensor]]:
-            yield first[0], checked
-            for index, item in source:
-                yield index, self.checked(index, item)
-
-        yield from engine.run(texts())
+        work = plan(self.decoder, longest, max_memory, batch_size)
+        engine = Engine(
+            self.decoder,
+            self.vocabulary,
+            tolerances,
+            strategy_named(strategy),
+            min(work.slots, len(lengths)),
+            longest,
+            work.tokens_per_call,
+        )
+        others = ((index, self.checked(index, item)) for index, item in source)
+        return engine.run(itertools.chain([(first[0], rows)], others))
 
     def calibrate(self, states_dtype: str = "float32", compute_dtype: str = "float32") -> Tolerances:
-        """Noise and tolerance for states stored in one precision and computed in another; measured once, then cached."""
+        """Noise and tolerance for states stored in one precision, computed in another; measured once, then cached."""
         kept = "float32" if states_dtype == "float64" else states_dtype
         return calibrate(self.decoder, self.vocabulary, kept, compute_dtype)
 
@@ -154,17 +199,25 @@ class Inverter:
         states = item if isinstance(item, States) else States(item, self.decoder.layer.name)
         rows, decoder = states.hidden, self.decoder
         if rows.shape[1] != decoder.width:
-            raise InputError(f"text {index}: states are {rows.shape[1]} wide, this model's {decoder.layer.name} states "
-                             f"are {decoder.width}: give the model they were captured from")
+            raise InputError(
+                f"text {index}: states are {rows.shape[1]} wide, this model's {decoder.layer.name} states "
+                f"are {decoder.width}: give the model they were captured from"
+            )
         if states.model is not None and states.model != decoder.fingerprint():
-            raise InputError(f"text {index}: states were captured from model {states.model}, this model is "
-                             f"{decoder.fingerprint()}: give the same checkpoint")
+            raise InputError(
+                f"text {index}: states were captured from model {states.model}, this model is "
+                f"{decoder.fingerprint()}: give the same checkpoint"
+            )
         theirs = type(decoder.layer)(states.layer, decoder.layer.blocks).name
         if theirs != decoder.layer.name:
-            raise InputError(f"text {index}: states are of layer {theirs}, this inverter is of {decoder.layer.name}: "
-                             f"make it with layer='{theirs}'")
+            raise InputError(
+                f"text {index}: states are of layer {theirs}, this inverter is of {decoder.layer.name}: "
+                f"make it with layer='{theirs}'"
+            )
         finite = rows.isfinite().all(-1)
         if not bool(finite.all()):
-            raise InputError(f"text {index}: row {int((~finite).int().argmax())} has NaN or Inf values, expected finite "
-                             "numbers: capture it again, in bfloat16 or float32 if float16 overflowed")
+            raise InputError(
+                f"text {index}: row {int((~finite).int().argmax())} has NaN or Inf values, expected finite "
+                "numbers: capture it again, in bfloat16 or float32 if float16 overflowed"
+            )
         return rows.float()

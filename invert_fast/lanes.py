@@ -1,7 +1,7 @@
 """The batch: lanes that each recover one text, over one static prefix storage.
 
-A lane holds its target rows, its committed tokens and its prefix KV. Lanes stand at different positions; a finished lane
-is handed the next text, so no step waits for a straggler. Questions are asked for any subset of lanes at once.
+A lane holds its target rows, its committed tokens and its prefix KV. Lanes stand at different positions; a finished
+lane is handed the next text, so no step waits for a straggler. Questions are asked for any subset of lanes at once.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Lanes:
     def load(self, slots: Tensor, texts: list[int], hidden: list[Tensor]) -> None:
         """Give idle lanes their next texts: `hidden[i] [T_i, D]` goes to lane `slots[i]`."""
         for slot, rows in zip(slots.tolist(), hidden, strict=True):
-            self.targets[slot, :len(rows)] = rows
+            self.targets[slot, : len(rows)] = rows
         self.target_length[slots] = torch.tensor([len(rows) for rows in hidden], device=slots.device)
         self.text[slots] = torch.tensor(texts, device=slots.device)
         self.length[slots] = 0
@@ -72,7 +72,7 @@ class Lanes:
     def draft(self, slots: Tensor, ids: Tensor) -> Tensor:
         """K tokens in a row after each lane's prefix, causally: `[b, K] → [b, K, D]`."""
         step = torch.arange(ids.shape[1], device=ids.device)
-        positions = (self.length[slots][:, None] + step).clamp_max(self.decoder.max_length - 1)    # padding may overhang
+        positions = (self.length[slots][:, None] + step).clamp_max(self.decoder.max_length - 1)  # padding may overhang
         return self._run(slots, self.decoder.embed(ids), positions, causal=True)
 
     def _run(self, slots: Tensor, embeds: Tensor, positions: Tensor, causal: bool) -> Tensor:
@@ -92,7 +92,7 @@ class Lanes:
     def commit(self, slots: Tensor, ids: Tensor, counts: Tensor, rows: Tensor, chosen: Tensor | None = None) -> None:
         """Append to `slots [b]` the first `counts [b]` of `ids [b, K]`, re-using the KV of the call just made.
 
-        rows `[b]`: the row of that call each lane was in; chosen `[b]`: after a fan-out, the candidate that won (K = 1).
+        rows `[b]`: the row of that call each lane was in; chosen `[b]`: after a fan-out, the column that won (K = 1).
         Lanes that are complete after this keep no KV.
         """
         if self._pending is None:
@@ -115,5 +115,7 @@ class Lanes:
     def _storage(self, part: int) -> list[Tensor]:
         assert self._pending is not None
         shapes = [self._pending.own[layer][part] for layer in range(self.decoder.blocks)]
-        return [torch.zeros(self.slots, t.shape[1], self.max_len, t.shape[3], dtype=t.dtype, device=t.device)
-                for t in shapes]
+        return [
+            torch.zeros(self.slots, t.shape[1], self.max_len, t.shape[3], dtype=t.dtype, device=t.device)
+            for t in shapes
+        ]

@@ -40,8 +40,15 @@ class Ledger:
         yield
         self.seconds[slots] += (time.perf_counter() - start) / len(slots)
 
-    def write(self, slots: Tensor, counts: Tensor, residual: Tensor, margin: Tensor, status: Tensor,
-              rank: Tensor | None = None) -> None:
+    def write(
+        self,
+        slots: Tensor,
+        counts: Tensor,
+        residual: Tensor,
+        margin: Tensor,
+        status: Tensor,
+        rank: Tensor | None = None,
+    ) -> None:
         """Record the first `counts [b]` of the next positions of each lane: `[b, K]` tables. Call before the commit."""
         at, step = (torch.arange(residual.shape[1], device=slots.device) < counts[:, None]).nonzero(as_tuple=True)
         slot, position = slots[at], self.lanes.length[slots][at] + step
@@ -53,7 +60,9 @@ class Ledger:
     def write_alternatives(self, slots: Tensor, within: Tensor) -> None:
         """Remember for these lanes' next position the tried ids whose residual is at most `within [b]`."""
         near = (self.attempts.near[slots] <= within[:, None]).tolist()
-        rows = zip(slots.tolist(), self.lanes.length[slots].tolist(), near, self.attempts.near_ids[slots].tolist(), strict=True)
+        rows = zip(
+            slots.tolist(), self.lanes.length[slots].tolist(), near, self.attempts.near_ids[slots].tolist(), strict=True
+        )
         for slot, position, close, ids in rows:
             self.alternatives[slot, position] = [i for i, c in zip(ids, close, strict=True) if c and i >= 0]
 
@@ -62,18 +71,41 @@ class Ledger:
         if not len(slots):
             return []
         lanes = self.lanes
-        norms = lanes.targets[slots].square().mean(-1)                       # MSE = residual² · ‖h‖² / D
-        tables = [t.cpu().numpy() for t in (lanes.ids[slots], self.residual[slots], self.residual[slots].square() * norms,
-                                            self.margin[slots], self.status[slots], self.rank[slots])]
+        norms = lanes.targets[slots].square().mean(-1)  # MSE = residual² · ‖h‖² / D
+        tables = [
+            t.cpu().numpy()
+            for t in (
+                lanes.ids[slots],
+                self.residual[slots],
+                self.residual[slots].square() * norms,
+                self.margin[slots],
+                self.status[slots],
+                self.rank[slots],
+            )
+        ]
         lengths, texts = lanes.target_length[slots].tolist(), lanes.text[slots].tolist()
         tokens, seconds = lanes.forward_tokens[slots].tolist(), self.seconds[slots].tolist()
         found = []
         for row, (slot, length) in enumerate(zip(slots.tolist(), lengths, strict=True)):
             ids, residual, loss, margin, status, rank = (table[row, :length].copy() for table in tables)
-            found.append((texts[row], Recovery(
-                ids, residual, loss, margin, status.astype(np.int8), rank, np.zeros(length, np.int64),
-                text=lanes.decoder.decode(ids.tolist()), alternatives=self._alternatives(slot, ids, status),
-                cost=Cost(tokens[row], 0, seconds[row]), precision=_precision(lanes))))
+            found.append(
+                (
+                    texts[row],
+                    Recovery(
+                        ids,
+                        residual,
+                        loss,
+                        margin,
+                        status.astype(np.int8),
+                        rank,
+                        np.zeros(length, np.int64),
+                        text=lanes.decoder.decode(ids.tolist()),
+                        alternatives=self._alternatives(slot, ids, status),
+                        cost=Cost(tokens[row], 0, seconds[row]),
+                        precision=_precision(lanes),
+                    ),
+                )
+            )
         return found
 
     def _alternatives(self, slot: int, ids: np.ndarray, status: np.ndarray) -> dict[int, list[int]]:

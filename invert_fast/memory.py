@@ -38,7 +38,9 @@ def plan(decoder: Decoder, max_len: int, max_memory: float | None, batch_size: i
 
     Half of it is for what lanes hold (targets, prefix KV, what was tried), half for what one forward pass makes.
     """
-    budget = max_memory if max_memory is not None else min(_DEFAULT_MOST, _DEFAULT_SHARE * available_gib(decoder.device))
+    budget = (
+        max_memory if max_memory is not None else min(_DEFAULT_MOST, _DEFAULT_SHARE * available_gib(decoder.device))
+    )
     config = decoder.model.config.get_text_config()
     size = torch.finfo(decoder.dtype).bits // 8
     heads = config.num_attention_heads
@@ -47,6 +49,6 @@ def plan(decoder: Decoder, max_len: int, max_memory: float | None, batch_size: i
     lane = max_len * (4 * decoder.width + 2 * decoder.blocks * kv_heads * head * size) + decoder.vocab_size
     slots = batch_size or int(max(1, min(_LANES_MOST, budget / 2 * _GIB // lane)))
     inner = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * config.hidden_size
-    kept_kv = 2 * decoder.blocks * kv_heads * head * size                     # a call keeps its KV until it is committed
+    kept_kv = 2 * decoder.blocks * kv_heads * head * size  # a call keeps its KV until it is committed
     token = size * (8 * config.hidden_size + 3 * inner) + 12 * heads * max_len + kept_kv
     return Plan(slots, int(max(64, min(_TOKENS_MOST, budget / 2 * _GIB // token))))

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface
+from transformers import AttentionInterface, PreTrainedModel
 
 from . import ops
 from .types import InputError, dtype_named
@@ -31,8 +31,8 @@ _FINGERPRINT_VALUES = 4096
 class PrefixCall:
     """What one forward pass of the twin sees of the lanes, and the KV it leaves behind.
 
-    keys, values: per layer `[S, Hkv, M, d]` storage or None for an empty prefix; lengths `[B]`; slots: row of storage of
-    each lane, None for row b. own: layer → the (key, value) `[B, Hkv, K, d]` of the tokens just run.
+    keys, values: per layer `[S, Hkv, M, d]` storage or None for an empty prefix; lengths `[B]`; slots: the row of
+    storage of each lane, None for row b. own: layer → the (key, value) `[B, Hkv, K, d]` of the tokens just run.
     """
 
     causal: bool
@@ -46,19 +46,29 @@ class PrefixCall:
 _call: ContextVar[PrefixCall] = ContextVar("invert_fast_prefix_call")
 
 
-def _attend(module, query, key, value, attention_mask, scaling=None, dropout=0.0, sliding_window=None, softcap=None,
-            **_unused):
+def _attend(
+    module, query, key, value, attention_mask, scaling=None, dropout=0.0, sliding_window=None, softcap=None, **_unused
+):
     """transformers' attention interface: `[B, H, K, d]` in, `[B, K, H, d]` out; the mask is ours, never theirs."""
     call, layer = _call.get(), module.layer_idx
     call.own[layer] = (key, value)
-    prefix = (call.keys[layer], call.values[layer]) if call.keys is not None else (None, None)
-    out = ops.prefix_attention(query, key, value, *prefix, call.lengths, call.slots, causal=call.causal,
-                               scale=query.shape[-1] ** -0.5 if scaling is None else scaling, window=sliding_window,
-                               softcap=softcap)
+    prefix = (None, None) if call.keys is None or call.values is None else (call.keys[layer], call.values[layer])
+    out = ops.prefix_attention(
+        query,
+        key,
+        value,
+        *prefix,
+        call.lengths,
+        call.slots,
+        causal=call.causal,
+        scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
+        window=sliding_window,
+        softcap=softcap,
+    )
     return out, None
 
 
-AttentionInterface.register(_ATTENTION, _attend)        # used by our twins alone: nobody else's config names it
+AttentionInterface.register(_ATTENTION, _attend)  # used by our twins alone: nobody else's config names it
 
 
 class Layer:
@@ -72,8 +82,10 @@ class Layer:
     def __init__(self, name: int | str, blocks: int):
         self.blocks = blocks
         text = str(name).strip()
-        allowed = (f"expected an index from {-blocks - 1} to {blocks}, block:0 … block:{blocks - 1}, final_norm or "
-                   "embeddings: name the layer the states were captured at")
+        allowed = (
+            f"expected an index from {-blocks - 1} to {blocks}, block:0 … block:{blocks - 1}, final_norm or "
+            "embeddings: name the layer the states were captured at"
+        )
         try:
             if text.lstrip("+-").isdecimal():
                 index = int(text)
@@ -111,15 +123,19 @@ class Decoder:
     layer: see `Layer`. Raises InputError for encoder-decoders, untested families and layers out of range.
     """
 
-    def __init__(self, model: nn.Module, tokenizer=None, layer: int | str = -1, insist: bool = False):
+    def __init__(self, model: PreTrainedModel, tokenizer=None, layer: int | str = -1, insist: bool = False):
         config = model.config.get_text_config()
         if getattr(model.config, "is_encoder_decoder", False):
-            raise InputError(f"'{model.config.model_type}' is an encoder-decoder, expected a decoder-only model: its "
-                             "states do not determine the text token by token")
+            raise InputError(
+                f"'{model.config.model_type}' is an encoder-decoder, expected a decoder-only model: its "
+                "states do not determine the text token by token"
+            )
         if model.config.model_type not in TESTED_FAMILIES and not insist:
-            raise InputError(f"model family '{model.config.model_type}' was not tested, expected one of "
-                             f"{', '.join(TESTED_FAMILIES)}: pass insist=True (--insist) to try it anyway; nothing is "
-                             "certified that its own forward pass does not reproduce")
+            raise InputError(
+                f"model family '{model.config.model_type}' was not tested, expected one of "
+                f"{', '.join(TESTED_FAMILIES)}: pass insist=True (--insist) to try it anyway; nothing is "
+                "certified that its own forward pass does not reproduce"
+            )
         self.model, self.tokenizer = model.eval(), tokenizer
         self.layer = Layer(layer, config.num_hidden_layers)
         self.body = _twin(model, self.layer)
@@ -127,10 +143,11 @@ class Decoder:
         parameter = next(model.parameters())
         self.device, self.dtype = parameter.device, parameter.dtype
         embedding = model.get_input_embeddings()
-        self.vocab_size = embedding.weight.shape[0]
-        with torch.no_grad():                            # some families scale inside the embedding module
-            self.embedding = torch.cat([embedding(part) for part in
-                                        torch.arange(self.vocab_size, device=self.device).split(65536)]).detach()
+        self.vocab_size: int = embedding.weight.shape[0]  # type: ignore[assignment]
+        with torch.no_grad():  # some families scale inside the embedding module
+            self.embedding = torch.cat(
+                [embedding(part) for part in torch.arange(self.vocab_size, device=self.device).split(65536)]
+            ).detach()
         self.width = config.hidden_size if self.layer.depth < self.layer.blocks else _output_width(self)
         self.blocks = self.layer.depth
         self.max_length = getattr(config, "max_position_embeddings", None) or 2**31
@@ -141,7 +158,7 @@ class Decoder:
         return self.embedding[ids]
 
     def run(self, embeds: Tensor, positions: Tensor, call: PrefixCall) -> Tensor:
-        """One pass of the twin: `[B, K, D_embedding]` at `positions [B, K]` → states `[B, K, D]`; KV lands in `call`."""
+        """One pass of the twin: `[B, K, D_embedding]` at `positions [B, K]` → states `[B, K, D]`; KV goes to `call`."""
         token = _call.set(call)
         try:
             with verification_precision(self.device):
@@ -161,8 +178,10 @@ class Decoder:
         tokenizer's get −inf. A proposal only: logit scaling that keeps the order is left out."""
         if not self.layer.normed:
             states = _final_norm(self.model, states)
-        scores = self.model.get_output_embeddings()(states.to(self.dtype)).float()
-        scores[..., self.usable_ids:] = float("-inf")
+        head = self.model.get_output_embeddings()
+        assert head is not None, "a causal language model has a head"
+        scores = head(states.to(self.dtype)).float()
+        scores[..., self.usable_ids :] = float("-inf")
         return scores.log_softmax(-1)
 
     @torch.no_grad()
@@ -188,7 +207,7 @@ class Decoder:
         return kept["states"]
 
     def encode(self, text: str, special: bool = False) -> list[int]:
-        """Token ids of a text; `special=True` adds what the tokenizer adds (often a BOS, which then has its own row)."""
+        """Token ids of a text; `special=True` adds what the tokenizer adds (often a BOS, which then has a row)."""
         if self.tokenizer is None:
             raise InputError("this model was given without a tokenizer: pass token ids, or a tokenizer")
         return self.tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"]
@@ -233,6 +252,9 @@ def load(name_or_path: str | Path, device: str = "cpu", dtype: str | torch.dtype
     Raises InputError when there is no such model, no safetensors in it, or no tokenizer.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging as hf_logging
+
+    hf_logging.disable_progress_bar()  # a bar for two milliseconds of loading is noise
     name = str(BUNDLED if str(name_or_path) == "bundled" else name_or_path)
     folder = Path(name)
     local = folder.is_dir()
@@ -243,14 +265,29 @@ def load(name_or_path: str | Path, device: str = "cpu", dtype: str | torch.dtype
     if not local and (folder.exists() or name.count("/") > 1 or name.startswith((".", "/", "~"))):
         raise InputError(f"{name} is not a folder, expected a model folder, a Hub id or 'bundled'")
     dtype = dtype_named(dtype) if isinstance(dtype, str) else dtype
+    _check_device(device)
     try:
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, use_safetensors=True, trust_remote_code=False,
-                                                     local_files_only=local)
+        model = AutoModelForCausalLM.from_pretrained(
+            name, dtype=dtype, use_safetensors=True, trust_remote_code=False, local_files_only=local
+        )
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, local_files_only=local)
     except (OSError, ValueError) as error:
-        raise InputError(f"model '{name}' could not be loaded ({' '.join(str(error).split())[:200]}): give a model "
-                         "folder, a Hub id that this machine can reach, or 'bundled'") from error
-    return model.requires_grad_(False).to(device).eval(), tokenizer
+        raise InputError(
+            f"model '{name}' could not be loaded ({' '.join(str(error).split())[:200]}): give a model "
+            "folder, a Hub id that this machine can reach, or 'bundled'"
+        ) from error
+    nn.Module.to(model, device)
+    return model.requires_grad_(False).eval(), tokenizer
+
+
+def _check_device(name: str) -> None:
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(
+            f"device '{name}' cannot be used ({str(error).splitlines()[0][:100]}): give cpu, or a CUDA "
+            "device that this machine and its PyTorch have"
+        ) from error
 
 
 def _find_blocks(body: nn.Module, count: int) -> tuple[nn.Module, nn.ModuleList]:
@@ -279,27 +316,26 @@ def _after_blocks(body: nn.Module, count: int) -> list[str]:
     return called
 
 
-def _twin(model: nn.Module, layer: Layer) -> nn.Module:
+def _twin(model: PreTrainedModel, layer: Layer) -> nn.Module:
     """A copy of the body's structure that shares every tensor, ends at `layer` and attends through `_attend`."""
     base = model.base_model
     after = _after_blocks(base, layer.blocks)
     shared = {id(t): t for t in (*base.parameters(), *base.buffers())}
     twin = copy.deepcopy(base, shared).eval()
-    for module in twin.modules():
-        if hasattr(module, "config"):
-            module.config._attn_implementation = _ATTENTION
+    configs = {id(module.config): module.config for module in twin.modules() if hasattr(module, "config")}
+    for config in configs.values():  # copies too: the user's model keeps its own
+        config._attn_implementation = _ATTENTION
+        config.num_hidden_layers = layer.depth
     parent, blocks = _find_blocks(twin, layer.blocks)
     name = next(n for n, child in parent.named_children() if child is blocks)
-    setattr(parent, name, nn.ModuleList(list(blocks)[:layer.depth]))
-    for module in (twin, parent):
-        module.config.num_hidden_layers = layer.depth
+    setattr(parent, name, nn.ModuleList(list(blocks)[: layer.depth]))
     if not layer.normed:
         for child in after:
             setattr(parent, child, nn.Identity())
     return twin
 
 
-def _final_norm(model: nn.Module, states: Tensor) -> Tensor:
+def _final_norm(model: PreTrainedModel, states: Tensor) -> Tensor:
     blocks = model.config.get_text_config().num_hidden_layers
     parent, _ = _find_blocks(model.base_model, blocks)
     for name in _after_blocks(model.base_model, blocks):

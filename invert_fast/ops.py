@@ -6,6 +6,7 @@ To add a backend, write it with the reference's signature and put it in `BACKEND
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,8 +15,8 @@ from invert_fast.kernels import attention, reference
 
 try:
     from . import _C  # type: ignore[attr-defined]
-except ImportError:                                     # no compiler at install time: everything runs, more slowly
-    _C = None
+except ImportError:  # no compiler at install time: everything runs, more slowly
+    _C: Any = None
 
 _NATIVE_DTYPES = (torch.float32, torch.bfloat16)
 
@@ -26,9 +27,20 @@ def _native_residuals(predictions: Tensor, targets: Tensor) -> Tensor:
     predictions = predictions if predictions.stride(-1) == 1 else predictions.contiguous()
     targets = targets if targets.stride(-1) == 1 else targets.contiguous()
     out = torch.empty(B, C, dtype=torch.float32)
-    _C.residuals(predictions.data_ptr(), targets.data_ptr(), out.data_ptr(), B, C, D, predictions.stride(0),
-                 predictions.stride(1), targets.stride(0), predictions.dtype == torch.bfloat16,
-                 targets.dtype == torch.bfloat16, torch.get_num_threads())
+    _C.residuals(
+        predictions.data_ptr(),
+        targets.data_ptr(),
+        out.data_ptr(),
+        B,
+        C,
+        D,
+        predictions.stride(0),
+        predictions.stride(1),
+        targets.stride(0),
+        predictions.dtype == torch.bfloat16,
+        targets.dtype == torch.bfloat16,
+        torch.get_num_threads(),
+    )
     return out
 
 
@@ -56,32 +68,67 @@ def _backend(op: str, name: str, device: torch.device) -> Callable:
 def residuals(predictions: Tensor, targets: Tensor, *, backend: str = "auto") -> Tensor:
     """Relative L2 distance of every candidate's state to its lane's target, `[B, C, D], [B, D] → [B, C]` fp32."""
     if predictions.dim() != 3 or targets.shape != (predictions.shape[0], predictions.shape[2]):
-        raise ValueError(f"residuals of predictions {list(predictions.shape)} and targets {list(targets.shape)}: "
-                         "expected [B, C, D] and [B, D]")
-    if backend == "auto" and (predictions.requires_grad or predictions.dtype not in _NATIVE_DTYPES
-                              or targets.dtype not in _NATIVE_DTYPES):
+        raise ValueError(
+            f"residuals of predictions {list(predictions.shape)} and targets {list(targets.shape)}: "
+            "expected [B, C, D] and [B, D]"
+        )
+    if backend == "auto" and (
+        predictions.requires_grad or predictions.dtype not in _NATIVE_DTYPES or targets.dtype not in _NATIVE_DTYPES
+    ):
         backend = "reference"
     return _backend("residuals", backend, predictions.device)(predictions, targets)
 
 
-def nearest_tokens(queries: Tensor, table: Tensor, count: int, metric: str = "l1", banned: Tensor | None = None, *,
-                   backend: str = "auto") -> tuple[Tensor, Tensor]:
+def nearest_tokens(
+    queries: Tensor,
+    table: Tensor,
+    count: int,
+    metric: str = "l1",
+    banned: Tensor | None = None,
+    *,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
     """Nearest rows of the embedding table, see `kernels.reference.nearest_tokens`: distances and ids `[B, count]`."""
     if queries.dim() != 2 or table.dim() != 2 or queries.shape[1] != table.shape[1]:
-        raise ValueError(f"nearest_tokens of queries {list(queries.shape)} in table {list(table.shape)}: "
-                         "expected [B, D] and [V, D]")
+        raise ValueError(
+            f"nearest_tokens of queries {list(queries.shape)} in table {list(table.shape)}: expected [B, D] and [V, D]"
+        )
     if not 1 <= count <= len(table):
         raise ValueError(f"nearest_tokens asked for {count} of {len(table)} rows")
     return _backend("nearest_tokens", backend, queries.device)(queries, table, count, metric, banned)
 
 
-def prefix_attention(query: Tensor, key: Tensor, value: Tensor, prefix_key: Tensor | None, prefix_value: Tensor | None,
-                     lengths: Tensor | None, slots: Tensor | None = None, *, scale: float, causal: bool,
-                     window: int | None = None, softcap: float | None = None, backend: str = "auto") -> Tensor:
+def prefix_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    prefix_key: Tensor | None,
+    prefix_value: Tensor | None,
+    lengths: Tensor | None,
+    slots: Tensor | None = None,
+    *,
+    scale: float,
+    causal: bool,
+    window: int | None = None,
+    softcap: float | None = None,
+    backend: str = "auto",
+) -> Tensor:
     """A block of queries a lane against [shared prefix KV | own KV], see `kernels.reference.prefix_attention`."""
     if query.shape[1] % key.shape[1] or query.shape[2] != key.shape[2]:
-        raise ValueError(f"prefix_attention of queries {list(query.shape)} and keys {list(key.shape)}: expected "
-                         "[B, Hq, K, d] and [B, Hkv, K, d] with Hq a multiple of Hkv")
+        raise ValueError(
+            f"prefix_attention of queries {list(query.shape)} and keys {list(key.shape)}: expected "
+            "[B, Hq, K, d] and [B, Hkv, K, d] with Hq a multiple of Hkv"
+        )
     return _backend("prefix_attention", backend, query.device)(
-        query, key, value, prefix_key, prefix_value, lengths, slots, scale=scale, causal=causal, window=window,
-        softcap=softcap)
+        query,
+        key,
+        value,
+        prefix_key,
+        prefix_value,
+        lengths,
+        slots,
+        scale=scale,
+        causal=causal,
+        window=window,
+        softcap=softcap,
+    )

@@ -38,11 +38,11 @@ class Status(enum.IntEnum):
 _SENTENCES = {
     Status.CERTIFIED: "This token, and no other, reproduces the state within the calibrated noise.",
     Status.BEST_MATCH: "This token is the nearest, but its state is further away than the calibrated noise: check that "
-                       "model, layer and precision are those of the capture, or name the precision with states_dtype.",
+    "model, layer and precision are those of the capture, or name the precision it ran in (compute_dtype).",
     Status.AMBIGUOUS: "Several tokens reproduce the state equally well: see `alternatives`; states of higher precision "
-                      "may tell them apart unless their embedding rows are equal.",
+    "may tell them apart unless their embedding rows are equal.",
     Status.NOT_FOUND: "No token tried reproduces the state: check model, layer and the tokens before this one, or let "
-                      "the strategy try more candidates (strategy='auto' tries all).",
+    "the strategy try more candidates (strategy='auto' tries all).",
     Status.AFTER_FAILURE: "A token before this one was not found, so this one is only a guess: mend the first failure.",
 }
 
@@ -54,24 +54,28 @@ class States:
     hidden: `[T, D]`, any float dtype; row t is the state of token t given tokens 0…t.
     layer: where they were taken: a Hugging Face `hidden_states` index, `block:k`, `final_norm` or `embeddings`.
     dtype: the precision they were stored in when captured (`float32` | `float16` | `bfloat16`).
-    compute_dtype: the precision of the forward pass that made them.
+    compute_dtype: the precision of the forward pass that made them; taken to be `dtype` where nobody says.
     model: fingerprint of the model they came from, or None when unknown.
     """
 
     hidden: Tensor
     layer: int | str = -1
     dtype: str = ""
-    compute_dtype: str = "float32"
+    compute_dtype: str = ""
     model: str | None = None
 
     def __post_init__(self):
         if self.hidden.dim() != 2:
-            raise InputError(f"states have shape {list(self.hidden.shape)}, expected [tokens, width]: "
-                             "give one [T, D] tensor a text (a batch is a list of them)")
+            raise InputError(
+                f"states have shape {list(self.hidden.shape)}, expected [tokens, width]: "
+                "give one [T, D] tensor a text (a batch is a list of them)"
+            )
         if not self.hidden.is_floating_point():
             raise InputError(f"states are {self.hidden.dtype}, expected floating point: save the states, not token ids")
         if not self.dtype:
             object.__setattr__(self, "dtype", str(self.hidden.dtype).removeprefix("torch."))
+        if not self.compute_dtype:
+            object.__setattr__(self, "compute_dtype", self.dtype)
 
     def __len__(self) -> int:
         return self.hidden.shape[0]
@@ -93,9 +97,9 @@ class Cost:
 class Recovery:
     """One recovered text; arrays run over its T positions.
 
-    token_ids: int64; residual: relative L2 distance ‖ĥ_t − h_t‖ / ‖h_t‖; discrete_loss: the MSE ℒ_t^disc of the committed
-    token (2607.00852, §2); margin: distance from the committed token's residual to that of the nearest rival: one that
-    was tried, or else the calibrated lower bound for any other token; status: `Status` values; rank: how many
+    token_ids: int64; residual: relative L2 distance ‖ĥ_t − h_t‖ / ‖h_t‖; discrete_loss: the MSE ℒ_t^disc of the
+    committed token (2607.00852, §2); margin: distance from the committed token's residual to that of the nearest rival:
+    one that was tried, or else the calibrated lower bound for any other token; status: `Status` values; rank: how many
     candidates were tried before the committed one; steps: optimisation steps; alternatives: position → the other ids
     that fit as well; text: decoded tokens, None without a tokenizer; precision: how states were verified.
     """
@@ -139,8 +143,12 @@ class Recovery:
 
 def dtype_named(name: str) -> torch.dtype:
     """`"bfloat16"` → `torch.bfloat16`; only the float types that states come in."""
-    dtype = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16,
-             "float64": torch.float64}.get(name)
+    dtype = {
+        "float32": torch.float32,
+        "float16": torch.float16,
+        "bfloat16": torch.bfloat16,
+        "float64": torch.float64,
+    }.get(name)
     if dtype is None:
         raise InputError(f"precision '{name}' is unknown, expected float32, float16 or bfloat16")
     return dtype

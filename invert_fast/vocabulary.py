@@ -27,7 +27,8 @@ class Vocabulary:
         self.representative = _equal_rows(self.embedding)
         self.allowed = usable & (self.representative == torch.arange(self.size, device=usable.device))
         self.class_size = torch.zeros(self.size, dtype=torch.long, device=usable.device).index_add_(
-            0, self.representative, usable.long())[self.representative]
+            0, self.representative, usable.long()
+        )[self.representative]
         self.usable = usable
         self.scale = self.embedding[self.allowed].norm(dim=-1).mean().clamp_min(1e-30)
         self._separation: Tensor | None = None
@@ -70,7 +71,7 @@ class Vocabulary:
         search, width = table, table.shape[1]
         if len(ids) > _PROJECT_ABOVE and width > _PROJECTION_WIDTH:
             generator = torch.Generator().manual_seed(0)
-            search = table @ torch.randn(width, _PROJECTION_WIDTH, generator=generator).to(table) / width ** 0.5
+            search = table @ torch.randn(width, _PROJECTION_WIDTH, generator=generator).to(table) / width**0.5
         norms, columns = search[ids].square().sum(-1), search[ids]
         distances, rivals = [], []
         for start in range(0, self.size, 1024):
@@ -89,9 +90,9 @@ class Vocabulary:
 
 def _equal_rows(table: Tensor) -> Tensor:
     """`[V]` lowest id with exactly the same row. Rows are grouped by a 64-bit hash, then compared value by value."""
-    bits = (table + 0.0).view(torch.int32).long()                # +0.0 makes −0.0 equal 0.0
+    bits = (table + 0.0).view(torch.int32).long()  # +0.0 makes −0.0 equal 0.0
     generator = torch.Generator().manual_seed(0)
-    odd = torch.randint(-2**62, 2**62, (table.shape[1],), generator=generator).to(table.device) | 1
+    odd = torch.randint(-(2**62), 2**62, (table.shape[1],), generator=generator).to(table.device) | 1
     code = torch.cat([((part ^ (part << 21)) * odd).sum(-1) for part in bits.split(8192)])
     order = torch.sort(code, stable=True).indices
     same = torch.zeros(len(table), dtype=torch.bool, device=table.device)

@@ -9,25 +9,47 @@ from torch import Tensor
 from . import reference
 
 
-def prefix_attention(query: Tensor, key: Tensor, value: Tensor, prefix_key: Tensor | None, prefix_value: Tensor | None,
-                     lengths: Tensor | None, slots: Tensor | None = None, *, scale: float, causal: bool,
-                     window: int | None = None, softcap: float | None = None) -> Tensor:
+def prefix_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    prefix_key: Tensor | None,
+    prefix_value: Tensor | None,
+    lengths: Tensor | None,
+    slots: Tensor | None = None,
+    *,
+    scale: float,
+    causal: bool,
+    window: int | None = None,
+    softcap: float | None = None,
+) -> Tensor:
     """Contract of `reference.prefix_attention`. Drafts go through `scaled_dot_product_attention`.
 
     A fan-out stays on the formula: as one fused call it would need an N×N mask for what is a diagonal.
     """
     K = query.shape[2]
     if not causal or softcap is not None:
-        return reference.prefix_attention(query, key, value, prefix_key, prefix_value, lengths, slots, scale=scale,
-                                          causal=causal, window=window, softcap=softcap)
+        return reference.prefix_attention(
+            query,
+            key,
+            value,
+            prefix_key,
+            prefix_value,
+            lengths,
+            slots,
+            scale=scale,
+            causal=causal,
+            window=window,
+            softcap=softcap,
+        )
     mask = None
-    if prefix_key is not None:
-        if slots is not None:                    # one copy a lane (not a candidate): fused attention has no row index
+    if prefix_key is not None and prefix_value is not None and lengths is not None:
+        if slots is not None:  # one copy a lane (not a candidate): fused attention has no row index
             prefix_key, prefix_value = prefix_key[slots], prefix_value[slots]
         L = prefix_key.shape[2]
         key, value = torch.cat([prefix_key, key], 2), torch.cat([prefix_value, value], 2)
         at, step = torch.arange(L, device=query.device), torch.arange(K, device=query.device)
-        back = (at < lengths[:, None])[:, None].expand(-1, K, -1)                            # [B, K, L]
+        back = (at < lengths[:, None])[:, None].expand(-1, K, -1)  # [B, K, L]
         own = step[:, None] >= step
         if window is not None:
             back = back & (lengths[:, None, None] + step[:, None] - at < window)
@@ -36,6 +58,13 @@ def prefix_attention(query: Tensor, key: Tensor, value: Tensor, prefix_key: Tens
     elif window is not None and window < K:
         step = torch.arange(K, device=query.device)
         mask = (step[:, None] >= step) & (step[:, None] - step < window)
-    out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=mask is None, scale=scale,
-                                         enable_gqa=query.shape[1] != key.shape[1])
+    out = F.scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask=mask,
+        is_causal=mask is None,
+        scale=scale,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
     return out.transpose(1, 2)

@@ -16,8 +16,9 @@ def residuals(predictions: Tensor, targets: Tensor) -> Tensor:
     return distance / torch.linalg.vector_norm(targets, dim=-1).clamp_min(1e-30)[:, None]
 
 
-def nearest_tokens(queries: Tensor, table: Tensor, count: int, metric: str = "l1",
-                   banned: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def nearest_tokens(
+    queries: Tensor, table: Tensor, count: int, metric: str = "l1", banned: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """The `count` rows of `table [V, D]` nearest to each of `queries [B, D]`, nearest first, ties to the lower id.
 
     metric: l1 Σ|q−e| · l2 Σ(q−e)² · cosine 1−cos(q, e) · dot −⟨q, e⟩. banned `[B, V]` bool rows are never returned.
@@ -37,7 +38,7 @@ def nearest_tokens(queries: Tensor, table: Tensor, count: int, metric: str = "l1
         raise ValueError(f"metric '{metric}' is unknown, expected l1, l2, cosine or dot")
     if banned is not None:
         distance = distance.masked_fill(banned, float("inf"))
-    if count == 1:                                      # argmin takes the first of equals, topk any of them
+    if count == 1:  # argmin takes the first of equals, topk any of them
         ids = distance.argmin(-1, keepdim=True)
         values = distance.gather(-1, ids)
     else:
@@ -46,9 +47,20 @@ def nearest_tokens(queries: Tensor, table: Tensor, count: int, metric: str = "l1
     return values, ids.masked_fill(values.isinf(), -1)
 
 
-def prefix_attention(query: Tensor, key: Tensor, value: Tensor, prefix_key: Tensor | None, prefix_value: Tensor | None,
-                     lengths: Tensor | None, slots: Tensor | None = None, *, scale: float, causal: bool,
-                     window: int | None = None, softcap: float | None = None) -> Tensor:
+def prefix_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    prefix_key: Tensor | None,
+    prefix_value: Tensor | None,
+    lengths: Tensor | None,
+    slots: Tensor | None = None,
+    *,
+    scale: float,
+    causal: bool,
+    window: int | None = None,
+    softcap: float | None = None,
+) -> Tensor:
     """One block of queries a lane against [its prefix KV | its own KV]: softmax(q·kᵀ·scale) v.
 
     query `[B, Hq, K, d]`, key and value `[B, Hkv, K, d]` of the same tokens (Hq a multiple of Hkv: grouped heads);
@@ -73,28 +85,25 @@ def prefix_attention(query: Tensor, key: Tensor, value: Tensor, prefix_key: Tens
     if seen is not None:
         own = own.masked_fill(~seen, float("-inf"))
     parts = [own]
-    if prefix_key is not None:
+    if prefix_key is not None and prefix_value is not None and lengths is not None:
         if slots is not None:
             prefix_key, prefix_value = prefix_key[slots], prefix_value[slots]
         back = _cap(torch.einsum("bhgqd,bhld->bhgql", q, prefix_key), softcap)
         at = torch.arange(prefix_key.shape[2], device=query.device)
-        hidden = at >= lengths[:, None]                                               # [B, L]
+        hidden = at >= lengths[:, None]  # [B, L]
         if window is not None:
-            position = lengths[:, None] + (step if causal else torch.zeros_like(step))    # [B, K]
-            hidden = hidden[:, None] | (position[:, :, None] - at >= window)              # [B, K, L]
+            position = lengths[:, None] + (step if causal else torch.zeros_like(step))  # [B, K]
+            hidden = hidden[:, None] | (position[:, :, None] - at >= window)  # [B, K, L]
             hidden = hidden[:, None, None]
         else:
             hidden = hidden[:, None, None, None]
         parts.insert(0, back.masked_fill(hidden, float("-inf")))
     weights = torch.softmax(torch.cat(parts, -1).float(), -1).to(value.dtype)
     mine = weights[..., -K:] if causal else weights[..., -1:]
-    if causal:
-        out = torch.einsum("bhgqk,bhkd->bhgqd", mine, value)
-    else:
-        out = mine * value[:, :, None]
-    if prefix_key is not None:
-        out = out + torch.einsum("bhgql,bhld->bhgqd", weights[..., :-mine.shape[-1]], prefix_value)
-    return out.reshape(B, Hq, K, d).transpose(1, 2)
+    mixed = torch.einsum("bhgqk,bhkd->bhgqd", mine, value) if causal else mine * value[:, :, None]
+    if prefix_key is not None and prefix_value is not None and lengths is not None:
+        mixed = mixed + torch.einsum("bhgql,bhld->bhgqd", weights[..., : -mine.shape[-1]], prefix_value)
+    return mixed.reshape(B, Hq, K, d).transpose(1, 2)
 
 
 def _cap(logits: Tensor, softcap: float | None) -> Tensor:

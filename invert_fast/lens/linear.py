@@ -35,7 +35,7 @@ _RIDGE, _SCORES_BYTES = 1e-6, 1 << 26
 
 @dataclass(frozen=True)
 class _Part:
-    """One fitted scorer: proxy = features @ project (`[F, D_e]`), score_v = proxy·e_v + bias_v; gram `[D_e, D_e]` = MᵀQM."""
+    """One fitted scorer: proxy = features @ project `[F, D_e]`, score_v = proxy·e_v + bias_v; gram = MᵀQM."""
 
     project: Tensor
     gram: Tensor
@@ -53,7 +53,7 @@ class LinearLens:
         self.parts = {name: _Part(project, gram, _bias(vocabulary, gram)) for name, (project, gram) in parts.items()}
 
     def draft(self, hidden: Tensor) -> Tensor:
-        """The best token of every row of whole texts: `[b, T, D] → [b, T]`. Scores are never held for all rows at once."""
+        """The best token of every row of whole texts, `[b, T, D] → [b, T]`; few rows are scored at a time."""
         rest = self.parts["rest"]
         first = self._best(_features(hidden[:, 0]) @ self.parts["first"].project, self.parts["first"].bias)
         proxies = _features(hidden[:, 1:], hidden[:, :-1]) @ rest.project
@@ -62,8 +62,11 @@ class LinearLens:
     def scores(self, state: Tensor, previous: Tensor, first: Tensor) -> Tensor:
         """log p(state | token) up to a constant, `[b, V]`, of rows `[b, D]` after rows `previous`; first `[b]` bool."""
         start, rest = self.parts["first"], self.parts["rest"]
-        return torch.where(first[:, None], _features(state) @ start.project @ self.embedding.T + start.bias,
-                           _features(state, previous) @ rest.project @ self.embedding.T + rest.bias)
+        return torch.where(
+            first[:, None],
+            _features(state) @ start.project @ self.embedding.T + start.bias,
+            _features(state, previous) @ rest.project @ self.embedding.T + rest.bias,
+        )
 
     def change_scores(self, state: Tensor, wrong_state: Tensor, wrong: Tensor) -> Tensor:
         """The same once token `wrong [b]` was seen to give `wrong_state [b, D]` in this context."""
@@ -73,8 +76,10 @@ class LinearLens:
 
     def _best(self, proxies: Tensor, bias: Tensor) -> Tensor:
         rows = max(1, _SCORES_BYTES // (4 * len(bias)))
-        return torch.cat([torch.addmm(bias, part, self.embedding.T).argmax(-1) for part in proxies.split(rows)]
-                         or [proxies.new_zeros(0, dtype=torch.long)])
+        return torch.cat(
+            [torch.addmm(bias, part, self.embedding.T).argmax(-1) for part in proxies.split(rows)]
+            or [proxies.new_zeros(0, dtype=torch.long)]
+        )
 
 
 def load_or_fit(decoder: Decoder, vocabulary: Vocabulary, seed: int = 0) -> LinearLens:
@@ -84,16 +89,22 @@ def load_or_fit(decoder: Decoder, vocabulary: Vocabulary, seed: int = 0) -> Line
     if found is not None:
         try:
             with safe_open(found, framework="pt", device=str(decoder.device)) as file:
-                parts = {name: (file.get_tensor(f"{name}.project"), file.get_tensor(f"{name}.gram"))
-                         for name in ("first", "rest", "change")}
+                parts = {
+                    name: (file.get_tensor(f"{name}.project"), file.get_tensor(f"{name}.gram"))
+                    for name in ("first", "rest", "change")
+                }
                 return LinearLens(vocabulary, parts, float(json.loads(file.metadata()["accuracy"])))
         except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
             log.warning("the stored lens %s is unreadable (%s): fitting it again", found, error)
-    log.info("fitting the linear lens of %s, %s (once; kept in the cache folder)", decoder.fingerprint(),
-             decoder.layer.name)
+    log.info(
+        "fitting the linear lens of %s, %s (once; kept in the cache folder)", decoder.fingerprint(), decoder.layer.name
+    )
     lens = fit(decoder, vocabulary, seed)
-    tensors = {f"{name}.{what}": getattr(part, what).contiguous() for name, part in lens.parts.items()
-               for what in ("project", "gram")}
+    tensors = {
+        f"{name}.{what}": getattr(part, what).contiguous()
+        for name, part in lens.parts.items()
+        for what in ("project", "gram")
+    }
     cache.write(key, save(tensors, metadata={"accuracy": json.dumps(lens.accuracy), "format": _VERSION}))
     return lens
 
@@ -104,19 +115,28 @@ def fit(decoder: Decoder, vocabulary: Vocabulary, seed: int = 0) -> LinearLens:
     length = min(_LENGTH, decoder.max_length)
     tokens = min(max(40 * decoder.width, 16_384), 65_536)
     ids = self_samples(decoder, vocabulary, max(6, tokens // length), length, seed)
-    long = min(decoder.max_length, 1024)                 # a few long texts: late positions must not surprise the lens
-    tail = ids.flatten()[:max(1, tokens // 4 // long) * long]
-    groups = [ids, tail[:len(tail) // long * long].view(-1, long)] if len(tail) >= long > length else [ids]
+    long = min(decoder.max_length, 1024)  # a few long texts: late positions must not surprise the lens
+    tail = ids.flatten()[: max(1, tokens // 4 // long) * long]
+    groups = [ids, tail[: len(tail) // long * long].view(-1, long)] if len(tail) >= long > length else [ids]
     held = len(ids) // 8
-    states = [torch.cat([decoder.capture(part).float() for part in group.split(max(1, 16_384 // group.shape[1]))])
-              for group in groups]
+    states = [
+        torch.cat([decoder.capture(part).float() for part in group.split(max(1, 16_384 // group.shape[1]))])
+        for group in groups
+    ]
     test_ids, test_states = ids[:held], states[0][:held]
     groups[0], states[0] = ids[held:], states[0][held:]
 
     parts = {"first": _fit_first(decoder, vocabulary, seed)}
-    parts["rest"] = _solve(vocabulary, torch.cat([g[:, 1:].flatten() for g in groups]),
-                           torch.cat([s[:, 1:].flatten(0, 1) for s in states]),
-                           torch.cat([s[:, :-1].flatten(0, 1) for s in states])) if length > 1 else parts["first"]
+    parts["rest"] = (
+        _solve(
+            vocabulary,
+            torch.cat([g[:, 1:].flatten() for g in groups]),
+            torch.cat([s[:, 1:].flatten(0, 1) for s in states]),
+            torch.cat([s[:, :-1].flatten(0, 1) for s in states]),
+        )
+        if length > 1
+        else parts["first"]
+    )
     draft_lens = LinearLens(vocabulary, {**parts, "change": parts["first"]}, 0.0)
     accuracy = (draft_lens.draft(test_states) == test_ids).float().mean().item() if held else 0.0
     parts["change"] = _fit_change(decoder, vocabulary, draft_lens, groups[0][:_CHANGE_TEXTS], states[0][:_CHANGE_TEXTS])
@@ -132,8 +152,9 @@ def _fit_first(decoder: Decoder, vocabulary: Vocabulary, seed: int) -> tuple[Ten
     return _solve(vocabulary, chosen, states)
 
 
-def _fit_change(decoder: Decoder, vocabulary: Vocabulary, lens: LinearLens, ids: Tensor, states: Tensor
-                ) -> tuple[Tensor, Tensor]:
+def _fit_change(
+    decoder: Decoder, vocabulary: Vocabulary, lens: LinearLens, ids: Tensor, states: Tensor
+) -> tuple[Tensor, Tensor]:
     """Pairs of the true token and the most plausible wrong one in the same context, at every position."""
     B, T = ids.shape
     previous = torch.cat([states[:, :1], states[:, :-1]], 1)
@@ -142,7 +163,7 @@ def _fit_change(decoder: Decoder, vocabulary: Vocabulary, lens: LinearLens, ids:
     lanes.target_length[:] = T
     wrong, change = [], []
     for t in range(T):
-        true = ids[:, t:t + 1]
+        true = ids[:, t : t + 1]
         scores = lens.scores(states[:, t], previous[:, t], one * t == 0).scatter(1, true, float("-inf"))
         other = scores.argmax(-1, keepdim=True)
         hidden = lanes.fan_out(slots, decoder.embed(torch.cat([other, true], 1))).float()
@@ -153,7 +174,9 @@ def _fit_change(decoder: Decoder, vocabulary: Vocabulary, lens: LinearLens, ids:
     return _solve_embeds(difference, torch.cat(change), None)
 
 
-def _solve(vocabulary: Vocabulary, ids: Tensor, states: Tensor, previous: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def _solve(
+    vocabulary: Vocabulary, ids: Tensor, states: Tensor, previous: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     context = torch.ones(len(ids), 1, device=states.device)
     if previous is not None:
         context = torch.cat([previous, context], -1)
@@ -172,7 +195,7 @@ def _solve_embeds(embeds: Tensor, states: Tensor, context: Tensor | None) -> tup
     covariance = residual.T @ residual / len(residual)
     covariance.diagonal().add_(_RIDGE * covariance.diagonal().mean() + 1e-30)
     M = solution[:width]
-    precision_M = torch.linalg.solve(covariance, M.T)                       # Q Mᵀ: [D, D_e]
+    precision_M = torch.linalg.solve(covariance, M.T)  # Q Mᵀ: [D, D_e]
     project = precision_M if context is None else torch.cat([precision_M, -solution[width:] @ precision_M])
     return project.float(), (M @ precision_M).float()
 

@@ -28,11 +28,19 @@ def self_samples(decoder: Decoder, vocabulary: Vocabulary, count: int, length: i
         written = share < 1.0
         text = random.clone()
         if length > 1 and bool(written.any()):
-            config = GenerationConfig(do_sample=True, top_k=0, max_new_tokens=length - 1, min_new_tokens=length - 1,
-                                      pad_token_id=0, eos_token_id=None, bos_token_id=None)
+            config = GenerationConfig(
+                do_sample=True,
+                top_k=0,
+                max_new_tokens=length - 1,
+                min_new_tokens=length - 1,
+                pad_token_id=0,
+                eos_token_id=None,
+                bos_token_id=None,
+            )
             start = random[written, :1]
-            text[written] = decoder.model.generate(start, attention_mask=torch.ones_like(start),
-                                                   generation_config=config)
+            text[written] = decoder.model.generate(  # type: ignore[operator]
+                start, attention_mask=torch.ones_like(start), generation_config=config
+            )
         swap = torch.rand(count, length, device=device) < share[:, None]
         text = torch.where(swap, random, text)
-    return torch.where(vocabulary.usable[text], text, random)          # padding rows are never in a real text
+    return torch.where(vocabulary.usable[text], text, random)  # padding rows are never in a real text

@@ -63,16 +63,19 @@ class Strategy(Protocol):
     def bind(self, context: Context) -> Proposer: ...
 
 
-def growing_blocks(context: Context, slots: Tensor, scores: Tensor, first: int, growth: int, largest: int) -> list[Block]:
-    """Blocks of the best untried tokens by `scores [b, V]`: the more a lane has tried at its position, the more at once."""
+def growing_blocks(
+    context: Context, slots: Tensor, scores: Tensor, first: int, growth: int, largest: int
+) -> list[Block]:
+    """Blocks of the best untried tokens by `scores [b, V]`: the more a lane has tried there, the more at once."""
     tries, items = context.attempts.tries[slots], []
     size, below = first, 0
     while True:
         last = size >= largest
         group = (tries >= below) if last else (tries >= below) & (tries < below + size)
         if bool(group.any()):
-            ids = best_untried(scores[group], context.attempts.tried[slots[group]], context.vocabulary.allowed,
-                               min(size, largest))
+            ids = best_untried(
+                scores[group], context.attempts.tried[slots[group]], context.vocabulary.allowed, min(size, largest)
+            )
             some = ids[:, 0] >= 0
             if bool(some.any()):
                 items.append(Block(slots[group][some], ids[some]))

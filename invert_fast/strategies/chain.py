@@ -34,7 +34,7 @@ class _Proposer:
             proposer.begin(slots)
 
     def propose(self, slots: Tensor) -> list[Run | Block]:
-        self.stage[slots[self.context.attempts.tries[slots] == 0]] = 0       # a new position starts from the top
+        self.stage[slots[self.context.attempts.tries[slots] == 0]] = 0  # a new position starts from the top
         items: list[Run | Block] = []
         for number, proposer in enumerate(self.proposers):
             asked = slots[self.stage[slots] == number]

@@ -40,8 +40,11 @@ class _Proposer:
             slots = slots[self.context.attempts.tries[slots] < settings.max_candidates]
         if not len(slots):
             return []
-        return [*growing_blocks(self.context, slots, self.prior.scores(slots), settings.first_block, settings.growth,
-                                settings.max_block)]
+        return [
+            *growing_blocks(
+                self.context, slots, self.prior.scores(slots), settings.first_block, settings.growth, settings.max_block
+            )
+        ]
 
 
 class NextTokenPrior:

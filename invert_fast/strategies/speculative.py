@@ -1,7 +1,7 @@
 """Draft the whole text from its states, verify it in one pass, repair the first mismatch, go on from there.
 
-What no published system does: a lens reads a draft off H without any forward pass, and causality lets one teacher-forced
-pass certify everything before the first mismatch.
+What no published system does: a lens reads a draft off H without any forward pass, and causality lets one
+teacher-forced pass certify everything before the first mismatch.
 """
 
 from __future__ import annotations
@@ -65,8 +65,9 @@ class _Proposer:
             stuck = stuck[self.context.attempts.tries[stuck] < self.settings.max_candidates]
         if len(stuck):
             settings = self.settings
-            items += growing_blocks(self.context, stuck, self._scores(stuck), settings.first_block, settings.growth,
-                                    settings.max_block)
+            items += growing_blocks(
+                self.context, stuck, self._scores(stuck), settings.first_block, settings.growth, settings.max_block
+            )
         return items
 
     def _runs(self, slots: Tensor) -> list[Run | Block]:
