@@ -82,7 +82,8 @@ class Lanes:
         if longest and self.keys is not None and self.values is not None:
             call.keys = [k[:, :, :longest] for k in self.keys]
             call.values = [v[:, :, :longest] for v in self.values]
-            call.lengths, call.slots = lengths, None if len(slots) == self.slots else slots
+            in_order = len(slots) == self.slots and bool((slots[1:] > slots[:-1]).all())
+            call.lengths, call.slots = lengths, None if in_order else slots
         with torch.set_grad_enabled(embeds.requires_grad):
             hidden = self.decoder.run(embeds, positions, call)
         self.forward_tokens[slots] += embeds.shape[1]

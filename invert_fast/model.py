@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -322,8 +323,8 @@ def _twin(model: PreTrainedModel, layer: Layer) -> nn.Module:
     after = _after_blocks(base, layer.blocks)
     shared = {id(t): t for t in (*base.parameters(), *base.buffers())}
     twin = copy.deepcopy(base, shared).eval()
-    configs = {id(module.config): module.config for module in twin.modules() if hasattr(module, "config")}
-    for config in configs.values():  # copies too: the user's model keeps its own
+    configs: list[Any] = [module.config for module in twin.modules() if hasattr(module, "config")]
+    for config in configs:  # copies too: the user's model keeps its own
         config._attn_implementation = _ATTENTION
         config.num_hidden_layers = layer.depth
     parent, blocks = _find_blocks(twin, layer.blocks)
