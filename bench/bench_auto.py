@@ -62,7 +62,7 @@ def bare_forward(inverter: Inverter, ids: torch.Tensor) -> float:
 
 
 @pytest.mark.parametrize(("texts", "length"), SHAPES)
-def bench_auto(benchmark, inverter, texts, length):
+def bench_auto(benchmark, inverter, report_row, texts, length):
     if length > inverter.decoder.max_length:
         pytest.skip(f"{length} tokens are more than this model's {inverter.decoder.max_length} positions")
     rows, source = token_rows(inverter, texts, length)
@@ -85,4 +85,4 @@ def bench_auto(benchmark, inverter, texts, length):
         "device": f"{inverter.decoder.device}, {torch.get_num_threads()} threads, {platform.machine()}",
         "torch": torch.__version__,
     }
-    print(f"\n{texts} × {length}: {benchmark.extra_info}")
+    report_row(f"{Path(benchmark.params['inverter']).name}, {texts} × {length}", benchmark.extra_info)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-KEPT = 8
+KEPT = 64  # nearest candidates remembered a position: more tokens than ever fit one state equally well
 
 
 class Attempts:

@@ -23,6 +23,7 @@ from .vocabulary import Vocabulary
 FIRST, REST = 0, 1
 _TEXTS, _LENGTH, _CONTEXTS, _NEIGHBOURS, _PAIRS = 24, 24, 4, 512, 32
 _NOISE_FACTOR = 4.0  # the true token's residual is believed to stay below this many times the largest measured
+_APART = 1e-5  # rows nearer than this are never told apart without trying both, whatever the slope
 _SLOPE_FACTOR = 0.5  # and a wrong one's above this share of the smallest measured
 
 
@@ -140,7 +141,6 @@ def _captured_as(decoder: Decoder, ids: Tensor, compute_dtype: str) -> Tensor:
 def _wrong(decoder: Decoder, vocabulary: Vocabulary, ids: Tensor, position: int) -> tuple[float, float]:
     """Nearest wrong residual and smallest residual per embedding distance, over each context's nearest neighbours in
     the embedding matrix and over the closest pairs of the whole vocabulary."""
-    table, scale = vocabulary.embedding, vocabulary.scale
     lanes = Lanes(decoder, len(ids), ids.shape[1])
     slots = torch.arange(len(ids), device=ids.device)
     if position == REST and ids.shape[1] > 1:  # contexts of different lengths
@@ -161,16 +161,16 @@ def _wrong(decoder: Decoder, vocabulary: Vocabulary, ids: Tensor, position: int)
         candidates = torch.cat([torch.tensor([token], device=others.device), others])
         hidden = lanes.fan_out(slot, decoder.embed(candidates)[None]).float()
         residual = ops.residuals(hidden[:, 1:], hidden[:, 0])[0]
-        distance = (table[others] - table[token]).norm(dim=-1) / scale
+        distance = vocabulary.distances(others.new_tensor([token]))[0, others]
         nearest_wrong = min(nearest_wrong, residual.min().item())
-        slope = min(slope, (residual / distance.clamp_min(1e-30)).min().item())
+        apart = distance > _APART
+        slope = min(slope, (residual[apart] / distance[apart]).min().item() if bool(apart.any()) else slope)
     if math.isinf(slope):  # a vocabulary of one token: nothing can be mistaken for it
         return 1.0, 1.0
     return nearest_wrong, _SLOPE_FACTOR * slope
 
 
 def _neighbours(vocabulary: Vocabulary, token: int, count: int) -> Tensor:
-    distance = (
-        (vocabulary.embedding - vocabulary.embedding[token]).norm(dim=-1).masked_fill(~vocabulary.allowed, torch.inf)
-    )
+    distance = vocabulary.distances(vocabulary.representative[token][None])[0]
+    distance = distance.masked_fill(~vocabulary.allowed, torch.inf)
     return distance.topk(min(count, int(vocabulary.allowed.sum())), largest=False).indices

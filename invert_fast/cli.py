@@ -249,20 +249,23 @@ def _invert(args: argparse.Namespace) -> int:
     if args.insist:
         source = files.without_model(source)
     layer, lengths = inverter.decoder.layer.name, source.lengths()
-    inverter.checked(0, files.head(source, layer))  # width, layer and model, before anything is written
+    told = files.head(source, layer)
+    inverter.checked(0, told)  # width, layer and model, before anything is written
+    inverter.check_lengths(lengths)
     part, parts = args.shard
     todo = [i for i in range(len(source)) if i % parts == part - 1]
     done = files.resume(args.output, lengths) if args.output.exists() else set()
     todo = sorted((i for i in todo if i not in done), key=lambda i: -lengths[i])  # like lengths share a pass
     start = time.perf_counter()
+    tolerances = inverter.calibrate(args.states_dtype or told.dtype, args.compute_dtype or told.compute_dtype)
+    log.info("%s states, %s", args.states_dtype or told.dtype, tolerances.describe())
     found = inverter.invert_iter(
         ((i, source.states(i, layer)) for i in todo),
         args.strategy,
         lengths=[lengths[i] for i in todo],
         batch_size=args.batch_size,
         max_memory=args.max_memory,
-        states_dtype=args.states_dtype,
-        compute_dtype=args.compute_dtype,
+        tolerances=tolerances,
     )
     tokens, forward, certified, worst = 0, 0, 0, {}
     with (

@@ -96,20 +96,21 @@ class Engine:
             self._settle(exhausted)
 
     def _work(self, item: Run | Block) -> None:
-        """Verify one item in as many calls as memory asks for."""
+        """Verify one item in as many calls as memory asks for. What a cut leaves over is proposed again later."""
         start = 0
         while start < len(item.slots):
-            rows = max(1, self.tokens_per_call // item.ids.shape[1])
-            part = slice(start, start + rows)
+            columns = min(item.ids.shape[1], max(2, self.tokens_per_call))  # 2: a rival needs the best beside it
+            rows = max(1, self.tokens_per_call // columns)
+            slots, ids = item.slots[start : start + rows], item.ids[start : start + rows, :columns]
             try:
                 if isinstance(item, Run):
-                    self._verify_run(Run(item.slots[part], item.ids[part], item.counts[part]))
+                    self._verify_run(Run(slots, ids, item.counts[start : start + rows].clamp_max(columns)))
                 else:
-                    self._verify_block(Block(item.slots[part], item.ids[part]))
+                    self._verify_block(Block(slots, ids))
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-                if not _out_of_memory(error) or rows == 1:
+                if not _out_of_memory(error) or ids.numel() <= 2:
                     raise
-                self.tokens_per_call = max(1, min(rows, len(item.slots) - start) * item.ids.shape[1] // 2)
+                self.tokens_per_call = max(2, ids.numel() // 2)
                 log.warning(
                     "out of memory: going on with %d tokens a call (--max-memory sets less from the start)",
                     self.tokens_per_call,
@@ -125,7 +126,7 @@ class Engine:
         step = torch.arange(K, device=ids.device)
         position = self.lanes.length[slots][:, None] + step
         target = self.lanes.targets[slots[:, None], position.clamp_max(self.max_len - 1)]
-        residual = ops.residuals(hidden.flatten(0, 1)[:, None], target.flatten(0, 1)).view(b, K)
+        residual = _comparable(ops.residuals(hidden.flatten(0, 1)[:, None], target.flatten(0, 1)).view(b, K))
         noise, tolerance, slope = self.tolerances.at(position)
         bound = slope * self.vocabulary.separation[ids]  # no other token comes nearer than this
         alone = bound > residual + _RUNNER_UP_FACTOR * torch.maximum(noise, residual)
@@ -169,7 +170,7 @@ class Engine:
         """One fan-out over alternatives for the next token of each lane; lanes whose answer is clear move on."""
         slots, ids = block.slots, block.ids
         hidden = self.lanes.fan_out(slots, self.decoder.embed(ids.clamp_min(0)))
-        residual = ops.residuals(hidden, self.lanes.target(slots))
+        residual = _comparable(ops.residuals(hidden, self.lanes.target(slots)))
         self._note(slots, ids, residual, hidden)
         best, token = self.attempts.near[slots, 0], self.attempts.near_ids[slots, 0]
         noise, tolerance, slope = self.tolerances.at(self.lanes.length[slots])
@@ -260,6 +261,11 @@ class Engine:
         nearest_rival = torch.where(everything, second, torch.minimum(second, torch.maximum(bound, best)))
         nearest_rival = torch.where(nearest_rival.isinf(), bound, nearest_rival)
         return status, (nearest_rival - best).clamp_min(0)
+
+
+def _comparable(residual: Tensor) -> Tensor:
+    """NaN and overflow (states of absurd size) count as infinitely far."""
+    return residual.nan_to_num(nan=float("inf"), posinf=float("inf"))
 
 
 def _out_of_memory(error: BaseException) -> bool:

@@ -228,8 +228,8 @@ def recovery_line(index: int, recovery: Recovery) -> str:
         "text": recovery.text,
         "certified": recovery.certified,
         "status": [Status(int(s)).label for s in recovery.status],
-        "residual": [float(f"{x:.4g}") for x in recovery.residual],
-        "margin": [float(f"{x:.4g}") for x in recovery.margin],
+        "residual": _numbers(recovery.residual),
+        "margin": _numbers(recovery.margin),
         "first_failure": recovery.first_failure,
         "forward_tokens": recovery.cost.forward_tokens,
         "seconds": round(recovery.cost.seconds, 6),
@@ -237,6 +237,11 @@ def recovery_line(index: int, recovery: Recovery) -> str:
     if recovery.alternatives:
         row["alternatives"] = {str(position): ids for position, ids in recovery.alternatives.items()}
     return json.dumps(row, ensure_ascii=False, allow_nan=False)
+
+
+def _numbers(values: np.ndarray) -> list[float | None]:
+    """Four digits each; null where nothing was tried (JSON has no infinity)."""
+    return [float(f"{x:.4g}") if np.isfinite(x) else None for x in values]
 
 
 def read_recovered(path: Path) -> list[dict]:

@@ -166,12 +166,8 @@ class Inverter:
         first = next(source, None)
         if first is None or not len(lengths):
             return iter(())
+        self.check_lengths(lengths)
         longest = max(1, *lengths)
-        if longest > self.decoder.max_length:
-            raise InputError(
-                f"a text has {longest} rows, this model has {self.decoder.max_length} positions: "
-                "give one text a tensor, and check the model"
-            )
         rows = self.checked(*first)
         if tolerances is None:
             told = first[1] if isinstance(first[1], States) else States(first[1])
@@ -193,6 +189,15 @@ class Inverter:
         """Noise and tolerance for states stored in one precision, computed in another; measured once, then cached."""
         kept = "float32" if states_dtype == "float64" else states_dtype
         return calibrate(self.decoder, self.vocabulary, kept, compute_dtype)
+
+    def check_lengths(self, lengths: Sequence[int]) -> None:
+        """InputError when a text has more rows than the model has positions."""
+        longest = max(lengths, default=0)
+        if longest > self.decoder.max_length:
+            raise InputError(
+                f"a text has {longest} rows, this model has {self.decoder.max_length} positions: "
+                "give one text a tensor, and check the model"
+            )
 
     def checked(self, index: int, item: States | Tensor) -> Tensor:
         """The rows `[T, D]` as fp32, or an InputError that names what is wrong with text `index`."""

@@ -100,18 +100,18 @@ class Lanes:
             raise RuntimeError("commit follows a draft or a fan_out")
         at, step = (torch.arange(ids.shape[1], device=ids.device) < counts[:, None]).nonzero(as_tuple=True)
         slot, position = slots[at], self.length[slots][at] + step
-        self.ids[slot, position] = ids[at, step]
-        self.length[slots] += counts
-        goes_on = (self.length < self.target_length)[slot]
-        if self.decoder.blocks and bool(goes_on.any()):
-            at, step, slot, position = at[goes_on], step[goes_on], slot[goes_on], position[goes_on]
-            source = step if chosen is None else chosen[at]
+        goes_on = (self.length[slots] + counts < self.target_length[slots])[at]
+        if self.decoder.blocks and bool(goes_on.any()):  # first, since it may run out of memory: then nothing has moved
+            row, lane, where = rows[at[goes_on]], slot[goes_on], position[goes_on]
+            source = step[goes_on] if chosen is None else chosen[at[goes_on]]
             if self.keys is None or self.values is None:
                 self.keys, self.values = self._storage(0), self._storage(1)
             for layer in range(self.decoder.blocks):
                 key, value = self._pending.own[layer]
-                self.keys[layer][slot, :, position] = key.detach()[rows[at], :, source]
-                self.values[layer][slot, :, position] = value.detach()[rows[at], :, source]
+                self.keys[layer][lane, :, where] = key.detach()[row, :, source]
+                self.values[layer][lane, :, where] = value.detach()[row, :, source]
+        self.ids[slot, position] = ids[at, step]
+        self.length[slots] += counts
 
     def _storage(self, part: int) -> list[Tensor]:
         assert self._pending is not None

@@ -52,8 +52,8 @@ class Ledger:
         """Record the first `counts [b]` of the next positions of each lane: `[b, K]` tables. Call before the commit."""
         at, step = (torch.arange(residual.shape[1], device=slots.device) < counts[:, None]).nonzero(as_tuple=True)
         slot, position = slots[at], self.lanes.length[slots][at] + step
-        self.residual[slot, position] = residual[at, step]
-        self.margin[slot, position] = margin[at, step]
+        self.residual[slot, position] = residual[at, step].nan_to_num()  # nothing tried: the largest number there is
+        self.margin[slot, position] = margin[at, step].nan_to_num()
         self.status[slot, position] = status[at, step]
         self.rank[slot, position] = 0 if rank is None else rank[at, step]
 
@@ -71,13 +71,13 @@ class Ledger:
         if not len(slots):
             return []
         lanes = self.lanes
-        norms = lanes.targets[slots].square().mean(-1)  # MSE = residual² · ‖h‖² / D
+        norms = lanes.targets[slots].double().square().mean(-1)  # MSE = residual² · ‖h‖² / D
         tables = [
             t.cpu().numpy()
             for t in (
                 lanes.ids[slots],
                 self.residual[slots],
-                self.residual[slots].square() * norms,
+                self.residual[slots].double().square() * norms,
                 self.margin[slots],
                 self.status[slots],
                 self.rank[slots],

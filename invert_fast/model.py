@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
@@ -26,6 +27,7 @@ BUNDLED = Path(__file__).parent / "bundled"
 TESTED_FAMILIES = ("gpt2", "llama", "qwen2", "qwen3", "mistral", "gpt_neox", "opt", "gemma", "phi3")
 _ATTENTION = "invert_fast_prefix"
 _FINGERPRINT_VALUES = 4096
+_TWIN_RESIDUAL = 0.05  # relative L2; bf16 passes of one model differ by 0.02
 
 
 @dataclass
@@ -154,6 +156,28 @@ class Decoder:
         self.max_length = getattr(config, "max_position_embeddings", None) or 2**31
         self.usable_ids = min(self.vocab_size, len(tokenizer)) if tokenizer is not None else self.vocab_size
 
+        self._check_twin()
+
+    @torch.no_grad()
+    def _check_twin(self) -> None:
+        """Refuse a family whose own forward pass the twin does not reproduce: one that attends in another way."""
+        family = self.model.config.model_type
+        ids = (torch.arange(min(8, self.max_length), device=self.device) * 7 % self.usable_ids)[None]
+        try:
+            call = PrefixCall(causal=True)
+            ours = self.run(self.embed(ids), torch.arange(ids.shape[1], device=self.device)[None], call)
+            off = ops.residuals(ours.transpose(0, 1), self.capture(ids)[0]).max().item()
+        except (TypeError, AttributeError, ValueError, RuntimeError, LookupError) as error:
+            raise InputError(
+                f"model family '{family}' does not run in our way ({type(error).__name__}: "
+                f"{' '.join(str(error).split())[:100]}), expected one of {', '.join(TESTED_FAMILIES)}"
+            ) from error
+        if len(call.own) != self.blocks or not off < _TWIN_RESIDUAL:
+            raise InputError(
+                f"model family '{family}' attends in a way of its own (our states are {off:.0e} off its own), expected "
+                f"one of {', '.join(TESTED_FAMILIES)}"
+            )
+
     def embed(self, ids: Tensor) -> Tensor:
         """Token embeddings as the model sees them: `[...] → [..., D_embedding]`."""
         return self.embedding[ids]
@@ -184,6 +208,18 @@ class Decoder:
         scores = head(states.to(self.dtype)).float()
         scores[..., self.usable_ids :] = float("-inf")
         return scores.log_softmax(-1)
+
+    @torch.no_grad()
+    def seen_embedding(self) -> Tensor:
+        """Embedding rows `[V, D_embedding]` less what no state of this layer can show.
+
+        The final norm takes a common shift (LayerNorm) or a common length (RMSNorm) out of a row, so rows that differ
+        only in that are near each other.
+        """
+        try:
+            return _final_norm(self.model, self.embedding).float() if self.layer.normed else self.embedding.float()
+        except RuntimeError:  # embeddings of another width than the states (OPT-350m): the norm does not apply to them
+            return self.embedding.float()
 
     @torch.no_grad()
     def capture(self, ids: Tensor) -> Tensor:
@@ -272,7 +308,7 @@ def load(name_or_path: str | Path, device: str = "cpu", dtype: str | torch.dtype
             name, dtype=dtype, use_safetensors=True, trust_remote_code=False, local_files_only=local
         )
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, local_files_only=local)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise InputError(
             f"model '{name}' could not be loaded ({' '.join(str(error).split())[:200]}): give a model "
             "folder, a Hub id that this machine can reach, or 'bundled'"

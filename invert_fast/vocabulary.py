@@ -5,19 +5,23 @@ A decoder sees a token only through its embedding row, so tokens with equal rows
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import torch
 from torch import Tensor
 
 from .model import Decoder
 
 _PROJECT_ABOVE, _PROJECTION_WIDTH = 8192, 64
+_NEAR = 0.03  # rows nearer than this are compared value by value: a matrix product rounds such distances away
 
 
 class Vocabulary:
     """The candidate tokens of a decoder.
 
     allowed `[V]` bool: ids a candidate may have (known to the tokenizer, one representative a class of equal rows);
-    representative `[V]`: lowest id with the same row; class_size `[V]`: how many usable ids share the row.
+    representative `[V]`: lowest id with the same row; class_size `[V]`: how many usable ids share the row;
+    seen `[V, D]`: the rows as far as states can show them, in which distances are measured, in units of `scale`.
     """
 
     def __init__(self, decoder: Decoder):
@@ -30,8 +34,8 @@ class Vocabulary:
             0, self.representative, usable.long()
         )[self.representative]
         self.usable = usable
-        self.scale = self.embedding[self.allowed].norm(dim=-1).mean().clamp_min(1e-30)
-        self._separation: Tensor | None = None
+        self.seen = decoder.seen_embedding()
+        self.scale = self.seen[self.allowed].norm(dim=-1).mean().clamp_min(1e-30)
 
     def equals(self, token: int) -> list[int]:
         """All usable ids with the same row as `token`, itself included, ascending."""
@@ -41,51 +45,53 @@ class Vocabulary:
     @property
     def separation(self) -> Tensor:
         """`[V]` distance of each row to the nearest different allowed row, in units of the mean row norm."""
-        if self._separation is None:
-            self._separation = self._nearest_rows()[0]
-        return self._separation
+        return self._nearest[0]
 
     def closest_pairs(self, count: int) -> tuple[Tensor, Tensor]:
         """The `count` allowed tokens with the nearest rival, and those rivals: the hardest pairs to tell apart."""
-        distance, rival = self._nearest_rows()
+        distance, rival = self._nearest
         distance = distance.masked_fill(~self.allowed, float("inf"))
         tokens = distance.topk(min(count, int(self.allowed.sum())), largest=False).indices
         return tokens, rival[tokens]
 
+    def distances(self, tokens: Tensor) -> Tensor:
+        """`[b, V]` distance of every row to those of `tokens`, exact for near rows; in units of the mean row norm."""
+        return torch.cdist(self.seen[tokens], self.seen, compute_mode="donot_use_mm_for_euclid_dist") / self.scale
+
     def rivals(self, tokens: Tensor, radius: Tensor, tried: Tensor, count: int) -> Tensor:
         """The nearest untried allowed tokens within `radius [b]` of `tokens [b]`: ids `[b, count]`, −1 where none."""
-        distance = torch.cdist(self.embedding[tokens], self.embedding) / self.scale
-        distance = distance.masked_fill(tried | ~self.allowed, float("inf"))
+        distance = self.distances(tokens).masked_fill(tried | ~self.allowed, float("inf"))
         distance, ids = distance.topk(min(count, self.size), largest=False)
-        return ids.masked_fill(distance > radius[:, None], -1)
+        return ids.masked_fill((distance > radius[:, None]) | distance.isinf(), -1)
 
-    def _nearest_rows(self) -> tuple[Tensor, Tensor]:
+    @cached_property
+    def _nearest(self) -> tuple[Tensor, Tensor]:
         """Distance to, and id of, the nearest different allowed row of every row, `[V]` each.
 
-        Large vocabularies are searched in a random 64-dimensional projection (near rows stay near in it), then the
-        distance of the few rows found is computed exactly.
+        Found by matrix products, in a random 64-dimensional projection for large vocabularies (near rows stay near in
+        it); rows with a near neighbour are then compared with all others exactly.
         """
-        if hasattr(self, "_nearest"):
-            return self._nearest
-        table, ids = self.embedding, self.allowed.nonzero().flatten()
-        search, width = table, table.shape[1]
+        ids, search = self.allowed.nonzero().flatten(), self.seen
+        width = search.shape[1]
         if len(ids) > _PROJECT_ABOVE and width > _PROJECTION_WIDTH:
             generator = torch.Generator().manual_seed(0)
-            search = table @ torch.randn(width, _PROJECTION_WIDTH, generator=generator).to(table) / width**0.5
-        norms, columns = search[ids].square().sum(-1), search[ids]
-        distances, rivals = [], []
-        for start in range(0, self.size, 1024):
-            rows = torch.arange(start, min(start + 1024, self.size), device=table.device)
+            search = search @ torch.randn(width, _PROJECTION_WIDTH, generator=generator).to(search) / width**0.5
+        columns = search[ids]
+        norms = columns.square().sum(-1)
+        distance, rival = torch.empty(self.size, device=ids.device), torch.empty_like(self.representative)
+        for rows in torch.arange(self.size, device=ids.device).split(1024):
             score = norms - 2 * search[rows] @ columns.T
             score.masked_fill_(self.representative[rows][:, None] == ids, float("inf"))
             found = ids[score.topk(min(4, len(ids)), largest=False).indices]
-            exact = (table[found] - table[rows][:, None]).norm(dim=-1)
+            exact = (self.seen[found] - self.seen[rows][:, None]).norm(dim=-1) / self.scale
             exact = exact.masked_fill(found == self.representative[rows][:, None], float("inf"))
-            near = exact.min(-1)
-            distances.append(near.values / self.scale)
-            rivals.append(found.gather(1, near.indices[:, None])[:, 0])
-        self._nearest = torch.cat(distances), torch.cat(rivals)
-        return self._nearest
+            distance[rows], at = exact.min(-1)
+            rival[rows] = found.gather(1, at[:, None])[:, 0]
+        for rows in (distance < _NEAR).nonzero().flatten().split(16):
+            exact = self.distances(rows).masked_fill(~self.allowed, float("inf"))
+            exact = exact.masked_fill(self.representative[rows][:, None] == self.representative, float("inf"))
+            distance[rows], rival[rows] = exact.min(-1)
+        return distance, rival
 
 
 def _equal_rows(table: Tensor) -> Tensor:

@@ -70,7 +70,7 @@ def growing_blocks(
     tries, items = context.attempts.tries[slots], []
     size, below = first, 0
     while True:
-        last = size >= largest
+        last = size >= largest or growth <= 1
         group = (tries >= below) if last else (tries >= below) & (tries < below + size)
         if bool(group.any()):
             ids = best_untried(
