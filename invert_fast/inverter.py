@@ -51,6 +51,7 @@ class Inverter:
     def __init__(self, model: PreTrainedModel, tokenizer=None, layer: int | str = -1, *, insist: bool = False):
         self.decoder = Decoder(model, tokenizer, layer, insist)
         self.vocabulary = Vocabulary(self.decoder)
+        self._tolerances: dict[tuple[str, str], Tolerances] = {}
 
     @classmethod
     def from_pretrained(
@@ -98,8 +99,7 @@ class Inverter:
                 f"token id {bad} is outside this model's vocabulary of {self.decoder.vocab_size}: "
                 "tokenise with this model's own tokenizer"
             )
-        limit = min(self.decoder.max_length, max_tokens or self.decoder.max_length)
-        return ids[:limit]
+        return ids[: min(self.decoder.max_length, self.decoder.max_length if max_tokens is None else max_tokens)]
 
     def capture_ids(
         self, ids: Sequence[Sequence[int]], dtype: torch.dtype = torch.float32, batch_size: int = 32
@@ -137,8 +137,8 @@ class Inverter:
         states: one `[T, D]` tensor, one `States`, or a list of them. Never raises for a position it could not recover:
         look at `certified` and `status`, or call `raise_if_failed()`.
         """
-        single = isinstance(states, (States, Tensor))
-        batch: list[States | Tensor] = [states] if single else list(states)  # type: ignore[list-item]
+        items = [states] if isinstance(states, (States, Tensor)) else list(states)
+        batch = [s if isinstance(s, States) else States(s, self.decoder.layer.name) for s in items]
         found = dict(self.invert_iter(enumerate(batch), strategy, lengths=[len(s) for s in batch], **options))
         return [found[i] for i in range(len(batch))]
 
@@ -187,8 +187,10 @@ class Inverter:
 
     def calibrate(self, states_dtype: str = "float32", compute_dtype: str = "float32") -> Tolerances:
         """Noise and tolerance for states stored in one precision, computed in another; measured once, then cached."""
-        kept = "float32" if states_dtype == "float64" else states_dtype
-        return calibrate(self.decoder, self.vocabulary, kept, compute_dtype)
+        stored, computed = ("float32" if d == "float64" else d for d in (states_dtype, compute_dtype))
+        if (stored, computed) not in self._tolerances:
+            self._tolerances[stored, computed] = calibrate(self.decoder, self.vocabulary, stored, computed)
+        return self._tolerances[stored, computed]
 
     def check_lengths(self, lengths: Sequence[int]) -> None:
         """InputError when a text has more rows than the model has positions."""

@@ -65,6 +65,10 @@ class States:
     model: str | None = None
 
     def __post_init__(self):
+        if not isinstance(self.hidden, Tensor):
+            raise InputError(
+                f"states are a {type(self.hidden).__name__}, expected a torch tensor of shape [T, D] a text"
+            )
         if self.hidden.dim() != 2:
             raise InputError(
                 f"states have shape {list(self.hidden.shape)}, expected [tokens, width]: "

@@ -160,7 +160,7 @@ def test_uncertified_is_exit_status_1(folder, tmp_path):
 
 BAD_STATES = {
     "wrong width": (lambda p: save_file({"hidden": torch.zeros(3, 7)}, p), ["7 wide", "256"]),
-    "NaN row": (lambda p: save_file({"hidden": torch.tensor([[0.0] * 256, [float("nan")] * 256])}, p), ["row 1", "NaN"]),
+    "NaN row": (lambda p: save_file({"hidden": torch.tensor([[0.0] * 256, [torch.nan] * 256])}, p), ["row 1", "NaN"]),
     "Inf row": (lambda p: save_file({"hidden": torch.full((1, 256), float("inf"))}, p), ["row 0", "Inf"]),
     "too long": (lambda p: save_file({"hidden": torch.zeros(1025, 256)}, p), ["1025", "1024"]),
     "integers": (lambda p: save_file({"hidden": torch.zeros(3, 256, dtype=torch.long)}, p), ["I64", "floats"]),

@@ -50,8 +50,7 @@ def test_damaged_files_are_refused_or_read_never_crash(tmp_path, data):
     path.write_bytes(raw[: data.draw(st.integers(0, len(raw)))] if data.draw(st.booleans()) else raw)
     try:
         file = open_states(path)
-    except InputError as error:
-        assert "\n" not in str(error)
+    except InputError:
         return
     assert file.rows(0, file.offsets[-1]).shape == (file.offsets[-1], file.width)
 

@@ -77,7 +77,6 @@ def new_model() -> GPT2LMHeadModel:
             attn_pdrop=0.0,
             bos_token_id=end,
             eos_token_id=end,
-            pad_token_id=end,
         )
     )
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import logging
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -88,12 +89,7 @@ def load_or_fit(decoder: Decoder, vocabulary: Vocabulary, seed: int = 0) -> Line
     found = cache.path(key)
     if found is not None:
         try:
-            with safe_open(found, framework="pt", device=str(decoder.device)) as file:
-                parts = {
-                    name: (file.get_tensor(f"{name}.project"), file.get_tensor(f"{name}.gram"))
-                    for name in ("first", "rest", "change")
-                }
-                return LinearLens(vocabulary, parts, float(json.loads(file.metadata()["accuracy"])))
+            return _stored(found, decoder, vocabulary)
         except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
             log.warning("the stored lens %s is unreadable (%s): fitting it again", found, error)
     log.info(
@@ -107,6 +103,24 @@ def load_or_fit(decoder: Decoder, vocabulary: Vocabulary, seed: int = 0) -> Line
     }
     cache.write(key, save(tensors, metadata={"accuracy": json.dumps(lens.accuracy), "format": _VERSION}))
     return lens
+
+
+def _stored(path: Path, decoder: Decoder, vocabulary: Vocabulary) -> LinearLens:
+    """The lens in a file of the cache folder; ValueError unless it is whole and of this model's shapes."""
+    width, out = decoder.width, vocabulary.embedding.shape[1]
+    parts = {}
+    with safe_open(path, framework="pt", device=str(decoder.device)) as file:
+        accuracy = float((file.metadata() or {})["accuracy"])
+        for name, features in (("first", width + 1), ("rest", 2 * width + 1), ("change", width)):
+            project, gram = file.get_tensor(f"{name}.project"), file.get_tensor(f"{name}.gram")
+            if project.shape != (features, out) or gram.shape != (out, out):
+                raise ValueError(f"{name} has shapes {list(project.shape)} and {list(gram.shape)}")
+            if not (project.isfinite().all() and gram.isfinite().all()):
+                raise ValueError(f"{name} is not finite")
+            parts[name] = project, gram
+    if not 0 <= accuracy <= 1:
+        raise ValueError(f"accuracy {accuracy}")
+    return LinearLens(vocabulary, parts, accuracy)
 
 
 @torch.no_grad()
@@ -127,16 +141,16 @@ def fit(decoder: Decoder, vocabulary: Vocabulary, seed: int = 0) -> LinearLens:
     groups[0], states[0] = ids[held:], states[0][held:]
 
     parts = {"first": _fit_first(decoder, vocabulary, seed)}
-    parts["rest"] = (
-        _solve(
+    if length > 1:
+        parts["rest"] = _solve(
             vocabulary,
             torch.cat([g[:, 1:].flatten() for g in groups]),
             torch.cat([s[:, 1:].flatten(0, 1) for s in states]),
             torch.cat([s[:, :-1].flatten(0, 1) for s in states]),
         )
-        if length > 1
-        else parts["first"]
-    )
+    else:  # a model of one position: there is no later one
+        out = vocabulary.embedding.shape[1]
+        parts["rest"] = test_states.new_zeros(2 * decoder.width + 1, out), test_states.new_zeros(out, out)
     draft_lens = LinearLens(vocabulary, {**parts, "change": parts["first"]}, 0.0)
     accuracy = (draft_lens.draft(test_states) == test_ids).float().mean().item() if held else 0.0
     parts["change"] = _fit_change(decoder, vocabulary, draft_lens, groups[0][:_CHANGE_TEXTS], states[0][:_CHANGE_TEXTS])

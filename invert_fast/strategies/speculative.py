@@ -7,13 +7,17 @@ teacher-forced pass certify everything before the first mismatch.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from ..lens import LinearLens, load_or_fit
+from ..model import Decoder
 from .base import Block, Context, Run, growing_blocks
 from .prior import NextTokenPrior
+
+_lenses: WeakKeyDictionary[Decoder, dict[int, LinearLens]] = WeakKeyDictionary()  # read once a process
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,10 @@ class Speculative:
     name: str = "speculative"
 
     def bind(self, context: Context) -> _Proposer:
-        return _Proposer(self, context, load_or_fit(context.decoder, context.vocabulary, self.seed))
+        kept = _lenses.setdefault(context.decoder, {})
+        if self.seed not in kept:
+            kept[self.seed] = load_or_fit(context.decoder, context.vocabulary, self.seed)
+        return _Proposer(self, context, kept[self.seed])
 
 
 class _Proposer:

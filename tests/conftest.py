@@ -1,0 +1,69 @@
+"""What every test runs in: no network, no GPU compiler, and a cache folder of its own."""
+
+from __future__ import annotations
+
+import os
+
+os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is decorated, so before any import of ours
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import signal
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+import transformers
+from hypothesis import HealthCheck, settings
+
+ROOT = Path(__file__).resolve().parents[1]
+
+transformers.logging.set_verbosity_error()
+# `HYPOTHESIS_PROFILE=hunt pytest` looks for new counterexamples; the default repeats the same ones, quickly.
+_common = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large]}
+settings.register_profile("quick", derandomize=True, max_examples=25, database=None, **_common)
+settings.register_profile("hunt", max_examples=1000, print_blob=True, **_common)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
+
+
+class TimeLimit(Protocol):
+    def __call__(self, seconds: float) -> AbstractContextManager[None]: ...
+
+
+@pytest.fixture(autouse=True, scope="session")
+def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """What is calibrated and fitted is kept for this session only."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("INVERT_FAST_CACHE", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of trained models and real text that are no part of the project."""
+    folder = Path(os.environ.get("INVERT_FAST_SHARED", ROOT.parent / "shared"))
+    if not folder.is_dir():
+        pytest.skip(f"there is no folder {folder}: set INVERT_FAST_SHARED to the one with trained models and texts")
+    return folder
+
+
+@pytest.fixture
+def time_limit() -> TimeLimit:
+    """`with time_limit(seconds):` turns an endless loop into a failure."""
+
+    @contextmanager
+    def limit(seconds: float) -> Iterator[None]:
+        def stop(*_):
+            raise TimeoutError(f"still running after {seconds} s")
+
+        before = signal.signal(signal.SIGALRM, stop)
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+        try:
+            yield
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+
+    return limit

@@ -1,0 +1,163 @@
+"""Tolerances are measured: noise below, wrong tokens above, each position class by itself, the same every time."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+
+from invert_fast import Inverter, States
+from invert_fast import cache as cache_module
+from invert_fast.calibrate import Tolerances, calibrate
+
+from .families import BLOCKS, FAMILIES, Tokenizer, build, inverter, make, texts
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch) -> Path:
+    """An empty cache folder."""
+    monkeypatch.setenv("INVERT_FAST_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def measured(inv: Inverter, dtype: str = "float32", compute_dtype: str = "float32") -> Tolerances:
+    return calibrate(inv.decoder, inv.vocabulary, dtype, compute_dtype)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("layer", [-1, f"block:{BLOCKS - 1}", "block:0", "embeddings"])
+def test_noise_lies_below_tolerance_and_tolerance_below_wrong_tokens(family, layer):
+    inv = inverter(family, layer)
+    for dtype in ("float32", "float16", "bfloat16"):
+        found = measured(inv, dtype)
+        for noise, tolerance, wrong, slope, decades in zip(*asdict(found).values(), found.decades, strict=True):
+            assert 0 < noise <= tolerance < wrong
+            assert slope > 0
+            assert decades == pytest.approx(math.log10(wrong / noise))
+            assert decades > (3 if dtype == "float32" else 0.5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_noise_bounds_true_tokens_and_slope_bounds_wrong_ones(family):
+    """On texts that calibration has not seen."""
+    inv, ids = inverter(family), torch.tensor(texts(*[20] * 8, seed=7))
+    found, own = measured(inv, "bfloat16"), inv.decoder.capture(ids)
+    stored = own.to(torch.bfloat16).float()
+    residual = (own - stored).norm(dim=-1) / stored.norm(dim=-1)
+    assert residual[:, 0].max() < found.noise[0]
+    assert residual[:, 1:].max() < found.noise[1]
+    for position in (0, 9):
+        token, others = ids[0, position], torch.arange(inv.vocabulary.size)
+        alone = torch.cat([ids[0, :position].expand(len(others), -1), others[:, None]], 1)
+        away = (inv.decoder.capture(alone)[:, -1] - own[0, position]).norm(dim=-1) / own[0, position].norm()
+        bound = found.slope[position > 0] * inv.vocabulary.separation[token]
+        assert away[others != token].min() >= bound
+
+
+def test_lower_precision_has_more_noise():
+    inv = inverter("llama")
+    full, half, brain, computed = (
+        measured(inv, *dtypes).noise[1] for dtypes in (["float32"], ["float16"], ["bfloat16"], ["bfloat16", "bfloat16"])
+    )
+    assert full < half / 10 < brain / 10
+    assert brain < computed
+
+
+def test_the_first_position_has_figures_of_its_own():
+    found = Tolerances((1.0, 2.0), (3.0, 4.0), (5.0, 6.0), (7.0, 8.0))
+    noise, tolerance, slope = found.at(torch.tensor([[0, 1], [9, 0]]))
+    assert noise.tolist() == [[1, 2], [2, 1]]
+    assert tolerance.tolist() == [[3, 4], [4, 3]]
+    assert slope.tolist() == [[7, 8], [8, 7]]
+    assert "first" in found.describe()
+    assert "rest" in found.describe()
+
+
+def test_calibrating_twice_gives_the_same(cache):
+    inv = Inverter(build("qwen2"))
+    before = torch.get_rng_state()
+    first = measured(inv)
+    for file in cache.iterdir():
+        file.unlink()
+    torch.manual_seed(123)
+    assert measured(Inverter(build("qwen2"))) == first
+    torch.set_rng_state(before)
+    measured(inv, "float16")
+    assert torch.equal(torch.get_rng_state(), before), "the global random generator moved"
+
+
+def test_a_stored_result_is_used_and_only_for_what_it_was_measured_on(cache, monkeypatch):
+    measured(Inverter(make("gpt2")))
+    (entry,) = cache.iterdir()
+    stored = json.loads(entry.read_text())
+    entry.write_text(json.dumps({**stored, "noise": [1e-3, 2e-3]}))
+    assert measured(Inverter(make("gpt2"))).noise == (1e-3, 2e-3)
+    others = [
+        (Inverter(make("gpt2")), "float16"),
+        (Inverter(make("gpt2"), layer="block:0"), "float32"),
+        (Inverter(make("gpt2", 1)), "float32"),
+        (Inverter(make("gpt2"), Tokenizer(200)), "float32"),
+    ]
+    for inv, dtype in others:
+        assert measured(inv, dtype).noise != (1e-3, 2e-3)
+    assert len(list(cache.iterdir())) == 1 + len(others)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        *(b"", b"{", b"null", b"[1, 2]", b"{}", b"\xff\xfe\x00", b'{"noise": [1, 2]}', b'{"surprise": [1, 2]}'),
+        *("cut", "zero", "negative", "nan", "inf", "three", "text", "nested"),
+    ],
+    ids=repr,
+)
+def test_a_damaged_entry_is_measured_again(cache, damage):
+    inv = Inverter(make("gpt2"))
+    expected = measured(inv)
+    (entry,) = cache.iterdir()
+    whole = json.loads(entry.read_text())
+    values = {"zero": [0, 1], "negative": [-1, 1], "nan": [math.nan, 1], "inf": [math.inf, 1]}
+    values |= {"three": [1, 2, 3], "text": ["a", "b"], "nested": [[1], [2]]}
+    if isinstance(damage, bytes):
+        entry.write_bytes(damage)
+    elif damage == "cut":
+        entry.write_bytes(entry.read_bytes()[:-3])
+    else:
+        entry.write_text(json.dumps({**whole, "noise": values[damage]}))
+    assert measured(inv) == expected
+    assert json.loads(entry.read_text()) == whole, "mended"
+
+
+def test_without_a_cache_folder_everything_works(tmp_path, monkeypatch):
+    inv, truth = Inverter(make("gemma")), texts(5)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("INVERT_FAST_CACHE", "off")
+    assert cache_module.folder() is None
+    assert inv.invert(inv.capture(truth))[0].certified
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("INVERT_FAST_CACHE", str(tmp_path / "file" / "cache"))  # cannot be made
+    assert inv.invert(inv.capture(truth))[0].certified
+
+
+def test_one_text_of_one_token_and_a_vocabulary_of_one_class():
+    model = build("llama", vocab=8)
+    model.get_input_embeddings().weight[:] = model.get_input_embeddings().weight[3].clone()
+    inv = Inverter(model)
+    (found,) = inv.invert(inv.capture([[5, 2]]), "exhaustive")
+    assert found.alternatives == {0: list(range(1, 8)), 1: list(range(1, 8))}
+    assert found.status.tolist() == [2, 2]
+
+
+def test_calibration_is_of_the_precision_the_states_name():
+    inv = inverter("llama")
+    hidden = inv.capture(texts(6))[0].hidden
+    for dtype in ("float16", "bfloat16"):
+        low = hidden.to(getattr(torch, dtype))
+        assert inv.invert(States(low, -1, compute_dtype="float32"))[0].certified
+        assert not inv.invert(States(low.float(), -1))[0].certified, "claimed float32"
+        assert inv.invert(low.float(), states_dtype=dtype)[0].certified

@@ -1,0 +1,100 @@
+"""Imports run one way, so that a reader gets from the API to the kernels without going round in circles."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = "invert_fast"
+
+# What each part may import of ours. Everybody may import `types`, and modules of its own part.
+HELPERS = {"attempts", "cache", "calibrate", "ledger", "memory", "vocabulary"}
+CORE = {"lanes", "model", "ops"}
+ALLOWED = {
+    "types": set(),
+    "kernels": set(),
+    "ops": {"kernels", "_C", "_cuda"},
+    "model": {"ops"},
+    "lanes": {"model", "ops"},
+    "attempts": set(),
+    "vocabulary": CORE,
+    "cache": {"model"},
+    "memory": {"model"},
+    "ledger": {"attempts", "lanes", "vocabulary"},
+    "calibrate": {"cache", "vocabulary", *CORE},
+    "lens": {*CORE, *HELPERS},
+    "strategies": {"lens", *CORE, *HELPERS},
+    "engine": {"strategies", "lens", *CORE, *HELPERS},
+    "inverter": {"engine", "strategies", "lens", *CORE, *HELPERS},
+    "files": set(),
+    "report": {"inverter", "files"},
+    "demo": {"inverter", "report", "model", "files"},
+    "integrations": {"inverter", "files", "report", "strategies"},
+    "cli": {"__version__", "demo", "inverter", "files", "report", "strategies", "integrations"},
+    "__main__": {"cli"},
+    "__init__": {"inverter", "strategies", "types"},
+}
+OUTSIDE = {"bench", "tests", "tools", "setup"}
+
+MODULES = {
+    **{path: path.relative_to(ROOT).with_suffix("").parts for path in sorted((ROOT / PACKAGE).rglob("*.py"))},
+    **{path: (PACKAGE, "kernels", path.stem) for path in sorted((ROOT / "kernels").rglob("*.py"))},
+}
+
+
+def imported(path: Path, parts: tuple[str, ...]) -> set[tuple[str, ...]]:
+    """Absolute names of all that a module imports, wherever in it the import stands."""
+    package, found = parts[:-1], set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {tuple(alias.name.split(".")) for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            base += tuple((node.module or "").split(".")) if node.module else ()
+            found |= {(*base, alias.name) for alias in node.names}
+    return found
+
+
+def part(name: tuple[str, ...]) -> str:
+    """`invert_fast.strategies.base.Run` → `strategies`; the package itself → `__init__`."""
+    return name[1] if len(name) > 1 else "__init__"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_imports_run_one_way(path):
+    own = part(MODULES[path])
+    assert own in ALLOWED, f"{own} is new: say in ALLOWED what it may import"
+    ours = {part(name) for name in imported(path, MODULES[path]) if name[0] == PACKAGE}
+    assert ours - ALLOWED[own] - {"types", own} == set()
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_the_package_never_imports_what_is_not_installed_with_it(path):
+    roots = {name[0] for name in imported(path, MODULES[path])}
+    assert not roots & (OUTSIDE | {"kernels"})
+
+
+def test_only_the_adapter_and_the_sampler_know_hugging_face():
+    knowing = {
+        ".".join(MODULES[path][1:])
+        for path in MODULES
+        if any(name[0] == "transformers" for name in imported(path, MODULES[path]))
+    }
+    # the others: a type for a signature, the settings of `generate`, and quiet logging on the command line
+    assert knowing <= {"model", "inverter", "lens.sampling", "lens.learned", "cli"}
+
+
+def test_the_table_itself_runs_one_way():
+    order: list[str] = []
+    rest = dict(ALLOWED)
+    while rest:
+        free = [name for name, uses in rest.items() if not uses & (rest.keys() - {name})]
+        assert free, f"a circle among {sorted(rest)}"
+        order += free
+        rest = {name: uses for name, uses in rest.items() if name not in free}
+    assert order.index("kernels") < order.index("ops") < order.index("model") < order.index("lanes")
+    assert order.index("lanes") < order.index("lens") < order.index("strategies") < order.index("engine")
+    assert order.index("engine") < order.index("inverter") < order.index("cli")

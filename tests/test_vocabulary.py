@@ -1,0 +1,196 @@
+"""What can be told apart: classes of equal rows, distances and rivals, against brute force in float64."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from invert_fast.model import Decoder
+from invert_fast.vocabulary import Vocabulary
+
+from .families import FAMILIES, Tokenizer, build, embedding_table, inverter
+
+
+def vocabulary(table: Tensor, usable: int | None = None) -> Vocabulary:
+    """Of a decoder that is nothing but its embedding matrix."""
+    usable = len(table) if usable is None else usable
+    decoder = SimpleNamespace(embedding=table, usable_ids=usable, seen_embedding=table.float)
+    return Vocabulary(decoder)  # type: ignore[arg-type]
+
+
+def random(V: int, D: int, seed: int = 0) -> Tensor:
+    return torch.randn(V, D, generator=torch.Generator().manual_seed(seed))
+
+
+def near(table: Tensor, pairs: dict[int, int], relative: float, seed: int = 0) -> Tensor:
+    """Row `a` of each pair becomes row `b`, moved by `relative` of its length."""
+    table, generator = table.clone(), torch.Generator().manual_seed(seed)
+    for a, b in pairs.items():
+        way = torch.randn(table.shape[1], generator=generator)
+        table[a] = table[b] + relative * table[b].norm() * way / way.norm()
+    return table
+
+
+def distances(vocabulary: Vocabulary) -> Tensor:
+    """`[V, V]` exact distances to allowed rows of another class, in units of the mean row norm."""
+    table = vocabulary.seen.double()
+    exact = torch.cdist(table, table, compute_mode="donot_use_mm_for_euclid_dist") / vocabulary.scale.double()
+    same = vocabulary.representative[:, None] == vocabulary.representative
+    return exact.masked_fill(same | ~vocabulary.allowed, torch.inf)
+
+
+# ---- classes
+
+
+@given(st.integers(1, 40), st.integers(1, 5), st.integers(1, 40), st.integers(0, 99))
+def test_classes_of_equal_rows_are_those_of_brute_force(V, D, usable, seed):
+    generator = torch.Generator().manual_seed(seed)
+    table = torch.randint(-1, 2, (V, D), generator=generator).float()  # many rows equal
+    table *= torch.where(torch.rand(V, D, generator=generator) < 0.5, 1.0, -1.0)  # and some zeros negative
+    usable = min(usable, V)
+    found = vocabulary(table, usable)
+    for i in range(V):
+        same = [j for j in range(V) if all(a == b for a, b in zip(table[i].tolist(), table[j].tolist(), strict=True))]
+        assert found.representative[i] == same[0]
+        assert found.equals(i) == [j for j in same if j < usable]
+        assert found.class_size[i] == len(found.equals(i))
+        assert found.allowed[i] == (i < usable and i == same[0])
+
+
+def test_minus_zero_is_zero_and_nothing_else_is():
+    tiny = torch.finfo(torch.float32).smallest_normal
+    found = vocabulary(torch.tensor([[0.0, 1], [-0.0, 1], [tiny, 1], [-tiny, 1], [0.0, 1 + 2**-23], [0.0, 1]]))
+    assert found.representative.tolist() == [0, 0, 2, 3, 4, 0]
+
+
+def test_rows_that_differ_in_their_last_bit_are_different():
+    row = random(1, 64)
+    table = torch.cat([row, torch.nextafter(row, torch.tensor(9.0)), row.clone()])
+    table[1, 1:] = row[0, 1:]
+    assert vocabulary(table).representative.tolist() == [0, 1, 0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_classes_are_those_of_the_stored_precision(dtype):
+    table = near(random(30, 16), {7: 3}, 1e-6).to(dtype)
+    assert vocabulary(table).equals(7) == [3, 7]
+
+
+def test_classes_are_of_rows_as_the_model_sees_them():
+    model = build("gemma")
+    embedding_table(model)[9] = embedding_table(model)[4]
+    found = Vocabulary(Decoder(model, Tokenizer(280)))
+    assert found.equals(9) == [4, 9]
+    assert int(found.allowed.sum()) == 279
+    assert found.scale > 4 * embedding_table(model).norm(dim=-1).mean(), "gemma scales its embeddings"
+
+
+# ---- distances
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_separation_is_the_distance_to_the_nearest_other_row(family):
+    found = inverter(family).vocabulary
+    torch.testing.assert_close(found.separation.double(), distances(found).min(-1).values, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("usable", [300, 250, 2])
+def test_separation_looks_at_allowed_rows_only(usable):
+    table = near(random(300, 16), {1: 0, 299: 3}, 1e-3)
+    table[5] = table[4]
+    found = vocabulary(table, usable)
+    torch.testing.assert_close(found.separation.double(), distances(found).min(-1).values, rtol=1e-3, atol=1e-6)
+
+
+def test_a_vocabulary_of_one_token_has_no_rival():
+    found = vocabulary(torch.ones(4, 8))
+    assert found.equals(2) == [0, 1, 2, 3]
+    assert found.separation.isinf().all()
+
+
+@pytest.mark.parametrize("relative", [1e-2, 1e-4, 1e-6])
+@pytest.mark.parametrize("length", [1.0, 100.0])
+def test_separation_is_never_overstated_for_near_rows(relative, length):
+    """A bound that is too large certifies a wrong token; one that is too small only costs time."""
+    table = random(300, 64)
+    table[:40] *= length
+    found = vocabulary(near(table, {2 * k + 1: 2 * k for k in range(20)}, relative))
+    exact = distances(found).min(-1).values
+    assert (found.separation <= 1.001 * exact + 1e-7 * length).all()
+
+
+def test_separation_is_never_overstated_in_a_cluster():
+    """The nearest at 1e-6 among a dozen at 3e-4: too close for distances by matrix product to order."""
+    table = near(random(300, 64), dict.fromkeys(range(1, 20), 0), 3e-4)
+    found = vocabulary(near(table, {2 * k + 1: 2 * k for k in range(10)}, 1e-6))
+    exact = distances(found).min(-1).values
+    assert (found.separation[:20] <= 1.001 * exact[:20] + 1e-7).all()
+
+
+def test_large_vocabularies_are_searched_in_a_projection():
+    table = near(random(8300, 72), {8000 + k: k for k in range(40)}, 0.05)
+    found = vocabulary(near(table, {8100 + k: 100 + k for k in range(40)}, 0.3), usable=8290)
+    rows = torch.arange(0, 400)
+    exact = torch.cdist(found.embedding[rows], found.embedding) / found.scale
+    exact = exact.masked_fill((rows[:, None] == torch.arange(8300)) | ~found.allowed, torch.inf).min(-1).values
+    separation = found.separation[rows]
+    assert (separation >= exact - 1e-3).all()
+    assert (separation <= 1.5 * exact).all(), "further off than the bound's safety factor allows"
+    assert (exact < 0.5).sum() == 80
+    torch.testing.assert_close(separation[exact < 0.5], exact[exact < 0.5], rtol=1e-2, atol=1e-3)
+
+
+def test_closest_pairs_are_the_closest():
+    twins = {11: 3, 29: 8, 17: 40}
+    found = vocabulary(near(random(60, 16), twins, 0.05), usable=55)
+    tokens, rivals = found.closest_pairs(6)
+    assert {frozenset(pair) for pair in zip(tokens.tolist(), rivals.tolist(), strict=True)} == {
+        frozenset(pair) for pair in twins.items()
+    }
+    assert len(found.closest_pairs(999)[0]) == 55
+
+
+# ---- rivals
+
+
+@given(
+    st.integers(0, 59),
+    st.floats(-7, 0.5).map(lambda x: 10.0**x),
+    st.floats(-7, 0).map(lambda x: 10.0**x),
+    st.integers(0, 20),
+)
+def test_rivals_are_all_untried_tokens_within_the_radius(token, radius, relative, seed):
+    """One left out is one that may fit as well, and a wrong token is certified."""
+    table = near(random(60, 32, seed), {2 * k + 1: 2 * k for k in range(20)}, relative, seed)
+    found = vocabulary(table, usable=55)
+    tried = torch.rand(1, 60, generator=torch.Generator().manual_seed(seed)) < 0.3
+    tried[0, token] = True
+    exact = distances(found)[token].masked_fill(tried[0], torch.inf)
+    rivals = found.rivals(torch.tensor([token]), torch.tensor([radius]), tried, 60)[0].tolist()
+    named = {i for i in rivals if i >= 0}
+    assert named >= {i for i, d in enumerate(exact.tolist()) if d < 0.99 * radius}
+    assert named <= {i for i, d in enumerate(exact.tolist()) if d < 1.01 * radius + 1e-6}
+    few = found.rivals(torch.tensor([token]), torch.tensor([radius]), tried, 3)[0].tolist()
+    assert [i for i in few if i >= 0] == [i for i in rivals if i >= 0][:3]
+
+
+@pytest.mark.parametrize("relative", [1e-2, 1e-4, 1e-5, 1e-6, 1e-7])
+def test_near_rivals_are_found_however_near(relative):
+    found = vocabulary(near(random(300, 64), {2 * k + 1: 2 * k for k in range(50)}, relative))
+    tokens = torch.arange(100)
+    exact = (found.embedding[tokens] - found.embedding[tokens ^ 1]).norm(dim=-1) / found.scale
+    tried = torch.nn.functional.one_hot(tokens, 300).bool()
+    rivals = found.rivals(tokens, 2 * exact, tried, 1)[:, 0]
+    assert rivals.tolist() == (tokens ^ 1).tolist()
+
+
+def test_rivals_of_tried_and_unusable_tokens_are_none_even_without_a_bound():
+    found = vocabulary(random(6, 4), usable=4)
+    tried = torch.tensor([[True, True, False, True, False, False], [True] * 6])
+    rivals = found.rivals(torch.tensor([0, 0]), torch.full((2,), torch.inf), tried, 6)
+    assert [[i for i in row if i >= 0] for row in rivals.tolist()] == [[2], []]
