@@ -327,7 +327,8 @@ def _score(args: argparse.Namespace) -> int:
         else:
             ids = inverter.encode(texts[index], args.max_tokens, args.special_tokens)
             references.append((ids, inverter.decoder.decode(ids) or ""))
-    result = score([rows[i] for i in sorted(rows)], references)
+    with _bar(total=len(rows), desc="score", unit="text") as bar:
+        result = score(_counted((rows[i] for i in sorted(rows)), bar), references)
     missing = max(rows, default=-1) + 1 - len(rows)
     if missing:
         log.warning(

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from tqdm import tqdm
 
 from .types import InputError, Recovery, States, Status
 
@@ -69,7 +70,8 @@ class StatesFile:
 
     def check_finite(self) -> None:
         """Refuse NaN and Inf by row number, before any work is done."""
-        for start in range(0, self.offsets[-1], _CHECK_ROWS):
+        starts = range(0, self.offsets[-1], _CHECK_ROWS)
+        for start in tqdm(starts, desc="check", unit="block", delay=2, leave=False):
             finite = self.rows(start, min(start + _CHECK_ROWS, self.offsets[-1])).isfinite().all(-1)
             if not bool(finite.all()):
                 raise InputError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 
@@ -18,7 +18,7 @@ class Score:
     similarity: float
 
 
-def score(rows: Sequence[dict], references: Sequence[tuple[list[int] | None, str]]) -> Score:
+def score(rows: Iterable[dict], references: Sequence[tuple[list[int] | None, str]]) -> Score:
     """rows: `{token_ids, text}` of each recovered prompt; references: its (ids or None, text), in the same order."""
     exact, similar, right, positions = 0, 0.0, 0, 0
     for row, (ids, text) in zip(rows, references, strict=True):
@@ -28,7 +28,7 @@ def score(rows: Sequence[dict], references: Sequence[tuple[list[int] | None, str
         if ids is not None:
             right += sum(a == b for a, b in zip(found, ids, strict=False))
             positions += max(len(ids), len(found))
-    n = len(rows)
+    n = len(references)
     if not n:
         return Score(0, 1.0, None, 1.0)
     known = all(ids is not None for ids, _ in references)

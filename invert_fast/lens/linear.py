@@ -20,6 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
+from tqdm import tqdm
 
 from .. import cache
 from ..lanes import Lanes
@@ -176,7 +177,7 @@ def _fit_change(
     slots, one = torch.arange(B, device=ids.device), torch.ones(B, dtype=torch.long, device=ids.device)
     lanes.target_length[:] = T
     wrong, change = [], []
-    for t in range(T):
+    for t in tqdm(range(T), desc="fit the lens", unit="position", delay=2, leave=False):
         true = ids[:, t : t + 1]
         scores = lens.scores(states[:, t], previous[:, t], one * t == 0).scatter(1, true, float("-inf"))
         other = scores.argmax(-1, keepdim=True)

@@ -7,12 +7,27 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 from transformers import GenerationConfig
+from transformers.generation.streamers import BaseStreamer
 
 from ..model import Decoder
 from ..vocabulary import Vocabulary
 
 _RANDOM_SHARES = (0.0, 0.3, 1.0)
+
+
+class _Progress(BaseStreamer):
+    """One tick of the bar a sampled position."""
+
+    def __init__(self, bar: tqdm):
+        self.bar = bar
+
+    def put(self, value: Tensor) -> None:
+        self.bar.update()
+
+    def end(self) -> None:
+        """Nothing to finish: the bar is closed by its owner."""
 
 
 @torch.no_grad()
@@ -38,9 +53,10 @@ def self_samples(decoder: Decoder, vocabulary: Vocabulary, count: int, length: i
                 bos_token_id=None,
             )
             start = random[written, :1]
-            text[written] = decoder.model.generate(  # type: ignore[operator]
-                start, attention_mask=torch.ones_like(start), generation_config=config
-            )
+            with tqdm(total=length, desc="sample texts", unit="position", delay=2, leave=False) as bar:
+                text[written] = decoder.model.generate(  # type: ignore[operator]
+                    start, attention_mask=torch.ones_like(start), generation_config=config, streamer=_Progress(bar)
+                )
         swap = torch.rand(count, length, device=device) < share[:, None]
         text = torch.where(swap, random, text)
     return torch.where(vocabulary.usable[text], text, random)  # padding rows are never in a real text
