@@ -167,7 +167,7 @@ def _wrong(decoder: Decoder, vocabulary: Vocabulary, ids: Tensor, position: int)
         slope = min(slope, (residual[apart] / distance[apart]).min().item() if bool(apart.any()) else slope)
     if math.isinf(slope):  # a vocabulary of one token: nothing can be mistaken for it
         return 1.0, 1.0
-    return nearest_wrong, _SLOPE_FACTOR * slope
+    return nearest_wrong, _SLOPE_FACTOR * min(slope, 1.0)
 
 
 def _neighbours(vocabulary: Vocabulary, token: int, count: int) -> Tensor:

@@ -21,7 +21,8 @@ class Vocabulary:
 
     allowed `[V]` bool: ids a candidate may have (known to the tokenizer, one representative a class of equal rows);
     representative `[V]`: lowest id with the same row; class_size `[V]`: how many usable ids share the row;
-    seen `[V, D]`: the rows as far as states can show them, in which distances are measured, in units of `scale`.
+    seen `[V, D]`: the rows as far as states can show them, in which distances are measured; unit `[V]`: what distances
+    from a row are measured in: the median row norm, or its own where that is longer (a long row makes a long state).
     """
 
     def __init__(self, decoder: Decoder):
@@ -35,7 +36,8 @@ class Vocabulary:
         )[self.representative]
         self.usable = usable
         self.seen = decoder.seen_embedding()
-        self.scale = self.seen[self.allowed].norm(dim=-1).mean().clamp_min(1e-30)
+        norms = self.seen.norm(dim=-1)
+        self.unit = norms.clamp_min(norms[self.allowed].median().clamp_min(1e-30))
 
     def equals(self, token: int) -> list[int]:
         """All usable ids with the same row as `token`, itself included, ascending."""
@@ -44,7 +46,7 @@ class Vocabulary:
 
     @property
     def separation(self) -> Tensor:
-        """`[V]` distance of each row to the nearest different allowed row, in units of the mean row norm."""
+        """`[V]` distance of each row to the nearest different allowed row, in units of `unit`."""
         return self._nearest[0]
 
     def closest_pairs(self, count: int) -> tuple[Tensor, Tensor]:
@@ -55,8 +57,11 @@ class Vocabulary:
         return tokens, rival[tokens]
 
     def distances(self, tokens: Tensor) -> Tensor:
-        """`[b, V]` distance of every row to those of `tokens`, exact for near rows; in units of the mean row norm."""
-        return torch.cdist(self.seen[tokens], self.seen, compute_mode="donot_use_mm_for_euclid_dist") / self.scale
+        """`[b, V]` distance of every row to those of `tokens`, exact for near rows; in units of `unit`."""
+        return (
+            torch.cdist(self.seen[tokens], self.seen, compute_mode="donot_use_mm_for_euclid_dist")
+            / self.unit[tokens, None]
+        )
 
     def rivals(self, tokens: Tensor, radius: Tensor, tried: Tensor, count: int) -> Tensor:
         """The nearest untried allowed tokens within `radius [b]` of `tokens [b]`: ids `[b, count]`, −1 where none."""
@@ -83,7 +88,7 @@ class Vocabulary:
             score = norms - 2 * search[rows] @ columns.T
             score.masked_fill_(self.representative[rows][:, None] == ids, float("inf"))
             found = ids[score.topk(min(4, len(ids)), largest=False).indices]
-            exact = (self.seen[found] - self.seen[rows][:, None]).norm(dim=-1) / self.scale
+            exact = (self.seen[found] - self.seen[rows][:, None]).norm(dim=-1) / self.unit[rows, None]
             exact = exact.masked_fill(found == self.representative[rows][:, None], float("inf"))
             distance[rows], at = exact.min(-1)
             rival[rows] = found.gather(1, at[:, None])[:, 0]

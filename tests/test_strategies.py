@@ -97,10 +97,8 @@ def test_states_stored_in_half_precision_are_exact(family, strategy, store_dtype
     assert exact(inv.invert(inv.capture(truth, store_dtype=store_dtype), STRATEGIES[strategy]), truth)
 
 
-@pytest.mark.parametrize("name", ["tinystories-656k", "babyllama-tok105"])
-@pytest.mark.parametrize("layer", [-1, "block:0"])
-def test_trained_models_give_back_real_text(shared, name, layer):
-    inv = Inverter.from_pretrained(shared / "models" / name, layer, device="cpu")
+def test_inner_states_of_a_trained_model_give_back_real_text(shared):
+    inv = Inverter.from_pretrained(shared / "models" / "babyllama-tok105", "block:0", device="cpu")
     lines = (shared / "text" / "c4_eval.jsonl").read_text().splitlines()[:3]
     truth = [inv.encode(line[10:], max_tokens=40) for line in lines]
     found = inv.invert(inv.capture(truth))
@@ -229,9 +227,9 @@ def run(engine: Engine, states: list[States]) -> list[Recovery]:
 
 
 @strategies
-@pytest.mark.parametrize("tokens_per_call", [7, 64, 1000])
+@pytest.mark.parametrize("tokens_per_call", [7, 64])
 def test_a_forward_pass_never_computes_more_tokens_than_allowed(strategy, tokens_per_call, monkeypatch):
-    truth, inv, sizes = texts(*MIXED), inverter("llama"), []
+    truth, inv, sizes = texts(5, 1, 0, 12, 2), inverter("llama"), []
     states, work = inv.capture(truth), engine(inv, inv_strategy(strategy), tokens_per_call)
     inv.invert(states[:1], STRATEGIES[strategy])  # fits the lens
     fan_out, draft = Lanes.fan_out, Lanes.draft

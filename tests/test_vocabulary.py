@@ -37,9 +37,10 @@ def near(table: Tensor, pairs: dict[int, int], relative: float, seed: int = 0) -
 
 
 def distances(vocabulary: Vocabulary) -> Tensor:
-    """`[V, V]` exact distances to allowed rows of another class, in units of the mean row norm."""
-    table = vocabulary.seen.double()
-    exact = torch.cdist(table, table, compute_mode="donot_use_mm_for_euclid_dist") / vocabulary.scale.double()
+    """`[V, V]` exact distances to allowed rows of another class, each row in the unit that `vocabulary` gives it."""
+    table, everyone = vocabulary.embedding.double(), torch.arange(vocabulary.size)
+    exact = torch.cdist(table, table, compute_mode="donot_use_mm_for_euclid_dist")
+    exact /= (exact / vocabulary.distances(everyone).double()).nanmedian(-1, keepdim=True).values
     same = vocabulary.representative[:, None] == vocabulary.representative
     return exact.masked_fill(same | ~vocabulary.allowed, torch.inf)
 
@@ -87,16 +88,26 @@ def test_classes_are_of_rows_as_the_model_sees_them():
     found = Vocabulary(Decoder(model, Tokenizer(280)))
     assert found.equals(9) == [4, 9]
     assert int(found.allowed.sum()) == 279
-    assert found.scale > 4 * embedding_table(model).norm(dim=-1).mean(), "gemma scales its embeddings"
+    torch.testing.assert_close(found.embedding, 8 * embedding_table(model), msg="gemma scales its embeddings")
 
 
 # ---- distances
 
 
+@pytest.mark.parametrize("relative", [1.0, 1e-3, 1e-6])
+def test_distances_are_exact_however_near(relative):
+    found = vocabulary(near(random(60, 16), {2 * k + 1: 2 * k for k in range(10)}, relative))
+    torch.testing.assert_close(
+        found.distances(torch.arange(60)).double().fill_diagonal_(torch.inf), distances(found), rtol=1e-3, atol=1e-7
+    )
+
+
+@pytest.mark.parametrize("layer", [-1, "block:0"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_separation_is_the_distance_to_the_nearest_other_row(family):
-    found = inverter(family).vocabulary
-    torch.testing.assert_close(found.separation.double(), distances(found).min(-1).values, rtol=1e-4, atol=1e-6)
+def test_separation_is_the_distance_to_the_nearest_other_row(family, layer):
+    found = inverter(family, layer).vocabulary
+    every = found.distances(torch.arange(found.size)).fill_diagonal_(torch.inf)
+    torch.testing.assert_close(found.separation, every.min(-1).values, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("usable", [300, 250, 2])
@@ -136,7 +147,7 @@ def test_large_vocabularies_are_searched_in_a_projection():
     table = near(random(8300, 72), {8000 + k: k for k in range(40)}, 0.05)
     found = vocabulary(near(table, {8100 + k: 100 + k for k in range(40)}, 0.3), usable=8290)
     rows = torch.arange(0, 400)
-    exact = torch.cdist(found.embedding[rows], found.embedding) / found.scale
+    exact = found.distances(rows)
     exact = exact.masked_fill((rows[:, None] == torch.arange(8300)) | ~found.allowed, torch.inf).min(-1).values
     separation = found.separation[rows]
     assert (separation >= exact - 1e-3).all()
@@ -183,7 +194,7 @@ def test_rivals_are_all_untried_tokens_within_the_radius(token, radius, relative
 def test_near_rivals_are_found_however_near(relative):
     found = vocabulary(near(random(300, 64), {2 * k + 1: 2 * k for k in range(50)}, relative))
     tokens = torch.arange(100)
-    exact = (found.embedding[tokens] - found.embedding[tokens ^ 1]).norm(dim=-1) / found.scale
+    exact = distances(found).min(-1).values[tokens].float()
     tried = torch.nn.functional.one_hot(tokens, 300).bool()
     rivals = found.rivals(tokens, 2 * exact, tried, 1)[:, 0]
     assert rivals.tolist() == (tokens ^ 1).tolist()
