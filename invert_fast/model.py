@@ -214,12 +214,16 @@ class Decoder:
         """Embedding rows `[V, D_embedding]` less what no state of this layer can show.
 
         The final norm takes a common shift (LayerNorm) or a common length (RMSNorm) out of a row, so rows that differ
-        only in that are near each other.
+        only in that are near each other. Very short rows drown in a state: they stay short.
         """
+        rows = self.embedding.float()
+        if not self.layer.normed:
+            return rows
+        lengths = rows.norm(dim=-1, keepdim=True)
         try:
-            return _final_norm(self.model, self.embedding).float() if self.layer.normed else self.embedding.float()
-        except RuntimeError:  # embeddings of another width than the states (OPT-350m): the norm does not apply to them
-            return self.embedding.float()
+            return _final_norm(self.model, self.embedding).float() * (2 * lengths / lengths.median()).clamp_max(1.0)
+        except RuntimeError:  # embeddings of another width than the states (OPT-350m): the norm does not apply
+            return rows
 
     @torch.no_grad()
     def capture(self, ids: Tensor) -> Tensor:

@@ -231,6 +231,7 @@ PAIRS = {
     "longer and near": lambda a, k, g: (1e3 * a[0], 1e3 * a[0] + 1e-3 * a[0].norm() * unit(a, g)),
     "rather long and near": lambda a, k, g: (10 * a[0], 10 * a[0] + 1e-2 * a[0].norm() * unit(a, g)),
     "long and parallel": lambda a, k, g: (1e3 * a[0], 1.5e3 * a[0]),
+    "tiny": lambda a, k, g: (1e-4 * a[0], 1e-4 * a[1]),
     "shifted": lambda a, k, g: (a[0], a[0] + 0.3 * (k + 1)),
 }
 
