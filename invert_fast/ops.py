@@ -47,6 +47,7 @@ def _native_residuals(predictions: Tensor, targets: Tensor) -> Tensor:
 BACKENDS: dict[str, dict[str, Callable]] = {
     "residuals": {"cpp": _native_residuals, "reference": reference.residuals},
     "nearest_tokens": {"reference": reference.nearest_tokens},
+    "adam_step": {"reference": reference.adam_step},
     "prefix_attention": {"fused": attention.prefix_attention, "reference": reference.prefix_attention},
 }
 
@@ -96,6 +97,28 @@ def nearest_tokens(
     if not 1 <= count <= len(table):
         raise ValueError(f"nearest_tokens asked for {count} of {len(table)} rows")
     return _backend("nearest_tokens", backend, queries.device)(queries, table, count, metric, banned)
+
+
+def adam_step(
+    proxy: Tensor,
+    grad: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    step: Tensor,
+    active: Tensor,
+    *,
+    backend: str = "auto",
+    **settings: Any,
+) -> None:
+    """One clipped, scheduled Adam step of all active lanes in place, see `kernels.reference.adam_step`."""
+    same = all(t.shape == proxy.shape and t.dtype == torch.float32 for t in (proxy, grad, exp_avg, exp_avg_sq))
+    if proxy.dim() != 2 or not same or step.shape != proxy.shape[:1] or active.shape != proxy.shape[:1]:
+        raise ValueError(
+            f"adam_step of proxies {list(proxy.shape)} {proxy.dtype}, gradients {list(grad.shape)} {grad.dtype}, "
+            f"moments {list(exp_avg.shape)} and {list(exp_avg_sq.shape)}, steps {list(step.shape)}, active "
+            f"{list(active.shape)}: expected four fp32 [B, D], [B] and [B]"
+        )
+    _backend("adam_step", backend, proxy.device)(proxy, grad, exp_avg, exp_avg_sq, step, active, **settings)
 
 
 def prefix_attention(

@@ -47,6 +47,47 @@ def nearest_tokens(
     return values, ids.masked_fill(values.isinf(), -1)
 
 
+def adam_step(
+    proxy: Tensor,
+    grad: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    step: Tensor,
+    active: Tensor,
+    *,
+    lr: float,
+    total_steps: int,
+    clip: float | None = 1.0,
+    weight_decay: float = 0.0,
+    decoupled: bool = False,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+) -> None:
+    """One Adam step of every active lane, in place; each lane is at a step count of its own (2607.00852, Algorithm 1).
+
+    proxy, grad, exp_avg, exp_avg_sq `[B, D]` fp32; step `[B]` int64: steps already taken; active `[B]` bool: the other
+    lanes are left as they are. The gradient of a lane is clipped to the norm `clip` (None: not at all); weight_decay is
+    added to the gradient (L2, `torch.optim.Adam`) or, decoupled, taken off the proxy (AdamW); the learning rate falls
+    from lr to 0 over total_steps on a cosine: lr · (1 + cos(π · step / total_steps)) / 2.
+    """
+    beta1, beta2 = betas
+    if clip is not None:
+        norm = torch.linalg.vector_norm(grad, dim=-1, keepdim=True)
+        grad = grad * (clip / (norm + 1e-6)).clamp_max(1.0)
+    if weight_decay and not decoupled:
+        grad = grad + weight_decay * proxy
+    on = active[:, None]
+    exp_avg.copy_(torch.where(on, beta1 * exp_avg + (1 - beta1) * grad, exp_avg))
+    exp_avg_sq.copy_(torch.where(on, beta2 * exp_avg_sq + (1 - beta2) * grad.square(), exp_avg_sq))
+    done = step.double()[:, None]
+    rate = lr * (1 + torch.cos(torch.pi * (done / total_steps).clamp_max(1.0))) / 2
+    mean = exp_avg / (1 - beta1 ** (done + 1)).float()
+    spread = (exp_avg_sq / (1 - beta2 ** (done + 1)).float()).sqrt() + eps
+    kept = 1 - rate * weight_decay if decoupled else torch.ones_like(rate)
+    proxy.copy_(torch.where(on, kept.float() * proxy - rate.float() * mean / spread, proxy))
+    step += active
+
+
 def prefix_attention(
     query: Tensor,
     key: Tensor,

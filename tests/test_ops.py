@@ -281,3 +281,47 @@ def test_a_query_with_every_row_banned_finds_none(backend):
 def test_wrong_shapes_and_names_are_refused(call):
     with pytest.raises(ValueError, match=r"expected|asked for"):
         call()
+
+
+# ---- adam_step
+
+
+def torch_adam(proxy, grads, decoupled, clip, lr, total_steps, weight_decay) -> Tensor:
+    """One lane, step by step, by torch.optim with its own clipping and schedule."""
+    row = torch.nn.Parameter(proxy.clone())
+    kind = torch.optim.AdamW if decoupled else torch.optim.Adam
+    optimizer = kind([row], lr=lr, weight_decay=weight_decay)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, total_steps)
+    for grad in grads:
+        row.grad = grad.clone()
+        if clip is not None:
+            torch.nn.utils.clip_grad_norm_([row], clip)
+        optimizer.step()
+        schedule.step()
+    return row.detach()
+
+
+@pytest.mark.parametrize("backend", backends("adam_step"))
+@pytest.mark.parametrize(("B", "D"), [(1, 1), (3, 7), (5, 256), (64, 33)])
+@pytest.mark.parametrize(
+    ("decoupled", "clip", "weight_decay"), [(False, 1.0, 1e-2), (True, None, 1e-2), (True, 0.3, 0)]
+)
+def test_adam_step_is_torchs_adam_lane_by_lane_at_its_own_step(backend, B, D, decoupled, clip, weight_decay):
+    settings = {"lr": 0.05, "total_steps": 20, "clip": clip, "weight_decay": weight_decay, "decoupled": decoupled}
+    start, grads = random(B, D), random(12, B, D, seed=1)
+    proxy, mean, square = start.clone(), torch.zeros(B, D), torch.zeros(B, D)
+    step = torch.zeros(B, dtype=torch.long)
+    plan = torch.rand(12, B, generator=torch.Generator().manual_seed(2)) < 0.7
+    for grad, active in zip(grads, plan, strict=True):
+        ops.adam_step(proxy, grad, mean, square, step, active, backend=backend, **settings)
+    assert step.tolist() == plan.sum(0).tolist()
+    for b in range(B):
+        taken = [grad[b] for grad, active in zip(grads, plan, strict=True) if active[b]]
+        wanted = torch_adam(start[b], taken, **{k: settings[k] for k in settings})
+        torch.testing.assert_close(proxy[b], wanted, rtol=2e-5, atol=2e-6)
+
+
+def test_adam_step_refuses_tables_that_do_not_fit():
+    row = torch.zeros(2, 3)
+    with pytest.raises(ValueError, match="expected four fp32"):
+        ops.adam_step(row, row, row, row, torch.zeros(3), torch.zeros(2), lr=0.1, total_steps=1)
