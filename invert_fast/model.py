@@ -1,4 +1,4 @@
-"""The only file that knows Hugging Face: one generic adapter over any decoder, no code per architecture.
+"""The adapter to Hugging Face (with `twin.py`, which copies a body's structure): any decoder, no code per architecture.
 
 The user's model is never patched. `Decoder` runs a structural twin of its body (same parameter tensors, own config and
 own module objects) that stops at the layer that was captured and whose attention sees the lanes' prefix storage.
@@ -6,14 +6,12 @@ own module objects) that stops at the layer that was captured and whose attentio
 
 from __future__ import annotations
 
-import copy
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -21,6 +19,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
 from . import ops
+from .twin import final_norm, find_blocks, structural_twin
 from .types import InputError, dtype_named
 
 BUNDLED = Path(__file__).parent / "bundled"
@@ -141,7 +140,7 @@ class Decoder:
             )
         self.model, self.tokenizer = model.eval(), tokenizer
         self.layer = Layer(layer, config.num_hidden_layers)
-        self.body = _twin(model, self.layer)
+        self.body = structural_twin(model, self.layer.depth, self.layer.normed, _ATTENTION)
         self._full: Decoder | None = self if self.layer.near_head else None
         parameter = next(model.parameters())
         self.device, self.dtype = parameter.device, parameter.dtype
@@ -202,7 +201,7 @@ class Decoder:
         """Next-token log-probabilities of states of the last layer, `[..., D] → [..., V]` fp32; ids past the
         tokenizer's get −inf. A proposal only: logit scaling that keeps the order is left out."""
         if not self.layer.normed:
-            states = _final_norm(self.model, states)
+            states = final_norm(self.model, states)
         head = self.model.get_output_embeddings()
         assert head is not None, "a causal language model has a head"
         scores = head(states.to(self.dtype)).float()
@@ -221,7 +220,7 @@ class Decoder:
             return rows
         lengths = rows.norm(dim=-1, keepdim=True)
         try:
-            return _final_norm(self.model, self.embedding).float() * (2 * lengths / lengths.median()).clamp_max(1.0)
+            return final_norm(self.model, self.embedding).float() * (2 * lengths / lengths.median()).clamp_max(1.0)
         except RuntimeError:  # embeddings of another width than the states (OPT-350m): the norm does not apply
             return rows
 
@@ -239,7 +238,7 @@ class Decoder:
         def keep(_module, _args, out):
             kept["states"] = out[0] if isinstance(out, tuple) else out
 
-        _, blocks = _find_blocks(self.model.base_model, self.layer.blocks)
+        _, blocks = find_blocks(self.model.base_model, self.layer.blocks)
         handle = blocks[-1].register_forward_hook(keep)
         try:
             self.model.base_model(input_ids=ids, use_cache=False)
@@ -329,59 +328,6 @@ def _check_device(name: str) -> None:
             f"device '{name}' cannot be used ({str(error).splitlines()[0][:100]}): give cpu, or a CUDA "
             "device that this machine and its PyTorch have"
         ) from error
-
-
-def _find_blocks(body: nn.Module, count: int) -> tuple[nn.Module, nn.ModuleList]:
-    """The module that holds the decoder blocks, and their list: the one ModuleList of `count` alike modules."""
-    for parent in body.modules():
-        for child in parent.children():
-            if isinstance(child, nn.ModuleList) and len(child) == count and len({type(m) for m in child}) == 1:
-                return parent, child
-    raise InputError(f"no list of {count} blocks found in {type(body).__name__}: this family needs its own adapter")
-
-
-def _after_blocks(body: nn.Module, count: int) -> list[str]:
-    """Names of what the holder of the blocks calls after the last one (the final norm), found by watching one token."""
-    parent, blocks = _find_blocks(body, count)
-    called: list[str] = []
-    handles = [blocks[-1].register_forward_hook(lambda *_: called.clear())]
-    for name, child in parent.named_children():
-        if child is not blocks:
-            handles.append(child.register_forward_hook(lambda *_, name=name: called.append(name)))
-    try:
-        with torch.no_grad():
-            body(input_ids=torch.zeros(1, 1, dtype=torch.long, device=next(body.parameters()).device), use_cache=False)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return called
-
-
-def _twin(model: PreTrainedModel, layer: Layer) -> nn.Module:
-    """A copy of the body's structure that shares every tensor, ends at `layer` and attends through `_attend`."""
-    base = model.base_model
-    after = _after_blocks(base, layer.blocks)
-    shared = {id(t): t for t in (*base.parameters(), *base.buffers())}
-    twin = copy.deepcopy(base, shared).eval()
-    configs: list[Any] = [module.config for module in twin.modules() if hasattr(module, "config")]
-    for config in configs:  # copies too: the user's model keeps its own
-        config._attn_implementation = _ATTENTION
-        config.num_hidden_layers = layer.depth
-    parent, blocks = _find_blocks(twin, layer.blocks)
-    name = next(n for n, child in parent.named_children() if child is blocks)
-    setattr(parent, name, nn.ModuleList(list(blocks)[: layer.depth]))
-    if not layer.normed:
-        for child in after:
-            setattr(parent, child, nn.Identity())
-    return twin
-
-
-def _final_norm(model: PreTrainedModel, states: Tensor) -> Tensor:
-    blocks = model.config.get_text_config().num_hidden_layers
-    parent, _ = _find_blocks(model.base_model, blocks)
-    for name in _after_blocks(model.base_model, blocks):
-        states = getattr(parent, name)(states)
-    return states
 
 
 def _output_width(decoder: Decoder) -> int:

@@ -122,6 +122,13 @@ def test_the_twin_shares_every_parameter():
     assert {p.data_ptr() for p in Decoder(model).body.parameters()} <= own
 
 
+def test_the_twin_computes_gpt2s_activation_in_one_fused_operation_and_leaves_others_alone():
+    fused, kept = Decoder(make("gpt2")), Decoder(make("llama"))
+    assert {type(m).__name__ for m in fused.model.modules()} >= {"NewGELUActivation"}
+    assert not {type(m).__name__ for m in fused.body.modules()} & {"NewGELUActivation"}
+    assert {type(m) for m in kept.body.modules()} - {torch.nn.Identity} <= {type(m) for m in kept.model.modules()}
+
+
 def test_log_probs_are_those_of_the_model():
     model = make("qwen3")
     expected = model(ids).logits.log_softmax(-1)
