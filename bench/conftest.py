@@ -8,6 +8,7 @@ COLUMNS = {
     "ratio_to_bare_forward": "time / bare forward",
     "forward_tokens_per_token": "forward tokens/token",
     "tokens_per_second": "tokens/s",
+    "peak_mib": "peak MiB",
     "exact_match": "exact",
     "certified": "certified",
 }

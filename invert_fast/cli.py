@@ -1,4 +1,4 @@
-"""The command line: capture, invert, score, demo. Exit status 0 all certified, 1 some not, 2 usage or bad input."""
+"""The command line: capture, fit, invert, score, demo. Exit status: 0 all certified, 1 some not, 2 bad input."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from . import __version__, demo, files
+from .fit_command import add_fit
 from .inverter import STRATEGIES, Inverter
 from .report import score, table
 from .types import InputError, Status, dtype_named
@@ -98,6 +99,8 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--batch-size", type=_positive, default=32, metavar="B", help="texts a forward pass (default 32)")
     one.add_argument("--overwrite", action="store_true", help="replace an existing output")
     one.set_defaults(command=_capture)
+
+    add_fit(commands, _model_options, _positive)
 
     one = commands.add_parser(
         "invert",

@@ -36,6 +36,7 @@ class Engine:
     """Recovers a stream of texts on `slots` lanes of up to `max_len` tokens.
 
     tokens_per_call bounds how many tokens one forward pass computes; running out of memory halves it and says so.
+    states_dtype: precision that the states were stored in.
     """
 
     decoder: Decoder
@@ -45,6 +46,7 @@ class Engine:
     slots: int
     max_len: int
     tokens_per_call: int
+    states_dtype: str = "float32"
 
     def run(self, texts: Iterable[tuple[int, Tensor]]) -> Iterator[tuple[int, Recovery]]:
         """`(index, hidden [T, D])` in, `(index, Recovery)` out, in the order they are finished."""
@@ -53,7 +55,7 @@ class Engine:
         self.attempts = Attempts(self.slots, self.vocabulary.size, self.decoder.width, self.decoder.device)
         self.ledger = Ledger(self.lanes, self.attempts, self.vocabulary)
         self.proposer = self.strategy.bind(
-            Context(self.decoder, self.vocabulary, self.tolerances, self.lanes, self.attempts)
+            Context(self.decoder, self.vocabulary, self.tolerances, self.lanes, self.attempts, self.states_dtype)
         )
         while True:
             done = self.lanes.finished()

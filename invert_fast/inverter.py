@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from .calibrate import Tolerances, calibrate
 from .engine import Engine
+from .lens import Fit, FitReport, fit_learned, fit_linear_again, forget
 from .memory import plan
 from .model import Decoder, load
 from .strategies import Chain, Exhaustive, PriorOrder, Speculative
@@ -169,9 +170,9 @@ class Inverter:
         self.check_lengths(lengths)
         longest = max(1, *lengths)
         rows = self.checked(*first)
-        if tolerances is None:
-            told = first[1] if isinstance(first[1], States) else States(first[1])
-            tolerances = self.calibrate(states_dtype or told.dtype, compute_dtype or told.compute_dtype)
+        told = first[1] if isinstance(first[1], States) else States(first[1])
+        stored = states_dtype or told.dtype
+        tolerances = tolerances or self.calibrate(stored, compute_dtype or told.compute_dtype)
         work = plan(self.decoder, longest, max_memory, batch_size)
         engine = Engine(
             self.decoder,
@@ -181,6 +182,7 @@ class Inverter:
             min(work.slots, len(lengths)),
             longest,
             work.tokens_per_call,
+            stored,
         )
         others = ((index, self.checked(index, item)) for index, item in source)
         return engine.run(itertools.chain([(first[0], rows)], others))
@@ -191,6 +193,31 @@ class Inverter:
         if (stored, computed) not in self._tolerances:
             self._tolerances[stored, computed] = calibrate(self.decoder, self.vocabulary, stored, computed)
         return self._tolerances[stored, computed]
+
+    def fit(
+        self,
+        lens: str = "learned",
+        settings: Fit | None = None,
+        *,
+        text: Iterable[str | Sequence[int]] = (),
+        output: str | Path | None = None,
+    ) -> FitReport:
+        """Fit a lens for this layer, on text that the model writes itself; later inversions draft with it.
+
+        lens: `learned` (minutes) or `linear` (seconds; fitted on first use anyway); settings: see `Fit`; text: texts
+        (or token ids) like those to be recovered, half of the training if given; output: also write the lens there. It
+        is kept in the cache folder. Interrupted fits go on where they were. Raises InputError for what is out of range.
+        """
+        settings = settings or Fit()
+        if lens == "linear":
+            report = fit_linear_again(self.decoder, self.vocabulary, settings.seed)
+        elif lens == "learned":
+            ids = [self.encode(item) for item in text]
+            report = fit_learned(self.decoder, self.vocabulary, settings, ids, output)
+        else:
+            raise InputError(f"lens '{lens}' is unknown, expected learned or linear")
+        forget(self.decoder)  # and look for the new one
+        return report
 
     def check_lengths(self, lengths: Sequence[int]) -> None:
         """InputError when a text has more rows than the model has positions."""

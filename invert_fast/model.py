@@ -190,6 +190,12 @@ class Decoder:
         finally:
             _call.reset(token)
 
+    @torch.no_grad()
+    def states(self, ids: Tensor) -> Tensor:
+        """States of whole texts by the twin, `[B, T] → [B, T, D]`: cheaper than `capture`, and equal up to rounding."""
+        positions = torch.arange(ids.shape[1], device=ids.device).expand(ids.shape)
+        return self.run(self.embed(ids), positions, PrefixCall(causal=True))
+
     def full(self) -> Decoder:
         """The same model seen from its last layer (itself where it already is): what the next-token prior needs."""
         if self._full is None:

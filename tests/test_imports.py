@@ -34,7 +34,8 @@ ALLOWED = {
     "report": {"inverter", "files"},
     "demo": {"inverter", "report", "model", "files"},
     "integrations": {"inverter", "files", "report", "strategies"},
-    "cli": {"__version__", "demo", "inverter", "files", "report", "strategies", "integrations"},
+    "fit_command": {"inverter", "files", "lens", "report"},
+    "cli": {"__version__", "fit_command", "demo", "inverter", "files", "report", "strategies", "integrations"},
     "__main__": {"cli"},
     "__init__": {"inverter", "strategies", "types"},
 }

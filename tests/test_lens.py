@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 
@@ -10,9 +11,10 @@ import torch
 from safetensors.torch import load, save
 
 from invert_fast import Inverter
-from invert_fast.lens import LinearLens, load_or_fit
+from invert_fast.lens import LinearLens, store
 from invert_fast.lens import linear as linear_module
-from invert_fast.lens.linear import fit
+from invert_fast.lens.linear import fit_linear
+from invert_fast.lens.repair import measure_repair
 from invert_fast.lens.sampling import self_samples
 
 from .families import FAMILIES, VOCAB, Tokenizer, build, embedding_table, exact, inverter, make, texts
@@ -26,7 +28,7 @@ def cache(tmp_path, monkeypatch) -> Path:
 
 
 def lens_of(inv: Inverter, seed: int = 0) -> LinearLens:
-    return load_or_fit(inv.decoder, inv.vocabulary, seed)
+    return store.linear_lens(inv.decoder, inv.vocabulary, seed)
 
 
 def captured(inv: Inverter, *lengths: int, seed: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
@@ -59,8 +61,9 @@ def ranks(inv: Inverter, ids: torch.Tensor) -> dict[str, float]:
     wrong token's state, by both."""
     lens, states = lens_of(inv), inv.decoder.capture(ids)
     found: dict[str, list[int]] = {"state": [], "change": [], "both": []}
+    proxies = lens.proxies(states)
     for t in range(ids.shape[1]):
-        scores = lens.scores(states[:, t], states[:, max(0, t - 1)], torch.full((len(ids),), t == 0))
+        scores = lens.scores(proxies[:, t], torch.full((len(ids),), t == 0))
         wrong = scores.scatter(1, ids[:, t : t + 1], -torch.inf).argmax(-1)
         wrong_states = inv.decoder.capture(torch.cat([ids[:, :t], wrong[:, None]], 1))[:, -1]
         change, missed = lens.change_scores(states[:, t], wrong_states, wrong), scores.argmax(-1) != ids[:, t]
@@ -87,9 +90,9 @@ def test_on_a_trained_model_state_and_change_together_tell_more_than_either(shar
 def test_scores_agree_with_the_draft():
     inv = inverter("gpt2")
     lens, (_, states) = lens_of(inv), captured(inv, 9, 9)
-    drafted = lens.draft(states)
+    drafted, proxies = lens.draft(states), lens.proxies(states)
     for t in range(9):
-        scores = lens.scores(states[:, t], states[:, max(0, t - 1)], torch.full((2,), t == 0))
+        scores = lens.scores(proxies[:, t], torch.full((2,), t == 0))
         assert torch.equal(scores.argmax(-1), drafted[:, t])
 
 
@@ -98,8 +101,19 @@ def test_how_many_rows_are_scored_at_once_does_not_matter(rows, monkeypatch):
     inv = inverter("llama")
     lens, (_, states) = lens_of(inv), captured(inv, *[20] * 3)
     expected = lens.draft(states)
-    monkeypatch.setattr(linear_module, "_SCORES_BYTES", rows * 4 * VOCAB)
+    monkeypatch.setattr(linear_module, "_SCORES_CACHED", rows * 4 * VOCAB)
     assert torch.equal(lens.draft(states), expected)
+
+
+def test_the_measured_weights_rank_the_true_token_no_worse_than_the_change_alone():
+    """Where the draft is wrong, on other texts than those the weights were measured on."""
+    inv = inverter("gpt2")
+    lens, (ids, states) = lens_of(inv), captured(inv, *[20] * 24, seed=8)
+    again = measure_repair(inv.decoder, lens, ids, states)
+    assert again == measure_repair(inv.decoder, lens, ids, states), "deterministic"
+    assert 0 <= again.first <= 1
+    assert again.row in (0, 1)
+    assert again.first_block in (1, 2, 4, 8, 16, 32)
 
 
 # ---- which tokens it may name
@@ -111,7 +125,7 @@ def test_only_candidates_are_drafted_and_scored():
     inv = Inverter(model, Tokenizer(VOCAB - 50))
     lens, states = lens_of(inv), 10 * torch.randn(4, 30, inv.decoder.width, generator=torch.Generator().manual_seed(0))
     assert inv.vocabulary.allowed[lens.draft(states)].all()
-    scores = lens.scores(states[:, 1], states[:, 0], torch.zeros(4).bool())
+    scores = lens.scores(lens.proxies(states)[:, 1], torch.zeros(4).bool())
     assert scores[:, ~inv.vocabulary.allowed].isneginf().all()
     assert lens.change_scores(states[:, 1], states[:, 0], torch.zeros(4).long())[:, 20:40].isneginf().all()
 
@@ -159,9 +173,9 @@ def test_training_texts_are_the_models_own_mixed_with_random_tokens():
 
 def test_fitting_twice_gives_the_same_lens():
     inv = inverter("qwen3")
-    one = fit(inv.decoder, inv.vocabulary)
+    one = fit_linear(inv.decoder, inv.vocabulary)
     torch.manual_seed(99)
-    other, different = fit(inv.decoder, inv.vocabulary), fit(inv.decoder, inv.vocabulary, seed=1)
+    other, different = fit_linear(inv.decoder, inv.vocabulary), fit_linear(inv.decoder, inv.vocabulary, seed=1)
     assert one.accuracy == other.accuracy
     for name, part in one.parts.items():
         assert torch.equal(part.project, other.parts[name].project)
@@ -175,7 +189,7 @@ def test_a_stored_lens_is_the_fitted_one(cache, monkeypatch):
     fitted = lens_of(inv)
     (file,) = cache.iterdir()
     assert file.suffix == ".safetensors"
-    monkeypatch.setattr(linear_module, "fit", lambda *_: pytest.fail("fitted again"))
+    monkeypatch.setattr(store, "fit_linear", lambda *_: pytest.fail("fitted again"))
     stored = lens_of(Inverter(make("gpt2")))
     assert stored.accuracy == fitted.accuracy
     assert torch.equal(stored.draft(states), fitted.draft(states))
@@ -195,7 +209,21 @@ def test_a_lens_is_stored_for_each_model_layer_vocabulary_and_seed(cache):
     assert len(list(cache.iterdir())) == 5
 
 
-DAMAGES = ["empty", "text", "cut", "no metadata", "accuracy is no number", "a part is missing", "other shapes"]
+def described(accuracy: float, **repair) -> dict[str, str]:
+    """What a lens file says of itself."""
+    return {"about": json.dumps({"accuracy": accuracy, "repair": {"first_block": 4, **repair}})}
+
+
+DAMAGES = [
+    "empty",
+    "text",
+    "cut",
+    "no metadata",
+    "accuracy is no number",
+    "a repair of nonsense",
+    "a part is missing",
+    "other shapes",
+]
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -204,13 +232,15 @@ def test_a_damaged_lens_is_fitted_again_and_said_so(cache, caplog, damage):
     _, states = captured(inv, 30)
     expected = lens_of(inv).draft(states)
     (file,) = cache.iterdir()
-    whole, metadata = file.read_bytes(), {"accuracy": "0.5", "format": "linear-1"}
+    whole, metadata = file.read_bytes(), described(0.5)
     kept = load(whole)
     tensors = dict(kept)
     if damage == "no metadata":
         file.write_bytes(save(tensors))
     elif damage == "accuracy is no number":
-        file.write_bytes(save(tensors, {**metadata, "accuracy": "NaN"}))
+        file.write_bytes(save(tensors, described(float("nan"))))
+    elif damage == "a repair of nonsense":
+        file.write_bytes(save(tensors, described(0.5, first_block=10**9)))
     elif damage == "a part is missing":
         del tensors["change.gram"]
         file.write_bytes(save(tensors, metadata))
@@ -233,7 +263,7 @@ def test_a_lens_of_nonsense_costs_time_and_nothing_else(cache):
     (file,) = cache.iterdir()
     generator = torch.Generator().manual_seed(0)
     nonsense = {name: torch.randn(t.shape, generator=generator) for name, t in load(file.read_bytes()).items()}
-    file.write_bytes(save(nonsense, {"accuracy": "0.99", "format": "linear-1"}))
+    file.write_bytes(save(nonsense, described(0.99)))
     found = inv.invert(inv.capture(truth))
     assert exact(found, truth)
     assert found[0].rank.max() > 20

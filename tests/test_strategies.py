@@ -152,7 +152,7 @@ def test_the_prior_of_an_inner_layer_is_that_of_the_whole_model():
         PriorOrder(4, growth=1),
         PriorOrder(first_block=999),
         Speculative(1, growth=1),
-        Speculative(min_run=1),
+        Speculative(lens="linear"),
         Exhaustive(1),
     ],
     ids=repr,

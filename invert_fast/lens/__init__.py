@@ -1,5 +1,18 @@
 """Lenses map states to token scores for whole texts at once. A lens can only propose: it never makes a result wrong."""
 
-from .linear import LinearLens, load_or_fit
+from .choose import LENSES, choose_lens, forget
+from .learned import LearnedLens
+from .linear import LinearLens
+from .train import Fit, FitReport, fit_learned, fit_linear_again
 
-__all__ = ["LinearLens", "load_or_fit"]
+__all__ = [
+    "LENSES",
+    "Fit",
+    "FitReport",
+    "LearnedLens",
+    "LinearLens",
+    "choose_lens",
+    "fit_learned",
+    "fit_linear_again",
+    "forget",
+]

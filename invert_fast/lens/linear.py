@@ -11,32 +11,26 @@ h_t − ĥ_u = M'(e_v − e_u) + ε'. The *change* lens scores the remaining can
 
 from __future__ import annotations
 
-import json
-import logging
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 from tqdm import tqdm
 
-from .. import cache
 from ..lanes import Lanes
 from ..model import Decoder
 from ..vocabulary import Vocabulary
+from .repair import Repair, measure_repair
 from .sampling import self_samples
 
-log = logging.getLogger("invert_fast")
-
-_VERSION = "linear-1"
 _LENGTH, _CHANGE_TEXTS = 48, 128
-_RIDGE, _SCORES_BYTES = 1e-6, 1 << 26
+_TOKENS_LEAST, _TOKENS_MOST = 16_384, 65_536
+_RIDGE = 1e-6
+_SCORES_BYTES, _SCORES_CACHED = 1 << 28, 1 << 24
 
 
 @dataclass(frozen=True)
-class _Part:
+class Part:
     """One fitted scorer: proxy = features @ project `[F, D_e]`, score_v = proxy·e_v + bias_v; gram = MᵀQM."""
 
     project: Tensor
@@ -45,90 +39,97 @@ class _Part:
 
 
 class LinearLens:
-    """Scores tokens from states. first: position 0; rest: later positions; change: after one wrong token is verified.
+    """Scores tokens from states. Its parts: first: position 0; rest: later ones; change: after a wrong token was seen.
 
-    accuracy: share of held-out self-written and random tokens whose top score is right, a hint for drafting lengths.
+    accuracy: share of held-out self-written and random tokens whose top score is right, a hint for drafting lengths;
+    repair: how its candidates are best ordered where the top score was wrong.
     """
 
-    def __init__(self, vocabulary: Vocabulary, parts: dict[str, tuple[Tensor, Tensor]], accuracy: float):
-        self.vocabulary, self.accuracy, self.embedding = vocabulary, accuracy, vocabulary.embedding
-        self.parts = {name: _Part(project, gram, _bias(vocabulary, gram)) for name, (project, gram) in parts.items()}
+    kind = "linear"
+
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        parts: dict[str, tuple[Tensor, Tensor]],
+        accuracy: float = 0.0,
+        repair: Repair | None = None,
+    ):
+        self.vocabulary, self.accuracy, self.repair = vocabulary, accuracy, repair or Repair()
+        self.parts = {
+            name: Part(project, gram, token_bias(vocabulary, gram)) for name, (project, gram) in parts.items()
+        }
+        self._both, self._constant = split_rows(self.parts["rest"].project)
+
+    def proxies(self, hidden: Tensor) -> Tensor:
+        """What each row of whole texts says of its token, in the space of embeddings: `[b, T, D] → [b, T, D_e]`."""
+        return two_row_map(hidden, self.parts["first"].project, self._both, self._constant)
+
+    def best(self, proxies: Tensor) -> tuple[Tensor, Tensor]:
+        """The token of the top score of every row and its lead over the next, `[b, T, D_e] → [b, T]` each."""
+        return best_tokens(proxies, self.vocabulary.embedding, self.parts["first"].bias, self.parts["rest"].bias)
 
     def draft(self, hidden: Tensor) -> Tensor:
-        """The best token of every row of whole texts, `[b, T, D] → [b, T]`; few rows are scored at a time."""
-        rest = self.parts["rest"]
-        first = self._best(_features(hidden[:, 0]) @ self.parts["first"].project, self.parts["first"].bias)
-        proxies = _features(hidden[:, 1:], hidden[:, :-1]) @ rest.project
-        return torch.cat([first[:, None], self._best(proxies.flatten(0, 1), rest.bias).view(proxies.shape[:2])], 1)
+        """`[b, T, D] → [b, T]`: the best token of every row of whole texts."""
+        return self.best(self.proxies(hidden))[0]
 
-    def scores(self, state: Tensor, previous: Tensor, first: Tensor) -> Tensor:
-        """log p(state | token) up to a constant, `[b, V]`, of rows `[b, D]` after rows `previous`; first `[b]` bool."""
-        start, rest = self.parts["first"], self.parts["rest"]
-        return torch.where(
-            first[:, None],
-            _features(state) @ start.project @ self.embedding.T + start.bias,
-            _features(state, previous) @ rest.project @ self.embedding.T + rest.bias,
-        )
+    def scores(self, proxies: Tensor, first: Tensor) -> Tensor:
+        """log p(state | token) up to a constant, `[b, V]`, of single rows' proxies `[b, D_e]`; first `[b]` bool."""
+        bias = torch.where(first[:, None], self.parts["first"].bias, self.parts["rest"].bias)
+        return proxies @ self.vocabulary.embedding.T + bias
 
     def change_scores(self, state: Tensor, wrong_state: Tensor, wrong: Tensor) -> Tensor:
-        """The same once token `wrong [b]` was seen to give `wrong_state [b, D]` in this context."""
-        part = self.parts["change"]
-        proxy = (state - wrong_state) @ part.project + self.embedding[wrong] @ part.gram
-        return proxy @ self.embedding.T + part.bias
-
-    def _best(self, proxies: Tensor, bias: Tensor) -> Tensor:
-        rows = max(1, _SCORES_BYTES // (4 * len(bias)))
-        return torch.cat(
-            [torch.addmm(bias, part, self.embedding.T).argmax(-1) for part in proxies.split(rows)]
-            or [proxies.new_zeros(0, dtype=torch.long)]
-        )
+        """The same once token `wrong [b]` was seen to give `wrong_state [b, D]` where `state [b, D]` was asked for."""
+        part, embedding = self.parts["change"], self.vocabulary.embedding
+        proxy = (state - wrong_state) @ part.project + embedding[wrong] @ part.gram
+        return proxy @ embedding.T + part.bias
 
 
-def load_or_fit(decoder: Decoder, vocabulary: Vocabulary, seed: int = 0) -> LinearLens:
-    """The lens of this model and layer from the cache folder, else fitted now (seconds) and kept there."""
-    key = cache.key(decoder, _VERSION, str(seed)) + ".safetensors"
-    found = cache.path(key)
-    if found is not None:
-        try:
-            return _stored(found, decoder, vocabulary)
-        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-            log.warning("the stored lens %s is unreadable (%s): fitting it again", found, error)
-    log.info(
-        "fitting the linear lens of %s, %s (once; kept in the cache folder)", decoder.fingerprint(), decoder.layer.name
-    )
-    lens = fit(decoder, vocabulary, seed)
-    tensors = {
-        f"{name}.{what}": getattr(part, what).contiguous()
-        for name, part in lens.parts.items()
-        for what in ("project", "gram")
-    }
-    cache.write(key, save(tensors, metadata={"accuracy": json.dumps(lens.accuracy), "format": _VERSION}))
-    return lens
+def split_rows(project: Tensor) -> tuple[Tensor, Tensor]:
+    """A map of [h_t; h_{t−1}; 1] as one product over rows, `[2D+1, E] → [D, 2E]`, and its constant `[E]`."""
+    width = (len(project) - 1) // 2
+    return torch.cat([project[:width], project[width:-1]], 1), project[-1]
 
 
-def _stored(path: Path, decoder: Decoder, vocabulary: Vocabulary) -> LinearLens:
-    """The lens in a file of the cache folder; ValueError unless it is whole and of this model's shapes."""
-    width, out = decoder.width, vocabulary.embedding.shape[1]
-    parts = {}
-    with safe_open(path, framework="pt", device=str(decoder.device)) as file:
-        accuracy = float((file.metadata() or {})["accuracy"])
-        for name, features in (("first", width + 1), ("rest", 2 * width + 1), ("change", width)):
-            project, gram = file.get_tensor(f"{name}.project"), file.get_tensor(f"{name}.gram")
-            if project.shape != (features, out) or gram.shape != (out, out):
-                raise ValueError(f"{name} has shapes {list(project.shape)} and {list(gram.shape)}")
-            if not (project.isfinite().all() and gram.isfinite().all()):
-                raise ValueError(f"{name} is not finite")
-            parts[name] = project, gram
-    if not 0 <= accuracy <= 1:
-        raise ValueError(f"accuracy {accuracy}")
-    return LinearLens(vocabulary, parts, accuracy)
+def two_row_map(hidden: Tensor, first: Tensor, both: Tensor, constant: Tensor) -> Tensor:
+    """Every row with the row before it, `[b, T, D] → [b, T, E]`; row 0, which has none, through `first [D+1, E]`."""
+    here, before = (hidden @ both).chunk(2, -1)
+    out = here + constant
+    out[:, 1:] += before[:, :-1]
+    out[:, 0] = features(hidden[:, 0]) @ first
+    return out
+
+
+def best_tokens(proxies: Tensor, embedding: Tensor, first: Tensor, rest: Tensor) -> tuple[Tensor, Tensor]:
+    """argmax over tokens of proxy·e_v + bias_v, with a bias of its own at position 0, and its lead over the second
+    largest: `[b, T, D_e] → [b, T]` each. The lead tells how likely the token is right (`Repair.error`).
+
+    A few megabytes of scores at a time: on a CPU they are then still in the cache when their maximum is looked for.
+    """
+    rows = max(1, (_SCORES_BYTES if proxies.is_cuda else _SCORES_CACHED) // (4 * len(rest)))
+
+    def best(part: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        ids, leads = part.new_empty(len(part), dtype=torch.long), part.new_empty(len(part))
+        for start in range(0, len(part), rows):
+            scores = torch.addmm(bias, part[start : start + rows], embedding.T)
+            top, found = scores.max(-1)
+            scores.scatter_(1, found[:, None], float("-inf"))
+            ids[start : start + rows], leads[start : start + rows] = found, top - scores.amax(-1)
+        return ids, leads
+
+    b, T, _ = proxies.shape
+    opening, later = best(proxies[:, 0], first), best(proxies[:, 1:].flatten(0, 1), rest)
+    ids, leads = (torch.cat([one[:, None], more.view(b, T - 1)], 1) for one, more in zip(opening, later, strict=True))
+    return ids, leads
 
 
 @torch.no_grad()
-def fit(decoder: Decoder, vocabulary: Vocabulary, seed: int = 0) -> LinearLens:
-    """Three least-squares solves over states of self-written and random texts. Deterministic from the seed."""
+def fit_linear(decoder: Decoder, vocabulary: Vocabulary, seed: int = 0, noise: float = 0.0) -> LinearLens:
+    """Three least-squares solves over states of self-written and random texts. Deterministic from the seed.
+
+    noise: standard deviation of Gaussian noise expected on the states, over the RMS of each: Q⁻¹ then has it too.
+    """
     length = min(_LENGTH, decoder.max_length)
-    tokens = min(max(40 * decoder.width, 16_384), 65_536)
+    tokens = min(max(40 * decoder.width, _TOKENS_LEAST), _TOKENS_MOST)
     ids = self_samples(decoder, vocabulary, max(6, tokens // length), length, seed)
     long = min(decoder.max_length, 1024)  # a few long texts: late positions must not surprise the lens
     tail = ids.flatten()[: max(1, tokens // 4 // long) * long]
@@ -138,10 +139,11 @@ def fit(decoder: Decoder, vocabulary: Vocabulary, seed: int = 0) -> LinearLens:
         torch.cat([decoder.capture(part).float() for part in group.split(max(1, 16_384 // group.shape[1]))])
         for group in groups
     ]
+    states = [noisy(part, noise, seed + number) for number, part in enumerate(states)]
     test_ids, test_states = ids[:held], states[0][:held]
     groups[0], states[0] = ids[held:], states[0][held:]
 
-    parts = {"first": _fit_first(decoder, vocabulary, seed)}
+    parts = {"first": _fit_first(decoder, vocabulary, seed, noise)}
     if length > 1:
         parts["rest"] = _solve(
             vocabulary,
@@ -152,39 +154,49 @@ def fit(decoder: Decoder, vocabulary: Vocabulary, seed: int = 0) -> LinearLens:
     else:  # a model of one position: there is no later one
         out = vocabulary.embedding.shape[1]
         parts["rest"] = test_states.new_zeros(2 * decoder.width + 1, out), test_states.new_zeros(out, out)
-    draft_lens = LinearLens(vocabulary, {**parts, "change": parts["first"]}, 0.0)
-    accuracy = (draft_lens.draft(test_states) == test_ids).float().mean().item() if held else 0.0
-    parts["change"] = _fit_change(decoder, vocabulary, draft_lens, groups[0][:_CHANGE_TEXTS], states[0][:_CHANGE_TEXTS])
-    return LinearLens(vocabulary, parts, accuracy)
+    drafting = LinearLens(vocabulary, {**parts, "change": parts["first"]})
+    accuracy = (drafting.draft(test_states) == test_ids).float().mean().item() if held else 0.0
+    change = groups[0][:_CHANGE_TEXTS], states[0][:_CHANGE_TEXTS]
+    parts["change"] = _fit_change(decoder, vocabulary, drafting, *change, noise)
+    lens = LinearLens(vocabulary, parts, accuracy)
+    lens.repair = measure_repair(decoder, lens, test_ids, test_states) if held else lens.repair
+    return lens
 
 
-def _fit_first(decoder: Decoder, vocabulary: Vocabulary, seed: int) -> tuple[Tensor, Tensor]:
+def noisy(states: Tensor, noise: float, seed: int) -> Tensor:
+    """States `[..., D]` with Gaussian noise of `noise` times the RMS of each row. Deterministic from the seed."""
+    if not noise:
+        return states
+    drawn = torch.randn(states.shape, generator=torch.Generator().manual_seed(seed)).to(states.device)
+    return states + noise * states.square().mean(-1, keepdim=True).sqrt() * drawn
+
+
+def _fit_first(decoder: Decoder, vocabulary: Vocabulary, seed: int, noise: float) -> tuple[Tensor, Tensor]:
     """Position 0 has no context: its states are those of one-token texts."""
     ids = vocabulary.allowed.nonzero().flatten()
     generator = torch.Generator().manual_seed(seed)
     chosen = ids[torch.randperm(len(ids), generator=generator)[:8192].to(ids.device)]
     states = torch.cat([decoder.capture(part[:, None])[:, 0].float() for part in chosen.split(2048)])
-    return _solve(vocabulary, chosen, states)
+    return _solve(vocabulary, chosen, noisy(states, noise, seed))
 
 
 def _fit_change(
-    decoder: Decoder, vocabulary: Vocabulary, lens: LinearLens, ids: Tensor, states: Tensor
+    decoder: Decoder, vocabulary: Vocabulary, lens: LinearLens, ids: Tensor, states: Tensor, noise: float
 ) -> tuple[Tensor, Tensor]:
     """Pairs of the true token and the most plausible wrong one in the same context, at every position."""
     B, T = ids.shape
-    previous = torch.cat([states[:, :1], states[:, :-1]], 1)
+    proxies = lens.proxies(states)
     lanes = Lanes(decoder, B, T)
     slots, one = torch.arange(B, device=ids.device), torch.ones(B, dtype=torch.long, device=ids.device)
     lanes.target_length[:] = T
     wrong, change = [], []
     for t in tqdm(range(T), desc="fit the lens", unit="position", delay=2, leave=False):
         true = ids[:, t : t + 1]
-        scores = lens.scores(states[:, t], previous[:, t], one * t == 0).scatter(1, true, float("-inf"))
-        other = scores.argmax(-1, keepdim=True)
+        other = lens.scores(proxies[:, t], one * t == 0).scatter(1, true, float("-inf")).argmax(-1, keepdim=True)
         hidden = lanes.fan_out(slots, decoder.embed(torch.cat([other, true], 1))).float()
         lanes.commit(slots, true, one, slots, one)
         wrong.append(other[:, 0])
-        change.append(hidden[:, 1] - hidden[:, 0])
+        change.append(noisy(hidden[:, 1], noise, t) - hidden[:, 0])
     difference = vocabulary.embedding[ids.T.flatten()] - vocabulary.embedding[torch.cat(wrong)]
     return _solve_embeds(difference, torch.cat(change), None)
 
@@ -215,12 +227,12 @@ def _solve_embeds(embeds: Tensor, states: Tensor, context: Tensor | None) -> tup
     return project.float(), (M @ precision_M).float()
 
 
-def _features(state: Tensor, previous: Tensor | None = None) -> Tensor:
+def features(state: Tensor, previous: Tensor | None = None) -> Tensor:
     one = torch.ones(*state.shape[:-1], 1, device=state.device)
     return torch.cat([state, one] if previous is None else [state, previous, one], -1)
 
 
-def _bias(vocabulary: Vocabulary, gram: Tensor) -> Tensor:
+def token_bias(vocabulary: Vocabulary, gram: Tensor) -> Tensor:
     """−½ e_vᵀ MᵀQM e_v, −inf for tokens that are no candidates."""
     E = vocabulary.embedding
     return (-0.5 * ((E @ gram) * E).sum(-1)).masked_fill(~vocabulary.allowed, float("-inf"))

@@ -31,15 +31,23 @@ class _Progress(BaseStreamer):
 
 
 @torch.no_grad()
-def self_samples(decoder: Decoder, vocabulary: Vocabulary, count: int, length: int, seed: int) -> Tensor:
-    """`[count, length]` ids: texts sampled from the model after a random first token, a third of them with 30 % of the
-    tokens replaced at random, a third wholly random. Deterministic from the seed; leaves the global generator alone."""
+def self_samples(
+    decoder: Decoder,
+    vocabulary: Vocabulary,
+    count: int,
+    length: int,
+    seed: int,
+    shares: tuple[float, ...] = _RANDOM_SHARES,
+) -> Tensor:
+    """`[count, length]` ids: texts sampled from the model after a random first token, with shares of their tokens
+    replaced at random: none in a third of the texts, 30 % in a third, all in a third, unless `shares` says otherwise.
+    Deterministic from the seed; leaves the global generator alone."""
     device = vocabulary.allowed.device
     ids = vocabulary.allowed.nonzero().flatten()
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         random = ids[torch.randint(len(ids), (count, length), device=device)]
-        share = torch.tensor(_RANDOM_SHARES, device=device).repeat(count // len(_RANDOM_SHARES) + 1)[:count]
+        share = torch.tensor(shares, device=device).repeat(count // len(shares) + 1)[:count]
         written = share < 1.0
         text = random.clone()
         if length > 1 and bool(written.any()):

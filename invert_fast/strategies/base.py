@@ -20,13 +20,14 @@ from ..vocabulary import Vocabulary
 
 @dataclass
 class Context:
-    """What a proposer may look at."""
+    """What a proposer may look at. states_dtype: precision that the states were stored in."""
 
     decoder: Decoder
     vocabulary: Vocabulary
     tolerances: Tolerances
     lanes: Lanes
     attempts: Attempts
+    states_dtype: str = "float32"
 
 
 @dataclass

@@ -6,107 +6,182 @@ teacher-forced pass certify everything before the first mismatch.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
-from ..lens import LinearLens, load_or_fit
-from ..model import Decoder
+from ..lens import LearnedLens, LinearLens, choose_lens
 from .base import Block, Context, Run, growing_blocks
 from .prior import NextTokenPrior
 
-_lenses: WeakKeyDictionary[Decoder, dict[int, LinearLens]] = WeakKeyDictionary()  # read once a process
+_CALL_TOKENS, _LANE_TOKENS = 64.0, 1.0  # what a further round costs in tokens: the call, and each lane in it
+_TOLD = 2.0  # errors: how much what is believed beforehand counts against what a lane shows
 
 
 @dataclass(frozen=True)
 class Speculative:
-    """first_block, growth, max_block: sizes of the repair blocks of a position, each `growth` times the one before;
-    max_candidates: leave a position to the next strategy after that many (None: try all);
-    min_run: shortest chunk of a draft that is verified at once; seed: of the lens, fitted on first use.
+    """first_block: candidates in the first repair block of a position (None: as many as the fit found cheapest), each
+    later one is `growth` times the one before, up to max_block; max_candidates: leave a position to the next strategy
+    after that many (None: try all); lens: auto | linear | learned (see `lens.choose_lens`); seed: of a linear lens
+    fitted on first use.
     """
 
-    first_block: int = 4
+    first_block: int | None = None
     growth: int = 4
     max_block: int = 1024
     max_candidates: int | None = 512
-    min_run: int = 8
     seed: int = 0
+    lens: str = "auto"
     name: str = "speculative"
 
     def bind(self, context: Context) -> _Proposer:
-        kept = _lenses.setdefault(context.decoder, {})
-        if self.seed not in kept:
-            kept[self.seed] = load_or_fit(context.decoder, context.vocabulary, self.seed)
-        return _Proposer(self, context, kept[self.seed])
+        lens = choose_lens(context.decoder, context.vocabulary, self.lens, context.states_dtype, self.seed)
+        return _Proposer(self, context, lens)
 
 
 class _Proposer:
     """The drafts of all lanes, and how long a chunk of them is worth verifying at once."""
 
-    def __init__(self, settings: Speculative, context: Context, lens: LinearLens):
+    def __init__(self, settings: Speculative, context: Context, lens: LinearLens | LearnedLens):
         self.settings, self.context, self.lens = settings, context, lens
-        self.prior = NextTokenPrior(context) if context.decoder.layer.near_head else None
-        lanes = context.lanes
-        self.drafts = torch.zeros(lanes.slots, lanes.max_len, dtype=torch.long, device=context.decoder.device)
-        # drafted tokens that were right and wrong so far, starting from what the fit measured
-        self.right, self.wrong = 64 * lens.accuracy, 64 * (1 - lens.accuracy)
+        self.repair, lanes, device = lens.repair, context.lanes, context.decoder.device
+        self.first_block = settings.first_block or self.repair.first_block
+        self.prior = NextTokenPrior(context) if context.decoder.layer.near_head and self.repair.prior else None
+        self.drafts = torch.zeros(lanes.slots, lanes.max_len, dtype=torch.long, device=device)
+        self.proxies = torch.zeros(lanes.slots, lanes.max_len, context.vocabulary.embedding.shape[1], device=device)
+        # how likely each drafted token is wrong, as the lens believes; and errors so far: believed and made, per lane
+        self.error = torch.zeros(lanes.slots, lanes.max_len, device=device)
+        self.believed, self.made = torch.zeros(lanes.slots, device=device), torch.zeros(lanes.slots, device=device)
+        self.all_believed, self.all_made = _TOLD, _TOLD
+        self.led, self.repairs = 16 * self.repair.first, 16.0  # repairs that the leading candidate ended, and all
+        self.lead = torch.full_like(lanes.length, -1)  # the candidate that led the repair a lane is in
         self.seen = torch.zeros_like(lanes.length)
 
     def begin(self, slots: Tensor) -> None:
-        self.seen[slots] = 0
-        longest = int(self.context.lanes.target_length[slots].max())
-        if longest:
-            self.drafts[slots, :longest] = self.lens.draft(self.context.lanes.targets[slots, :longest])
+        self.seen[slots], self.lead[slots] = 0, -1
+        self.believed[slots], self.made[slots] = 0.0, 0.0
+        lanes = self.context.lanes
+        for group in _alike(lanes.target_length[slots]):
+            chosen = slots[group]
+            longest = int(lanes.target_length[chosen].max())
+            if longest:
+                proxies = self.lens.proxies(lanes.targets[chosen, :longest])
+                self.proxies[chosen, :longest] = proxies
+                self.drafts[chosen, :longest], leads = self.lens.best(proxies)
+                self.error[chosen, :longest] = self.repair.error(leads)
 
     def propose(self, slots: Tensor) -> list[Run | Block]:
         tries = self.context.attempts.tries[slots]
-        self._learn(slots)
-        items: list[Run | Block] = []
-        fresh = slots[tries == 0]
-        if len(fresh):
-            items += self._runs(fresh)
-        stuck = slots[tries > 0]
+        self._learn(slots, tries)
         if self.settings.max_candidates is not None:
-            stuck = stuck[self.context.attempts.tries[stuck] < self.settings.max_candidates]
-        if len(stuck):
-            settings = self.settings
-            items += growing_blocks(
-                self.context, stuck, self._scores(stuck), settings.first_block, settings.growth, settings.max_block
-            )
-        return items
-
-    def _runs(self, slots: Tensor) -> list[Run | Block]:
-        """A chunk of each lane's draft from its position on: as long as it is likely to hold, lanes of like length
-        together, so that short texts do not pay for long ones."""
-        lanes = self.context.lanes
-        left = lanes.target_length[slots] - lanes.length[slots]
-        worth = max(self.settings.min_run, round((self.right + self.wrong) / max(self.wrong, 1e-3)))
-        counts = torch.where(left <= 1.5 * worth, left, torch.full_like(left, worth))
+            slots, tries = (t[tries < self.settings.max_candidates] for t in (slots, tries))
+        stuck, runs = slots[tries > 0], slots[tries == 0]
         items: list[Run | Block] = []
-        order = counts.argsort(descending=True)
-        slots, counts = slots[order], counts[order]
-        while len(slots):
-            longest = int(counts[0])
-            same = counts >= 0.75 * longest if longest > 8 else torch.ones_like(counts, dtype=torch.bool)
-            chosen, length = slots[same], counts[same]
-            columns = lanes.length[chosen][:, None] + torch.arange(longest, device=slots.device)
-            items.append(Run(chosen, self.drafts[chosen[:, None], columns.clamp_max(lanes.max_len - 1)], length))
-            slots, counts = slots[~same], counts[~same]
+        if len(stuck):
+            scores = self._scores(stuck)
+            fresh = tries[tries > 0] == 1
+            if bool(fresh.any()):
+                again = self._lead_on(stuck[fresh], scores[fresh], len(slots))
+                runs = torch.cat([runs, again])
+                left = ~torch.isin(stuck, again)
+                stuck, scores = stuck[left], scores[left]
+            settings = self.settings
+            if len(stuck):
+                items += growing_blocks(
+                    self.context, stuck, scores, self.first_block, settings.growth, settings.max_block
+                )
+        if len(runs):
+            items += self._runs(runs, len(slots))
         return items
 
-    def _learn(self, slots: Tensor) -> None:
-        """Count the tokens committed since the last look as right, and each lane that now stands at a failed draft."""
-        length = self.context.lanes.length[slots]
-        self.right += float((length - self.seen[slots]).sum())
-        self.wrong += float((self.context.attempts.tries[slots] == 1).sum())
+    def _lead_on(self, slots: Tensor, scores: Tensor, lanes: int) -> Tensor:
+        """Put the leading candidate of a mismatch into the draft. Returns the lanes where it is trusted enough to be
+        verified together with what follows, instead of in a block of alternatives before that."""
+        position = self.context.lanes.length[slots]
+        tried = self.context.attempts.tried[slots] | ~self.context.vocabulary.allowed
+        lead = scores.masked_fill(tried, float("-inf")).argmax(-1)
+        sure = self.led / self.repairs
+        self.drafts[slots, position], self.lead[slots], self.error[slots, position] = lead, lead, 1 - sure
+        worth = sure * (self.first_block + self._round(lanes)) > (1 - sure) * self._chunks(slots, lanes)
+        return slots[worth & ~tried.all(-1)]
+
+    def _runs(self, slots: Tensor, lanes: int) -> Iterator[Run]:
+        """A chunk of each lane's draft from its position on; chunks of like length together. What would be padding is
+        draft as well: it costs nothing more to verify."""
+        length, counts = self.context.lanes.length[slots], self._chunks(slots, lanes)
+        left = self.context.lanes.target_length[slots] - length
+        for group in _alike(counts):
+            longest = int(counts[group].max())
+            step = torch.arange(longest, device=slots.device)
+            columns = (length[group][:, None] + step).clamp_max(self.context.lanes.max_len - 1)
+            yield Run(slots[group], self.drafts[slots[group][:, None], columns], left[group].clamp_max(longest))
+
+    def _round(self, lanes: int) -> float:
+        return _LANE_TOKENS + _CALL_TOKENS / lanes
+
+    def _chunks(self, slots: Tensor, lanes: int) -> Tensor:
+        """How many drafted tokens of each lane are worth verifying at once, `[b]`.
+
+        Token j counts if it and all before it are right: with probability s_j = Π_{i≤j} (1 − error_i). It is worth its
+        computation while s_j ρ > 1, where ρ is what a token costs all in all; the one that is not ends the chunk, so
+        that a doubtful token is tested with nothing behind it. At error rate p, with rounds that cost r tokens, chunks
+        of c = √(2r/p) tokens are cheapest, and ρ is then 1 + √(2rp).
+        """
+        length, left = self.context.lanes.length[slots], self.context.lanes.target_length[slots]
+        left = left - length
+        step = torch.arange(int(left.max()), device=slots.device)
+        column = (length[:, None] + step).clamp_max(self.context.lanes.max_len - 1)
+        worse = (self.made[slots] + _TOLD * self.all_made / self.all_believed) / (self.believed[slots] + _TOLD)
+        error = (self.error[slots[:, None], column] * worse[:, None]).clamp_max(0.9)
+        inside = step < left[:, None]
+        rate = (error * inside).sum(-1, keepdim=True) / left[:, None]
+        price = 1 + (2 * self._round(lanes) * rate).sqrt()
+        return ((((1 - error).cumprod(-1) * price > 1) & inside).sum(-1) + 1).minimum(left)
+
+    def _learn(self, slots: Tensor, tries: Tensor) -> None:
+        """Compare what happened since the last look with what was believed: errors, and repairs ended by their lead."""
+        lanes = self.context.lanes
+        length, failed, seen = lanes.length[slots], tries == 1, self.seen[slots]
+        moved = length > seen
+        step = torch.arange(int((length - seen).max()) + 1, device=slots.device)
+        column = (seen[:, None] + step).clamp_max(lanes.max_len - 1)
+        looked = step < (length - seen + failed)[:, None]
+        looked[:, 0] &= self.lead[slots] < 0  # a repaired position was counted when it failed
+        believed = (self.error[slots[:, None], column] * looked).sum(-1)
+        self.believed[slots] += believed
+        self.made[slots] += failed
+        self.all_believed += float(believed.sum())
+        self.all_made += float(failed.sum())
+        ended = slots[moved & (self.lead[slots] >= 0)]
+        if len(ended):
+            self.repairs += len(ended)
+            self.led += float((lanes.ids[ended, self.seen[ended]] == self.lead[ended]).sum())
+            self.lead[ended] = -1
         self.seen[slots] = length
 
     def _scores(self, slots: Tensor) -> Tensor:
-        """Posterior order: the change lens against the nearest token verified so far, plus the model's own prior."""
-        lanes, attempts = self.context.lanes, self.context.attempts
-        scores = self.lens.change_scores(lanes.target(slots), attempts.near_state[slots], attempts.near_ids[slots, 0])
+        """Posterior order of the candidates for each lane's position, `[b, V]`, weighted as the fit found best."""
+        lanes, attempts, repair = self.context.lanes, self.context.attempts, self.repair
+        position = lanes.length[slots]
+        scores = repair.change * self.lens.change_scores(
+            lanes.target(slots), attempts.near_state[slots], attempts.near_ids[slots, 0]
+        )
+        if repair.row:
+            scores += repair.row * self.lens.scores(self.proxies[slots, position], position == 0)
         if self.prior is not None:
-            scores = scores + self.prior.scores(slots)
+            scores += repair.prior * self.prior.scores(slots)
         return scores
+
+
+def _alike(lengths: Tensor) -> Iterator[Tensor]:
+    """Indices in groups of like length, longest first: padded by an eighth, or by less than a further call costs."""
+    order = lengths.argsort(descending=True, stable=True)
+    ordered = lengths[order].double()
+    while len(order):
+        whole = ordered[0] * torch.arange(1, len(order) + 1, device=order.device)
+        padding = whole - ordered.cumsum(0)
+        count = int((padding <= (whole / 8).clamp_min(_CALL_TOKENS)).int().cumprod(0).sum())
+        yield order[:count]
+        order, ordered = order[count:], ordered[count:]

@@ -1,0 +1,54 @@
+"""Which lens a strategy drafts with: by what exists and what it measured, unless the user names one."""
+
+from __future__ import annotations
+
+import logging
+from weakref import WeakKeyDictionary
+
+from ..model import Decoder
+from ..types import InputError
+from ..vocabulary import Vocabulary
+from .learned import LearnedLens
+from .linear import LinearLens
+from .store import learned_lens, linear_lens
+
+log = logging.getLogger("invert_fast")
+
+LENSES = ("auto", "linear", "learned")
+_WORTH = 0.001  # more of the tokens right, at least, for the learned lens to be worth its passes
+_read: WeakKeyDictionary[Decoder, dict[tuple, LinearLens | LearnedLens]] = WeakKeyDictionary()  # once a process
+
+
+def choose_lens(
+    decoder: Decoder, vocabulary: Vocabulary, kind: str = "auto", states_dtype: str = "any", seed: int = 0
+) -> LinearLens | LearnedLens:
+    """The lens for states of this precision: `linear` (fitted now, in seconds, if it never was), `learned` (InputError
+    if none was fitted) or `auto`: the learned one if it exists and drafts better."""
+    if kind not in LENSES:
+        raise InputError(f"lens '{kind}' is unknown, expected one of {', '.join(LENSES)}")
+    kept = _read.setdefault(decoder, {})
+    key = kind, states_dtype, seed
+    if key not in kept:
+        kept[key] = _chosen(decoder, vocabulary, kind, states_dtype, seed)
+    return kept[key]
+
+
+def forget(decoder: Decoder) -> None:
+    """Look again: a lens was fitted."""
+    _read.pop(decoder, None)
+
+
+def _chosen(
+    decoder: Decoder, vocabulary: Vocabulary, kind: str, states_dtype: str, seed: int
+) -> LinearLens | LearnedLens:
+    if kind != "linear":
+        learned = learned_lens(decoder, vocabulary, states_dtype)
+        if learned is not None and (kind == "learned" or learned.accuracy >= learned.linear_accuracy + _WORTH):
+            log.info("drafting with the learned lens (%.2f %% right when fitted)", 100 * learned.accuracy)
+            return learned
+        if kind == "learned":
+            raise InputError(
+                f"no learned lens of {decoder.fingerprint()}, {decoder.layer.name}, was fitted: run `invert-fast fit` "
+                "(Inverter.fit), or use the linear lens"
+            )
+    return linear_lens(decoder, vocabulary, seed)

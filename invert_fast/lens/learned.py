@@ -1,0 +1,118 @@
+"""The learned lens: a small causal transformer over H that corrects the linear lens where context blurs it.
+
+    z_t = (h_t − μ) / σ,   x = transformer(W₁ z_t + W₂ z_{t−1}),   proxy_t = s·A[h_t; h_{t−1}; 1] + W₃ x_t
+    score_v = proxy_t·e_v + s·b_v + d_v
+
+A and b start as those of the linear lens (`linear.py`) and W₃ at zero, so before any training it *is* the linear lens.
+Position 0 has no context to correct for, and stays with the linear lens. The output is tied to the embedding matrix.
+No position is encoded: the states know theirs, and texts may be longer than any seen in training.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .linear import LinearLens, best_tokens, split_rows, two_row_map
+from .repair import Repair
+
+HEAD = 64
+_TOKENS_AT_ONCE = 2048  # of a draft: what a pass over so many tokens writes stays in the cache
+
+
+class LearnedLens(nn.Module):
+    """Used like `LinearLens`, which it holds for position 0 and for change scores. Trained by `train.fit_learned`.
+
+    width: of the transformer, a multiple of 64 (or less than 64); layers: its depth. accuracy, linear_accuracy: its own
+    and the linear lens's share of held-out tokens whose top score is right.
+    """
+
+    kind = "learned"
+    mean: Tensor
+    spread: Tensor
+    fixed: Tensor
+
+    def __init__(self, linear: LinearLens, width: int, layers: int):
+        super().__init__()
+        self.linear, self.vocabulary = linear, linear.vocabulary
+        self.width, self.layers = width, layers
+        self.accuracy, self.linear_accuracy, self.repair = linear.accuracy, linear.accuracy, Repair()
+        both, constant = split_rows(linear.parts["rest"].project)
+        inputs, outputs = both.shape[0], both.shape[1] // 2
+        self.register_buffer("mean", both.new_zeros(inputs))
+        self.register_buffer("spread", both.new_ones(inputs))
+        # no infinities: they would make the gradient of the scale NaN
+        self.register_buffer("fixed", linear.parts["rest"].bias.clamp_min(-1e30), persistent=False)
+        self.project, self.constant = nn.Parameter(both.clone()), nn.Parameter(constant.clone())
+        self.log_scale = nn.Parameter(both.new_zeros(()))
+        self.shift = nn.Parameter(both.new_zeros(len(linear.vocabulary.embedding)))
+        self.enter = nn.Linear(inputs, 2 * width)
+        self.body = nn.ModuleList(_Block(width) for _ in range(layers))
+        self.norm, self.leave = nn.LayerNorm(width), nn.Linear(width, outputs)
+        _zero(self.leave)
+        self.to(both.device)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Proxies of whole texts, `[b, T, D] → [b, T, D_e]`."""
+        here, before = self.enter((hidden - self.mean) / self.spread).chunk(2, -1)
+        x = here + F.pad(before, (0, 0, 1, 0))[:, :-1]
+        for block in self.body:
+            x = block(x)
+        linear = two_row_map(hidden, self.linear.parts["first"].project, self.project, self.constant)
+        later = self.log_scale.exp() * linear[:, 1:] + self.leave(self.norm(x[:, 1:]))
+        return torch.cat([linear[:, :1], later], 1)
+
+    def bias(self) -> Tensor:
+        """`[V]`: what a token scores beyond position 0 whatever the state; −1e30 for tokens that are no candidates."""
+        return self.log_scale.exp() * self.fixed + self.shift
+
+    @torch.no_grad()
+    def proxies(self, hidden: Tensor) -> Tensor:
+        """As `LinearLens.proxies`; the texts go through in groups of a few thousand tokens."""
+        texts = max(1, hidden.shape[1] and _TOKENS_AT_ONCE // hidden.shape[1])
+        return torch.cat([self(part) for part in hidden.split(texts)])
+
+    @torch.no_grad()
+    def best(self, proxies: Tensor) -> tuple[Tensor, Tensor]:
+        """As `LinearLens.best`."""
+        return best_tokens(proxies, self.vocabulary.embedding, self.linear.parts["first"].bias, self.bias())
+
+    def draft(self, hidden: Tensor) -> Tensor:
+        """As `LinearLens.draft`: `[b, T, D] → [b, T]`."""
+        return self.best(self.proxies(hidden))[0]
+
+    @torch.no_grad()
+    def scores(self, proxies: Tensor, first: Tensor) -> Tensor:
+        """As `LinearLens.scores`: `[b, D_e] → [b, V]`."""
+        bias = torch.where(first[:, None], self.linear.parts["first"].bias, self.bias())
+        return proxies @ self.vocabulary.embedding.T + bias
+
+    def change_scores(self, state: Tensor, wrong_state: Tensor, wrong: Tensor) -> Tensor:
+        """As `LinearLens.change_scores`."""
+        return self.linear.change_scores(state, wrong_state, wrong)
+
+
+class _Block(nn.Module):
+    """A pre-norm transformer block that starts as the identity."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.heads = max(1, width // HEAD)
+        self.norm_attention, self.norm_mlp = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.mixed = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        _zero(self.mixed)
+        _zero(self.down)
+
+    def forward(self, x: Tensor) -> Tensor:
+        B, T, width = x.shape
+        q, k, v = self.qkv(self.norm_attention(x)).view(B, T, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
+        seen = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).reshape(B, T, width)
+        x = x + self.mixed(seen)
+        return x + self.down(F.gelu(self.up(self.norm_mlp(x)), approximate="tanh"))
+
+
+def _zero(layer: nn.Linear) -> None:
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)

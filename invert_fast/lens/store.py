@@ -1,0 +1,167 @@
+"""Lenses as files: safetensors in the cache folder, keyed by model, layer and what they were fitted for."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from .. import cache
+from ..model import BUNDLED, Decoder
+from ..vocabulary import Vocabulary
+from .learned import LearnedLens
+from .linear import LinearLens, fit_linear
+from .repair import read_repair
+
+log = logging.getLogger("invert_fast")
+
+_LINEAR, _LEARNED = "linear-2", "learned-1"
+SHIPPED = BUNDLED / "lens.safetensors"
+_Lens = TypeVar("_Lens", LinearLens, LearnedLens)
+
+
+def linear_name(decoder: Decoder, seed: int) -> str:
+    """File name, in the cache folder, of the linear lens of this model and layer."""
+    return cache.key(decoder, _LINEAR, str(seed)) + ".safetensors"
+
+
+def linear_lens(decoder: Decoder, vocabulary: Vocabulary, seed: int = 0, again: bool = False) -> LinearLens:
+    """The linear lens of this model and layer from the cache folder, else fitted now (seconds) and kept there.
+
+    again: fit it whatever the folder holds.
+    """
+    name = linear_name(decoder, seed)
+    path = None if again else cache.path(name)
+    stored = _read(path, lambda path: _read_linear(path, decoder, vocabulary), "fitting it again")
+    if stored is not None:
+        return stored
+    log.info(
+        "fitting the linear lens of %s, %s (once; kept in the cache folder)", decoder.fingerprint(), decoder.layer.name
+    )
+    lens = fit_linear(decoder, vocabulary, seed)
+    cache.write(name, save(_linear_tensors(lens), metadata=_about(lens, {"format": _LINEAR})))
+    return lens
+
+
+def learned_name(decoder: Decoder, states_dtype: str) -> str:
+    """File name, in the cache folder, of the learned lens of this model and layer for states of this precision."""
+    return cache.key(decoder, _LEARNED, states_dtype) + ".safetensors"
+
+
+def learned_lens(decoder: Decoder, vocabulary: Vocabulary, states_dtype: str = "any") -> LearnedLens | None:
+    """The learned lens for states of this precision, else that for any, else the one that ships with the package; None
+    when no lens was ever fitted for this model and layer."""
+    own = [cache.path(learned_name(decoder, dtype)) for dtype in dict.fromkeys((states_dtype, "any"))]
+    for path in [*own, SHIPPED if SHIPPED.is_file() else None]:
+        found = _read(path, lambda path: read_learned(path, decoder, vocabulary), "fit it again")
+        if found is not None:
+            return found
+    return None
+
+
+def write_learned(lens: LearnedLens, decoder: Decoder, about: dict) -> bytes:
+    """The file of a learned lens. The transformer's weights are stored in fp16, the closed-form maps in fp32."""
+    tensors = {name: t for name, t in _linear_tensors(lens.linear).items() if name != "rest.project"}
+    for name, tensor in lens.state_dict().items():
+        tensors[f"lens.{name}"] = (tensor.half() if _in_half(name) else tensor).contiguous()
+    described = {"format": _LEARNED, "width": lens.width, "layers": lens.layers, **about}
+    described |= {"linear_accuracy": lens.linear_accuracy}
+    described |= {"model": decoder.fingerprint(), "layer": decoder.layer.name}
+    return save(tensors, metadata=_about(lens, described))
+
+
+def round_weights(lens: LearnedLens) -> None:
+    """Round a lens to what its file will hold, so that the one just fitted and the one read back are the same."""
+    with torch.no_grad():
+        for name, parameter in lens.named_parameters():
+            if _in_half(name):
+                parameter.copy_(parameter.half())
+
+
+def _in_half(name: str) -> bool:
+    return name.split(".")[0] in ("enter", "body", "leave")
+
+
+def read_learned(path: Path, decoder: Decoder, vocabulary: Vocabulary) -> LearnedLens | None:
+    """The learned lens in a file, None when it is of another model or layer; ValueError unless it is whole."""
+    with safe_open(path, framework="pt", device=str(decoder.device)) as file:
+        about = json.loads((file.metadata() or {})["about"])
+        if (about["model"], about["layer"]) != (decoder.fingerprint(), decoder.layer.name):
+            return None
+        width, layers = int(about["width"]), int(about["layers"])
+        if not (1 <= width <= 4096 and 1 <= layers <= 64):
+            raise ValueError(f"width {width}, {layers} layers")
+        D, out = decoder.width, vocabulary.embedding.shape[1]
+        both = _tensor(file, "lens.project", (D, 2 * out))
+        rest = torch.cat([both[:, :out], both[:, out:], _tensor(file, "lens.constant", (out,))[None]])
+        parts = _parts(file, D, out, {"rest": rest})
+        lens = LearnedLens(LinearLens(vocabulary, parts), width, layers)
+        state = {
+            name: _tensor(file, f"lens.{name}", tuple(like.shape)).to(like.dtype)
+            for name, like in lens.state_dict().items()
+        }
+    lens.load_state_dict(state)
+    lens.linear_accuracy = float(about["linear_accuracy"])
+    return _described(lens.eval().requires_grad_(False), about)
+
+
+def _read(path: Path | None, read: Callable[[Path], _Lens | None], then: str) -> _Lens | None:
+    """What a file holds; None, with a warning, when it is damaged: a lens is only ever a proposer."""
+    if path is None:
+        return None
+    try:
+        return read(path)
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError) as error:
+        log.warning("the stored lens %s is unreadable (%s): %s", path, error, then)
+        return None
+
+
+def _read_linear(path: Path, decoder: Decoder, vocabulary: Vocabulary) -> LinearLens:
+    with safe_open(path, framework="pt", device=str(decoder.device)) as file:
+        about = json.loads((file.metadata() or {})["about"])
+        return _described(LinearLens(vocabulary, _parts(file, decoder.width, vocabulary.embedding.shape[1], {})), about)
+
+
+def _linear_tensors(lens: LinearLens) -> dict[str, Tensor]:
+    return {
+        f"{name}.{what}": getattr(part, what).contiguous()
+        for name, part in lens.parts.items()
+        for what in ("project", "gram")
+    }
+
+
+def _parts(file, width: int, out: int, projects: dict[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
+    """The three closed-form maps in a file; `projects` has those that are stored otherwise."""
+    parts = {}
+    for name, inputs in (("first", width + 1), ("rest", 2 * width + 1), ("change", width)):
+        project = projects[name] if name in projects else _tensor(file, f"{name}.project", (inputs, out))
+        parts[name] = project, _tensor(file, f"{name}.gram", (out, out))
+    return parts
+
+
+def _tensor(file, name: str, shape: tuple[int, ...]) -> Tensor:
+    tensor = file.get_tensor(name)
+    if tensor.shape != shape or not tensor.is_floating_point():
+        raise ValueError(f"{name} is {list(tensor.shape)} {tensor.dtype}, expected {list(shape)} of floats")
+    if not bool(tensor.isfinite().all()):
+        raise ValueError(f"{name} is not finite")
+    return tensor.float()
+
+
+def _about(lens: LinearLens | LearnedLens, more: dict) -> dict[str, str]:
+    return {"about": json.dumps({"accuracy": lens.accuracy, "repair": asdict(lens.repair), **more})}
+
+
+def _described(lens: _Lens, about: dict) -> _Lens:
+    lens.accuracy, lens.repair = float(about["accuracy"]), read_repair(about["repair"])
+    if not 0 <= lens.accuracy <= 1:
+        raise ValueError(f"accuracy {lens.accuracy}")
+    return lens
