@@ -42,9 +42,9 @@ sanitize: $(INSTALLED_LINT)  ## the tests of the C++ ops under the address and u
 		-DCMAKE_LIBRARY_OUTPUT_DIRECTORY=$(CURDIR)/$(SHADOW)/invert_fast -Dpybind11_DIR=$$($(VENV)/bin/pybind11-config \
 		--cmakedir) -DPython_EXECUTABLE=$(CURDIR)/$(VENV)/bin/python >$(SHADOW)/cmake.log
 	@$(VENV)/bin/cmake --build $(SHADOW)/cmake --target _C
-	@PYTHONPATH=$(SHADOW) LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libubsan.so) \
-		$$(c++ -print-file-name=libstdc++.so.6)" ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
-		$(VENV)/bin/pytest tests/test_native.py tests/test_native_adam.py tests/test_native_nearest.py
+	@INVERT_FAST_SANITIZE=1 PYTHONPATH=$(SHADOW) LD_PRELOAD="$$(c++ -print-file-name=libasan.so) \
+		$$(c++ -print-file-name=libubsan.so) $$(c++ -print-file-name=libstdc++.so.6)" \
+		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 $(VENV)/bin/pytest tests/test_native.py tests/test_native_adam.py tests/test_native_nearest.py
 
 clean:  ## remove the environment and everything built
 	@rm -rf $(VENV) build dist *.egg-info invert_fast/*.so .pytest_cache .benchmarks .hypothesis .ruff_cache

@@ -41,8 +41,8 @@ INVERT_FAST_INLINE void step_lane(const AdamStep& op, std::int64_t b) {
     const auto beta1 = static_cast<float>(op.beta1), rest1 = static_cast<float>(1 - op.beta1);
     const auto beta2 = static_cast<float>(op.beta2), rest2 = static_cast<float>(1 - op.beta2);
     const auto eps = static_cast<float>(op.eps);
-    float shrink = 1;
-    if (std::isfinite(op.clip)) shrink = std::min(static_cast<float>(op.clip) / (norm(grad, op.width) + kClipEps), 1.0f);
+    const auto clip = static_cast<float>(op.clip);
+    const float shrink = std::isfinite(clip) ? std::min(clip / (norm(grad, op.width) + kClipEps), 1.0f) : 1.0f;
 
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC ivdep  // the tensors of one step do not overlap

@@ -29,7 +29,12 @@ py::dict build_info() {
 #else
     const std::string compiler = "unknown";
 #endif
-    return py::dict("version"_a = INVERT_FAST_VERSION, "compiler"_a = compiler,
+#if defined(__SANITIZE_ADDRESS__)
+    constexpr bool sanitized = true;
+#else
+    constexpr bool sanitized = false;
+#endif
+    return py::dict("version"_a = INVERT_FAST_VERSION, "compiler"_a = compiler, "sanitized"_a = sanitized,
                     "clones"_a = std::vector<std::string>{INVERT_FAST_CLONE_NAMES});
 }
 
@@ -54,7 +59,7 @@ void nearest_tokens(std::uintptr_t queries, std::uintptr_t table, std::uintptr_t
     invert_fast::require_non_negative("threads", threads);
     if (V > std::numeric_limits<std::uint32_t>::max()) throw std::invalid_argument("V must fit in 32 bits");
     if (metric < 0 || metric >= kMetrics) {
-        throw std::invalid_argument("metric must be 0 (l1), 1 (l2), 2 (cosine) or 3 (dot), got " + std::to_string(metric));
+        throw std::invalid_argument("metric must be 0 to 3, got " + std::to_string(metric));
     }
     const invert_fast::Nearest op{reinterpret_cast<const float*>(queries),
                                   reinterpret_cast<const void*>(table),
@@ -116,8 +121,8 @@ PYBIND11_MODULE(_C, m) {
           "out[b, c] = ||predictions[b, c] - targets[b]|| / max(||targets[b]||, 1e-30); predictions [B, C, D] and "
           "targets [B, D] are fp32 or bf16, out [B, C] is contiguous fp32. threads=0 uses every core.");
     m.def("nearest_tokens", &nearest_tokens, "queries_ptr"_a, "table_ptr"_a, "banned_ptr"_a, "distances_ptr"_a,
-          "ids_ptr"_a, "B"_a, "V"_a, "D"_a, "count"_a, "query_stride"_a, "table_stride"_a, "banned_stride"_a, "metric"_a,
-          "table_is_bf16"_a, "threads"_a = 0,
+          "ids_ptr"_a, "B"_a, "V"_a, "D"_a, "count"_a, "query_stride"_a, "table_stride"_a, "banned_stride"_a,
+          "metric"_a, "table_is_bf16"_a, "threads"_a = 0,
           "The count rows of table [V, D] (fp32 or bf16) nearest to each of queries [B, D] (fp32), ties to the lower "
           "id; banned [B, V] bytes or 0. metric: 0 l1, 1 l2, 2 cosine, 3 dot. Writes distances (fp32) and ids (int64) "
           "[B, count], which end in +inf and -1 where fewer rows are left.");
@@ -126,5 +131,6 @@ PYBIND11_MODULE(_C, m) {
           "total_steps"_a, "clip"_a, "weight_decay"_a, "beta1"_a, "beta2"_a, "eps"_a, "decoupled"_a, "threads"_a = 0,
           "One clipped, scheduled Adam step of every active lane, in place; all tables fp32 [B, D], steps [B] int64, "
           "active [B] bytes, clip=inf does not clip.");
-    m.def("build_info", &build_info, "version, compiler and the instruction sets compiled in (the CPU picks one).");
+    m.def("build_info", &build_info,
+          "version, compiler, sanitized, and the instruction sets compiled in (the CPU picks one).");
 }

@@ -20,9 +20,9 @@ struct Nearest {
     bool table_is_bf16;
 };
 
-// Nearest first, ties to the lower id; a row that is banned, or at a distance of +inf or NaN, is never returned. A query
-// with fewer than `count` rows left ends in +inf and id -1. A distance is always summed in the same order, so neither
-// `threads` (0: every core) nor the other queries change the result.
+// Nearest first, ties to the lower id; a row that is banned, or at a distance of +inf or NaN, is never returned. A
+// query with fewer than `count` rows left ends in +inf and id -1. A distance is always summed in the same order, so
+// neither `threads` (0: every core) nor the other queries change the result.
 void nearest_tokens(const Nearest& op, int threads);
 
 }  // namespace invert_fast

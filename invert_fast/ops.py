@@ -97,10 +97,6 @@ def _native_adam_step(
     eps: float = 1e-8,
 ) -> None:
     """csrc/adam.cpp: one pass over the lanes, no temporaries."""
-    grad, active = _rows(grad), active.contiguous()
-    in_place = {"proxy": proxy, "exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq, "step": step}
-    if strided := [name for name, tensor in in_place.items() if tensor.stride(-1) != 1]:
-        raise ValueError(f"adam_step in place on {strided}, whose rows are not contiguous: expected stride 1")
     B, D = proxy.shape
     _C.adam_step(
         *(t.data_ptr() for t in (proxy, grad, exp_avg, exp_avg_sq, step, active)),
@@ -225,10 +221,14 @@ def adam_step(
     if proxy.dim() != 2 or not (same and counted and chosen):
         raise ValueError(
             f"adam_step of proxies {list(proxy.shape)} {proxy.dtype}, gradients {list(grad.shape)} {grad.dtype}, "
-            f"moments {list(exp_avg.shape)} and {list(exp_avg_sq.shape)}, steps {list(step.shape)} {step.dtype}, active "
-            f"{list(active.shape)} {active.dtype}: expected four fp32 [B, D], int64 [B] and bool [B]"
+            f"moments {list(exp_avg.shape)} and {list(exp_avg_sq.shape)}, steps {list(step.shape)} {step.dtype}, "
+            f"active {list(active.shape)} {active.dtype}: expected four fp32 [B, D], int64 [B] and bool [B]"
         )
-    _backend("adam_step", backend, proxy.device)(proxy, grad, exp_avg, exp_avg_sq, step, active, **settings)
+    in_place = {"proxy": proxy, "exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq, "step": step}
+    if strided := [name for name, table in in_place.items() if table.stride(-1) != 1 and table.shape[-1] > 1]:
+        raise ValueError(f"adam_step in place on {' and '.join(strided)} with gaps in the rows: expected stride 1")
+    call = _backend("adam_step", backend, proxy.device)
+    call(proxy, _rows(grad), exp_avg, exp_avg_sq, step, active.contiguous(), **settings)
 
 
 def prefix_attention(

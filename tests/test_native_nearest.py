@@ -141,5 +141,5 @@ def test_negative_sizes_are_named(name):
 
 
 def test_unknown_metrics_are_refused():
-    with pytest.raises(ValueError, match="metric must be 0"):
+    with pytest.raises(ValueError, match="metric must be 0 to 3, got 4"):
         C.nearest_tokens(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 4, False, 1)
