@@ -10,6 +10,7 @@
 
 #include "adam.h"
 #include "arguments.h"
+#include "ceiling.h"
 #include "clones.h"
 #include "nearest.h"
 #include "residuals.h"
@@ -131,6 +132,9 @@ PYBIND11_MODULE(_C, m) {
           "total_steps"_a, "clip"_a, "weight_decay"_a, "beta1"_a, "beta2"_a, "eps"_a, "decoupled"_a, "threads"_a = 0,
           "One clipped, scheduled Adam step of every active lane, in place; all tables fp32 [B, D], steps [B] int64, "
           "active [B] bytes, clip=inf does not clip.");
+    m.def("seconds_of_l1", &invert_fast::seconds_of_l1, "count"_a, "threads"_a = 1,
+          py::call_guard<py::gil_scoped_release>(),
+          "Seconds that threads take to add count absolute differences each in registers: the ceiling of L1.");
     m.def("build_info", &build_info,
           "version, compiler, sanitized, and the instruction sets compiled in (the CPU picks one).");
 }

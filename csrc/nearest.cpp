@@ -183,23 +183,16 @@ INVERT_FAST_INLINE void search_rows(const Search& search, std::int64_t begin, st
     }
 }
 
-// Clones by hand, not by INVERT_FAST_CLONES: each has vectors of its own width.
-using SearchRows = void (*)(const Search&, std::int64_t, std::int64_t);
-
 void search_baseline(const Search& search, std::int64_t begin, std::int64_t end) { search_rows<4>(search, begin, end); }
-#if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
-__attribute__((target("avx2,fma"))) void search_avx2(const Search& search, std::int64_t begin, std::int64_t end) {
+#if INVERT_FAST_X86_TARGETS
+INVERT_FAST_AVX2 void search_avx2(const Search& search, std::int64_t begin, std::int64_t end) {
     search_rows<8>(search, begin, end);
 }
-__attribute__((target("avx512f"))) void search_avx512(const Search& search, std::int64_t begin, std::int64_t end) {
+INVERT_FAST_AVX512 void search_avx512(const Search& search, std::int64_t begin, std::int64_t end) {
     search_rows<16>(search, begin, end);
 }
-SearchRows widest() {
-    if (__builtin_cpu_supports("avx512f")) return search_avx512;
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? search_avx2 : search_baseline;
-}
 #else
-SearchRows widest() { return search_baseline; }
+constexpr auto search_avx2 = search_baseline, search_avx512 = search_baseline;
 #endif
 
 void write(const Nearest& op, std::int64_t b, const std::vector<Ranked>& nearest) {
@@ -220,7 +213,7 @@ void nearest_tokens(const Nearest& op, int threads) {
     std::vector<float> lengths;
     for (std::int64_t b = 0; b < op.batch; ++b) lengths.push_back(length<4>(queries.get() + b * width, width));
 
-    const SearchRows search_rows = widest();
+    const auto search_rows = widest(search_avx512, search_avx2, search_baseline);
     const std::int64_t shares = useful_threads(op.rows, width * op.batch, threads);
     const std::vector<Best> none(static_cast<std::size_t>(op.batch), Best(static_cast<std::size_t>(op.count)));
     std::vector<std::vector<Best>> found(static_cast<std::size_t>(shares), none);

@@ -6,7 +6,7 @@ the tiles that can hold one of the nearest: those whose own least is among the `
 """
 
 # pyright takes the launch of a kernel for a call of the function that describes it
-# pyright: reportArgumentType=false, reportCallIssue=false
+# pyright: reportArgumentType=false, reportCallIssue=false, reportOperatorIssue=false
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def rank_rows(
         row_length = tl.maximum(tl.sqrt(tl.sum(row_squares, 1)), 1e-12)
         distance = 1.0 - distance / (query_length[:, None] * row_length[None, :])
     elif METRIC == 3:
-        distance = 0.0 - distance
+        distance = -distance
     left = v_there[None, :] & (distance == distance)  # not NaN
     if HAS_BANNED:
         at = banned + n.to(tl.int64)[:, None] * banned_stride + v[None, :]
