@@ -11,7 +11,7 @@ PYTHON ?= $(shell for python in python3 python3.12 python3.11 python3.13; do \
 	$$python -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 \
 	&& echo $$python && break; done)
 
-.PHONY: help demo test bench lint clean
+.PHONY: help demo test bench lint sanitize clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 8
@@ -30,6 +30,22 @@ lint: $(INSTALLED_LINT)  ## ruff and pyright
 	@mkdir -p build/typings/invert_fast && ln -sfn ../../../kernels build/typings/invert_fast/kernels
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/pyright
 
+# A shadow of the package, with a library that the sanitizers watch. They must be loaded before Python; torch leaks by
+# their standards.
+SHADOW := build/sanitize
+sanitize: $(INSTALLED_LINT)  ## the tests of the C++ ops under the address and undefined-behaviour sanitizers
+	@mkdir -p $(SHADOW)/invert_fast
+	@ln -sfn $(CURDIR)/kernels $(SHADOW)/invert_fast/kernels
+	@ln -sf $(CURDIR)/invert_fast/*.py $(CURDIR)/invert_fast/bundled $(CURDIR)/invert_fast/lens \
+		$(CURDIR)/invert_fast/strategies $(SHADOW)/invert_fast/
+	@$(VENV)/bin/cmake -S . -B $(SHADOW)/cmake -DCMAKE_BUILD_TYPE=Debug -DINVERT_FAST_SANITIZE=ON \
+		-DCMAKE_LIBRARY_OUTPUT_DIRECTORY=$(CURDIR)/$(SHADOW)/invert_fast -Dpybind11_DIR=$$($(VENV)/bin/pybind11-config \
+		--cmakedir) -DPython_EXECUTABLE=$(CURDIR)/$(VENV)/bin/python >$(SHADOW)/cmake.log
+	@$(VENV)/bin/cmake --build $(SHADOW)/cmake --target _C
+	@INVERT_FAST_SANITIZE=1 PYTHONPATH=$(SHADOW) LD_PRELOAD="$$(c++ -print-file-name=libasan.so) \
+		$$(c++ -print-file-name=libubsan.so) $$(c++ -print-file-name=libstdc++.so.6)" \
+		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 $(VENV)/bin/pytest tests/test_native.py tests/test_native_adam.py tests/test_native_nearest.py
+
 clean:  ## remove the environment and everything built
 	@rm -rf $(VENV) build dist *.egg-info invert_fast/*.so .pytest_cache .benchmarks .hypothesis .ruff_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -47,6 +63,6 @@ $(INSTALLED): $(SOURCES) | $(VENV)/bin/python
 	"(the reason: $(VENV)/bin/pip install -v -c constraints.txt -e .)" >&2
 	@touch $@
 
-$(INSTALLED_LINT): $(INSTALLED)
-	@$(PIP) install -c constraints.txt ruff pyright
+$(INSTALLED_LINT): $(INSTALLED)  # and what builds an extension by hand
+	@$(PIP) install -c constraints.txt ruff pyright pybind11 cmake ninja
 	@touch $@

@@ -2,11 +2,17 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <limits>
+#include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
+#include "adam.h"
 #include "arguments.h"
+#include "ceiling.h"
 #include "clones.h"
+#include "nearest.h"
 #include "residuals.h"
 
 namespace py = pybind11;
@@ -24,7 +30,12 @@ py::dict build_info() {
 #else
     const std::string compiler = "unknown";
 #endif
-    return py::dict("version"_a = INVERT_FAST_VERSION, "compiler"_a = compiler,
+#if defined(__SANITIZE_ADDRESS__)
+    constexpr bool sanitized = true;
+#else
+    constexpr bool sanitized = false;
+#endif
+    return py::dict("version"_a = INVERT_FAST_VERSION, "compiler"_a = compiler, "sanitized"_a = sanitized,
                     "clones"_a = std::vector<std::string>{INVERT_FAST_CLONE_NAMES});
 }
 
@@ -38,6 +49,69 @@ void residuals(std::uintptr_t predictions, std::uintptr_t targets, std::uintptr_
     invert_fast::residuals(op, threads);
 }
 
+void nearest_tokens(std::uintptr_t queries, std::uintptr_t table, std::uintptr_t banned, std::uintptr_t distances,
+                    std::uintptr_t ids, std::int64_t B, std::int64_t V, std::int64_t D, std::int64_t count,
+                    std::int64_t query_stride, std::int64_t table_stride, std::int64_t banned_stride, int metric,
+                    bool table_is_bf16, int threads) {
+    constexpr int kMetrics = 4;
+    for (const auto& [name, value] : {std::pair{"B", B}, {"V", V}, {"D", D}, {"count", count}}) {
+        invert_fast::require_non_negative(name, value);
+    }
+    invert_fast::require_non_negative("threads", threads);
+    if (V > std::numeric_limits<std::uint32_t>::max()) throw std::invalid_argument("V must fit in 32 bits");
+    if (metric < 0 || metric >= kMetrics) {
+        throw std::invalid_argument("metric must be 0 to 3, got " + std::to_string(metric));
+    }
+    const invert_fast::Nearest op{reinterpret_cast<const float*>(queries),
+                                  reinterpret_cast<const void*>(table),
+                                  reinterpret_cast<const std::uint8_t*>(banned),
+                                  reinterpret_cast<float*>(distances),
+                                  reinterpret_cast<std::int64_t*>(ids),
+                                  B,
+                                  V,
+                                  D,
+                                  count,
+                                  query_stride,
+                                  table_stride,
+                                  banned_stride,
+                                  static_cast<invert_fast::Metric>(metric),
+                                  table_is_bf16};
+    py::gil_scoped_release unlocked;
+    invert_fast::nearest_tokens(op, threads);
+}
+
+void adam_step(std::uintptr_t proxy, std::uintptr_t grad, std::uintptr_t mean, std::uintptr_t square,
+               std::uintptr_t steps, std::uintptr_t active, std::int64_t B, std::int64_t D, std::int64_t proxy_stride,
+               std::int64_t grad_stride, std::int64_t mean_stride, std::int64_t square_stride, double lr,
+               double total_steps, double clip, double weight_decay, double beta1, double beta2, double eps,
+               bool decoupled, int threads) {
+    invert_fast::require_non_negative("B", B);
+    invert_fast::require_non_negative("D", D);
+    invert_fast::require_non_negative("threads", threads);
+    const invert_fast::AdamStep op{reinterpret_cast<float*>(proxy),
+                                   reinterpret_cast<const float*>(grad),
+                                   reinterpret_cast<float*>(mean),
+                                   reinterpret_cast<float*>(square),
+                                   reinterpret_cast<std::int64_t*>(steps),
+                                   reinterpret_cast<const std::uint8_t*>(active),
+                                   B,
+                                   D,
+                                   proxy_stride,
+                                   grad_stride,
+                                   mean_stride,
+                                   square_stride,
+                                   lr,
+                                   total_steps,
+                                   clip,
+                                   weight_decay,
+                                   beta1,
+                                   beta2,
+                                   eps,
+                                   decoupled};
+    py::gil_scoped_release unlocked;
+    invert_fast::adam_step(op, threads);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -47,5 +121,20 @@ PYBIND11_MODULE(_C, m) {
           "threads"_a = 0,
           "out[b, c] = ||predictions[b, c] - targets[b]|| / max(||targets[b]||, 1e-30); predictions [B, C, D] and "
           "targets [B, D] are fp32 or bf16, out [B, C] is contiguous fp32. threads=0 uses every core.");
-    m.def("build_info", &build_info, "version, compiler and the instruction sets compiled in (the CPU picks one).");
+    m.def("nearest_tokens", &nearest_tokens, "queries_ptr"_a, "table_ptr"_a, "banned_ptr"_a, "distances_ptr"_a,
+          "ids_ptr"_a, "B"_a, "V"_a, "D"_a, "count"_a, "query_stride"_a, "table_stride"_a, "banned_stride"_a,
+          "metric"_a, "table_is_bf16"_a, "threads"_a = 0,
+          "The count rows of table [V, D] (fp32 or bf16) nearest to each of queries [B, D] (fp32), ties to the lower "
+          "id; banned [B, V] bytes or 0. metric: 0 l1, 1 l2, 2 cosine, 3 dot. Writes distances (fp32) and ids (int64) "
+          "[B, count], which end in +inf and -1 where fewer rows are left.");
+    m.def("adam_step", &adam_step, "proxy_ptr"_a, "grad_ptr"_a, "mean_ptr"_a, "square_ptr"_a, "steps_ptr"_a,
+          "active_ptr"_a, "B"_a, "D"_a, "proxy_stride"_a, "grad_stride"_a, "mean_stride"_a, "square_stride"_a, "lr"_a,
+          "total_steps"_a, "clip"_a, "weight_decay"_a, "beta1"_a, "beta2"_a, "eps"_a, "decoupled"_a, "threads"_a = 0,
+          "One clipped, scheduled Adam step of every active lane, in place; all tables fp32 [B, D], steps [B] int64, "
+          "active [B] bytes, clip=inf does not clip.");
+    m.def("seconds_of_l1", &invert_fast::seconds_of_l1, "count"_a, "threads"_a = 1,
+          py::call_guard<py::gil_scoped_release>(),
+          "Seconds that threads take to add count absolute differences each in registers: the ceiling of L1.");
+    m.def("build_info", &build_info,
+          "version, compiler, sanitized, and the instruction sets compiled in (the CPU picks one).");
 }

@@ -5,6 +5,8 @@ To add a backend, write it with the reference's signature and put it in `BACKEND
 
 from __future__ import annotations
 
+import importlib.util
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -18,14 +20,20 @@ try:
 except ImportError:  # no compiler at install time: everything runs, more slowly
     _C: Any = None
 
+_HAS_TRITON = importlib.util.find_spec("triton") is not None
+_METRICS = ("l1", "l2", "cosine", "dot")  # in the order of csrc/nearest.h
 _NATIVE_DTYPES = (torch.float32, torch.bfloat16)
+
+
+def _rows(tensor: Tensor) -> Tensor:
+    """The tensor itself where each of its rows is contiguous, else a copy."""
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
 def _native_residuals(predictions: Tensor, targets: Tensor) -> Tensor:
     """csrc/residuals.cpp: one pass over the predictions, no `[B, C, D]` temporary."""
     B, C, D = predictions.shape
-    predictions = predictions if predictions.stride(-1) == 1 else predictions.contiguous()
-    targets = targets if targets.stride(-1) == 1 else targets.contiguous()
+    predictions, targets = _rows(predictions), _rows(targets)
     out = torch.empty(B, C, dtype=torch.float32)
     _C.residuals(
         predictions.data_ptr(),
@@ -44,19 +52,104 @@ def _native_residuals(predictions: Tensor, targets: Tensor) -> Tensor:
     return out
 
 
+def _native_nearest_tokens(
+    queries: Tensor, table: Tensor, count: int, metric: str = "l1", banned: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """csrc/nearest.cpp: each tile of the table passes once through the cache, for all queries."""
+    queries, table = _rows(queries.float()), _rows(table if table.dtype in _NATIVE_DTYPES else table.float())
+    banned = None if banned is None else _rows(banned)
+    (B, D), V = queries.shape, len(table)
+    distances, ids = torch.empty(B, count), torch.empty(B, count, dtype=torch.long)
+    _C.nearest_tokens(
+        queries.data_ptr(),
+        table.data_ptr(),
+        0 if banned is None else banned.data_ptr(),
+        distances.data_ptr(),
+        ids.data_ptr(),
+        B,
+        V,
+        D,
+        count,
+        queries.stride(0),
+        table.stride(0),
+        0 if banned is None else banned.stride(0),
+        _METRICS.index(metric),
+        table.dtype == torch.bfloat16,
+        torch.get_num_threads(),
+    )
+    return distances, ids
+
+
+def _native_adam_step(
+    proxy: Tensor,
+    grad: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    step: Tensor,
+    active: Tensor,
+    *,
+    lr: float,
+    total_steps: int,
+    clip: float | None = 1.0,
+    weight_decay: float = 0.0,
+    decoupled: bool = False,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+) -> None:
+    """csrc/adam.cpp: one pass over the lanes, no temporaries."""
+    B, D = proxy.shape
+    _C.adam_step(
+        *(t.data_ptr() for t in (proxy, grad, exp_avg, exp_avg_sq, step, active)),
+        B,
+        D,
+        *(t.stride(0) for t in (proxy, grad, exp_avg, exp_avg_sq)),
+        lr,
+        total_steps,
+        math.inf if clip is None else clip,
+        weight_decay,
+        *betas,
+        eps,
+        decoupled,
+        torch.get_num_threads(),
+    )
+
+
+def _triton(module: str, op: str) -> Callable:
+    """An op of `kernels/<module>.py`, imported when it is first called: not every machine has Triton."""
+
+    def call(*arguments: Any, **settings: Any) -> Any:
+        return getattr(importlib.import_module(f"invert_fast.kernels.{module}"), op)(*arguments, **settings)
+
+    return call
+
+
 BACKENDS: dict[str, dict[str, Callable]] = {
-    "residuals": {"cpp": _native_residuals, "reference": reference.residuals},
-    "nearest_tokens": {"reference": reference.nearest_tokens},
-    "adam_step": {"reference": reference.adam_step},
+    "residuals": {
+        "triton": _triton("residuals_triton", "residuals"),
+        "cpp": _native_residuals,
+        "reference": reference.residuals,
+    },
+    "nearest_tokens": {
+        "triton": _triton("nearest_triton", "nearest_tokens"),
+        "cpp": _native_nearest_tokens,
+        "reference": reference.nearest_tokens,
+    },
+    "adam_step": {
+        "triton": _triton("adam_triton", "adam_step"),
+        "cpp": _native_adam_step,
+        "reference": reference.adam_step,
+    },
     "prefix_attention": {"fused": attention.prefix_attention, "reference": reference.prefix_attention},
 }
 
 
 def choose(op: str, device: torch.device) -> str:
     """The backend that runs `op` on `device` when none is asked for."""
-    if op == "residuals" and device.type == "cpu" and _C is not None:
-        return "cpp"
-    return "fused" if op == "prefix_attention" else "reference"
+    if op == "prefix_attention":
+        return "fused"
+    if device.type == "cuda" and _HAS_TRITON:
+        return "triton"
+    return "cpp" if device.type == "cpu" and _C is not None else "reference"
 
 
 def _backend(op: str, name: str, device: torch.device) -> Callable:
@@ -89,14 +182,25 @@ def nearest_tokens(
     *,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
-    """Nearest rows of the embedding table, see `kernels.reference.nearest_tokens`: distances and ids `[B, count]`."""
+    """Nearest rows of the embedding table, see `kernels.reference.nearest_tokens`: distances and ids `[B, count]`.
+
+    No gradient flows through the distances.
+    """
     if queries.dim() != 2 or table.dim() != 2 or queries.shape[1] != table.shape[1]:
         raise ValueError(
             f"nearest_tokens of queries {list(queries.shape)} in table {list(table.shape)}: expected [B, D] and [V, D]"
         )
     if not 1 <= count <= len(table):
         raise ValueError(f"nearest_tokens asked for {count} of {len(table)} rows")
-    return _backend("nearest_tokens", backend, queries.device)(queries, table, count, metric, banned)
+    if metric not in _METRICS:
+        raise ValueError(f"metric '{metric}' is unknown, expected {', '.join(_METRICS[:-1])} or {_METRICS[-1]}")
+    if banned is not None and (banned.dtype != torch.bool or banned.shape != (len(queries), len(table))):
+        raise ValueError(
+            f"nearest_tokens with banned {list(banned.shape)} {banned.dtype}: "
+            f"expected [{len(queries)}, {len(table)}] torch.bool"
+        )
+    call = _backend("nearest_tokens", backend, queries.device)
+    return call(queries.detach(), table.detach(), count, metric, banned)
 
 
 def adam_step(
@@ -112,13 +216,19 @@ def adam_step(
 ) -> None:
     """One clipped, scheduled Adam step of all active lanes in place, see `kernels.reference.adam_step`."""
     same = all(t.shape == proxy.shape and t.dtype == torch.float32 for t in (proxy, grad, exp_avg, exp_avg_sq))
-    if proxy.dim() != 2 or not same or step.shape != proxy.shape[:1] or active.shape != proxy.shape[:1]:
+    counted = step.shape == proxy.shape[:1] and step.dtype == torch.int64
+    chosen = active.shape == proxy.shape[:1] and active.dtype == torch.bool
+    if proxy.dim() != 2 or not (same and counted and chosen):
         raise ValueError(
             f"adam_step of proxies {list(proxy.shape)} {proxy.dtype}, gradients {list(grad.shape)} {grad.dtype}, "
-            f"moments {list(exp_avg.shape)} and {list(exp_avg_sq.shape)}, steps {list(step.shape)}, active "
-            f"{list(active.shape)}: expected four fp32 [B, D], [B] and [B]"
+            f"moments {list(exp_avg.shape)} and {list(exp_avg_sq.shape)}, steps {list(step.shape)} {step.dtype}, "
+            f"active {list(active.shape)} {active.dtype}: expected four fp32 [B, D], int64 [B] and bool [B]"
         )
-    _backend("adam_step", backend, proxy.device)(proxy, grad, exp_avg, exp_avg_sq, step, active, **settings)
+    in_place = {"proxy": proxy, "exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq, "step": step}
+    if strided := [name for name, table in in_place.items() if table.stride(-1) != 1 and table.shape[-1] > 1]:
+        raise ValueError(f"adam_step in place on {' and '.join(strided)} with gaps in the rows: expected stride 1")
+    call = _backend("adam_step", backend, proxy.device)
+    call(proxy, _rows(grad), exp_avg, exp_avg_sq, step, active.contiguous(), **settings)
 
 
 def prefix_attention(

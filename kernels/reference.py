@@ -22,7 +22,8 @@ def nearest_tokens(
     """The `count` rows of `table [V, D]` nearest to each of `queries [B, D]`, nearest first, ties to the lower id.
 
     metric: l1 Σ|q−e| · l2 Σ(q−e)² · cosine 1−cos(q, e) · dot −⟨q, e⟩. banned `[B, V]` bool rows are never returned.
-    Returns distances and ids `[B, count]`; a query with fewer than `count` rows allowed ends in +inf and id −1.
+    A distance of NaN counts as infinite, and what is infinitely far is not returned either. Returns distances and ids
+    `[B, count]`; a query with fewer than `count` rows left ends in +inf and id −1.
     """
     queries, table = queries.float(), table.float()
     if metric == "l1":
@@ -36,15 +37,15 @@ def nearest_tokens(
         distance = -(queries @ table.T)
     else:
         raise ValueError(f"metric '{metric}' is unknown, expected l1, l2, cosine or dot")
-    if banned is not None:
-        distance = distance.masked_fill(banned, float("inf"))
+    out = distance.isnan() if banned is None else distance.isnan() | banned
+    distance = distance.masked_fill(out, float("inf"))
     if count == 1:  # argmin takes the first of equals, topk any of them
         ids = distance.argmin(-1, keepdim=True)
         values = distance.gather(-1, ids)
     else:
         values, ids = distance.sort(dim=-1, stable=True)
         values, ids = values[:, :count], ids[:, :count]
-    return values, ids.masked_fill(values.isinf(), -1)
+    return values, ids.masked_fill(values.isposinf(), -1)
 
 
 def adam_step(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is decorated, so before any import of ours
+os.environ.setdefault("TRITON_INTERPRET", "1")  # read when a kernel is decorated, so before any import of ours
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import signal

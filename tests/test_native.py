@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -123,7 +125,8 @@ def test_negative_sizes_are_named(name):
 
 def test_build_info():
     info = C.build_info()
-    assert set(info) == {"version", "compiler", "clones"}
+    assert set(info) == {"version", "compiler", "clones", "sanitized"}
+    assert info["sanitized"] == ("INVERT_FAST_SANITIZE" in os.environ), "not the library that was meant"
     assert "default" in info["clones"]
 
 

@@ -1,0 +1,50 @@
+#include "ceiling.h"
+
+#include <algorithm>
+#include <chrono>
+
+#include "clones.h"
+#include "parallel.h"
+#include "vector.h"
+
+namespace invert_fast {
+namespace {
+
+template <int floats>
+INVERT_FAST_INLINE float add_differences(std::int64_t count) {
+    constexpr int kSums = 8;  // independent of each other, enough to hide the latency of an addition
+    const float first[kMostFloats] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16};
+    Vector<floats> x, sums[kSums];
+    x.load(first);
+    for (std::int64_t i = 0; i < count; i += floats * kSums) {
+        for (auto& total : sums) total.add_distance(x, total);
+    }
+    float total = 0;
+    for (const auto& one : sums) total += sum(one);
+    return total;
+}
+
+float add_baseline(std::int64_t count) { return add_differences<4>(count); }
+#if INVERT_FAST_X86_TARGETS
+INVERT_FAST_AVX2 float add_avx2(std::int64_t count) { return add_differences<8>(count); }
+INVERT_FAST_AVX512 float add_avx512(std::int64_t count) { return add_differences<16>(count); }
+#else
+constexpr auto add_avx2 = add_baseline, add_avx512 = add_baseline;
+#endif
+
+}  // namespace
+
+double seconds_of_l1(std::int64_t count, int threads) {
+    const auto add = widest(add_avx512, add_avx2, add_baseline);
+    const std::int64_t shares = std::max(1, threads);
+    const auto start = std::chrono::steady_clock::now();
+    parallel_rows(shares, shares, [=](std::int64_t begin, std::int64_t end) {
+        for (std::int64_t share = begin; share < end; ++share) {
+            volatile float kept = add(count);  // or the compiler would leave the work out
+            (void)kept;
+        }
+    });
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+}  // namespace invert_fast

@@ -1,0 +1,71 @@
+// One register of floats, its width named by the clone that uses it: 4 with SSE or NEON, 8 with AVX, 16 with AVX-512.
+#pragma once
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#include "clones.h"
+
+namespace invert_fast {
+
+constexpr int kMostFloats = 16;
+
+#if defined(__GNUC__) || defined(__clang__)
+// Spelled out, as a vector_size that depends on a template parameter is not portable.
+template <int floats>
+struct VectorTypes;
+#define INVERT_FAST_VECTOR_TYPES(floats)                                                 \
+    template <>                                                                          \
+    struct VectorTypes<floats> {                                                         \
+        using Values = float __attribute__((vector_size(floats * sizeof(float))));       \
+        using Bits = std::uint32_t __attribute__((vector_size(floats * sizeof(float)))); \
+    };
+INVERT_FAST_VECTOR_TYPES(4)
+INVERT_FAST_VECTOR_TYPES(8)
+INVERT_FAST_VECTOR_TYPES(16)
+#undef INVERT_FAST_VECTOR_TYPES
+
+template <int floats>
+struct Vector {
+    using Bits = typename VectorTypes<floats>::Bits;
+    typename VectorTypes<floats>::Values values = {};
+
+    INVERT_FAST_INLINE void load(const float* from) { std::memcpy(&values, from, sizeof values); }
+    INVERT_FAST_INLINE void add_distance(const Vector& a, const Vector& b) {  // += |a - b|
+        values += (typename VectorTypes<floats>::Values)((Bits)(a.values - b.values) & 0x7fffffffu);
+    }
+    INVERT_FAST_INLINE void add_square(const Vector& a, const Vector& b) {  // += (a - b)^2
+        values += (a.values - b.values) * (a.values - b.values);
+    }
+    INVERT_FAST_INLINE void add_product(const Vector& a, const Vector& b) { values += a.values * b.values; }  // += a b
+};
+#else  // no vector types: loops, which the compiler may vectorise
+template <int floats>
+struct Vector {
+    float values[floats] = {};
+
+    void load(const float* from) { std::memcpy(values, from, sizeof values); }
+    void add_distance(const Vector& a, const Vector& b) {
+        for (int i = 0; i < floats; ++i) values[i] += std::fabs(a.values[i] - b.values[i]);
+    }
+    void add_square(const Vector& a, const Vector& b) {
+        for (int i = 0; i < floats; ++i) values[i] += (a.values[i] - b.values[i]) * (a.values[i] - b.values[i]);
+    }
+    void add_product(const Vector& a, const Vector& b) {
+        for (int i = 0; i < floats; ++i) values[i] += a.values[i] * b.values[i];
+    }
+};
+#endif
+
+// Summed in halves.
+template <int floats>
+INVERT_FAST_INLINE float sum(const Vector<floats>& vector) {
+    float parts[floats];
+    std::memcpy(parts, &vector, sizeof parts);
+    for (int half = floats / 2; half > 0; half /= 2) {
+        for (int i = 0; i < half; ++i) parts[i] += parts[i + half];
+    }
+    return parts[0];
+}
+
+}  // namespace invert_fast

@@ -1,0 +1,96 @@
+"""Compiles every Triton kernel for real GPUs, without one, and prints what each needs as JSON lines.
+
+Run by test_kernel_targets.py in a process of its own: in the tests' one, `triton.jit` makes interpreted functions.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import triton
+from invert_fast.kernels import adam_triton, nearest_triton, residuals_triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+
+
+def usage(kernel, signature: dict, constants: dict, capability: int, **options) -> dict[str, int]:
+    """Registers, stack, local (spilled) and shared bytes of one compiled kernel.
+
+    Pointers and strides are declared divisible by 16, as the launcher finds them at run time.
+    """
+    names = kernel.arg_names
+    source = ASTSource(
+        fn=kernel,
+        signature={name: signature.get(name, "constexpr") for name in names},
+        constexprs={(names.index(name),): value for name, value in constants.items()},
+        attrs={
+            (names.index(name),): [["tt.divisibility", 16]]
+            for name, kind in signature.items()
+            if kind.startswith("*") or "stride" in name
+        },
+    )
+    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        text = subprocess.run([CUOBJDUMP, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+    found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", text)
+    assert found, text
+    registers, stack, shared, local = map(int, found.groups())
+    return {"registers": registers, "stack": stack, "local": local, "shared": shared + compiled.metadata.shared}
+
+
+# Queries, metric, the table's type, and whether all ranks are kept: one case for each shape of the kernel's registers.
+NEAREST = [
+    (1, "l1", "fp32", False),
+    (1, "cosine", "bf16", False),
+    (4, "l1", "bf16", True),
+    (64, "l1", "fp32", False),
+    (64, "l1", "bf16", True),
+    (64, "cosine", "fp32", False),
+]
+
+
+def cases():
+    """Name, kernel, signature, constants and warps of what a launch can ask for."""
+    for batch, metric, dtype, keep_all in NEAREST:
+        tiles = nearest_triton.tiles(batch)
+        warps = tiles.pop("num_warps")
+        signature = {"queries": "*fp32", "table": f"*{dtype}", "banned": "*u8", "ranks": "*i64", "least": "*i64"}
+        signature |= dict.fromkeys(["B", "V", "query_stride", "table_stride", "banned_stride"], "i32")
+        constants = {"D": 768, "METRIC": nearest_triton.METRICS[metric], "HAS_BANNED": True, "KEEP_ALL": keep_all}
+        name = f"nearest {metric} {dtype}, {'many' if keep_all else 'one'} of {batch}"
+        yield name, nearest_triton.rank_rows, signature, constants | tiles, warps
+    signature = {"ranks": "*i64", "distances": "*fp32", "ids": "*i64", "size": "i32"}
+    yield "unpack ranks", nearest_triton.unpack_ranks, signature, {"BLOCK": 256}, 4
+    for dtype in ("fp32", "bf16"):
+        signature = {"predictions": f"*{dtype}", "targets": f"*{dtype}", "out": "*fp32", "C": "i32"}
+        strides = dict.fromkeys(["prediction_stride_b", "prediction_stride_c", "target_stride_b"], "i32")
+        constants = {"D": 768, "BC": 8, "BD": 256}
+        yield f"residuals {dtype}", residuals_triton.residual_rows, signature | strides, constants, 4
+    for decoupled in (False, True):
+        tables = ["proxy", "grad", "exp_avg", "exp_avg_sq"]
+        rates = ["lr", "total_steps", "clip", "weight_decay", "eps"]
+        betas = ["beta1", "beta2", "rest1", "rest2", "log_beta1", "log_beta2"]
+        signature = (
+            dict.fromkeys(tables, "*fp32")
+            | {"steps": "*i64", "active": "*u8"}
+            | {f"{table}_stride": "i32" for table in tables}
+            | dict.fromkeys([*rates, *betas], "fp32")
+        )
+        constants = {"CLIP": True, "DECOUPLED": decoupled, "D": 768, "BD": 1024}
+        yield f"adam step{' decoupled' if decoupled else ''}", adam_triton.step_lane, signature, constants, 4
+
+
+if __name__ == "__main__":
+    for capability in map(int, sys.argv[1:]):
+        for name, kernel, signature, constants, warps in cases():
+            needs = usage(kernel, signature, constants, capability, num_warps=warps, num_stages=3)
+            print(json.dumps({"kernel": name, "target": f"sm_{capability}", **needs}), flush=True)

@@ -1,0 +1,44 @@
+"""Every Triton kernel compiles for the GPUs of today, in registers: the check of a kernel that needs no GPU."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton", reason="Triton is not installed (it exists for Linux)")
+
+SHARED_LIMIT = 48 << 10  # bytes a block gets on every target without asking for more
+
+
+TARGETS = [80, 90, 100]
+
+
+@pytest.fixture(scope="module")
+def needs(tmp_path_factory) -> list[dict]:
+    """What each kernel needs on each target, also printed as a table."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    run = subprocess.run(
+        [sys.executable, Path(__file__).with_name("kernel_targets.py"), *map(str, TARGETS)],
+        env=environment | {"TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("triton"))},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+    rows = [json.loads(line) for line in run.stdout.splitlines()]
+    print(f"\n{'kernel':32} target  registers  stack  local  shared")
+    for row in rows:
+        print("{kernel:32} {target:6} {registers:10} {stack:6} {local:6} {shared:7}".format(**row))
+    return rows
+
+
+@pytest.mark.parametrize("capability", TARGETS)
+def test_kernels_compile_without_spills(needs, capability):
+    rows = [row for row in needs if row["target"] == f"sm_{capability}"]
+    assert {row["kernel"].split()[0] for row in rows} >= {"nearest", "unpack", "residuals", "adam"}
+    assert [row for row in rows if row["stack"] or row["local"]] == [], "registers are spilled"
+    assert [row for row in rows if row["shared"] > SHARED_LIMIT] == []

@@ -1,0 +1,145 @@
+"""The compiled `nearest_tokens` against float64, for every metric, type, stride, ban, count and thread count."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+C = pytest.importorskip("invert_fast._C", reason="invert_fast._C is not built (it needs a C++ compiler)")
+
+METRICS = ["l1", "l2", "cosine", "dot"]  # as numbered in csrc/nearest.h
+every_metric = pytest.mark.parametrize("metric", METRICS)
+
+
+def rows(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def oracle(queries: Tensor, table: Tensor, metric: str, banned: Tensor | None = None) -> Tensor:
+    """All distances [B, V] in float64, +inf where banned."""
+    q, e = queries.double()[:, None], table.double()[None]
+    distance = {
+        "l1": lambda: (q - e).abs().sum(-1),
+        "l2": lambda: (q - e).square().sum(-1),
+        "cosine": lambda: 1 - (q * e).sum(-1) / (q.norm(dim=-1).clamp_min(1e-12) * e.norm(dim=-1).clamp_min(1e-12)),
+        "dot": lambda: -(q * e).sum(-1),
+    }[metric]()
+    return distance if banned is None else distance.masked_fill(banned, torch.inf)
+
+
+def nearest(
+    queries: Tensor, table: Tensor, count: int, metric: str = "l1", banned: Tensor | None = None, threads: int = 1
+) -> tuple[Tensor, Tensor]:
+    """The op, with a canary behind each of its outputs."""
+    (B, D), V = queries.shape, len(table)
+    distances, ids = torch.full((B * count + 1,), -7.0), torch.full((B * count + 1,), -7)
+    C.nearest_tokens(
+        *(queries.data_ptr(), table.data_ptr(), 0 if banned is None else banned.data_ptr()),
+        *(distances.data_ptr(), ids.data_ptr(), B, V, D, count),
+        *(queries.stride(0), table.stride(0), 0 if banned is None else banned.stride(0)),
+        *(METRICS.index(metric), table.dtype == torch.bfloat16, threads),
+    )
+    assert (distances[-1], ids[-1]) == (-7, -7), "the op wrote past its output"
+    return distances[:-1].view(B, count), ids[:-1].view(B, count)
+
+
+def check(found: tuple[Tensor, Tensor], distances: Tensor) -> None:
+    """Ties within rounding may stand in any order: compared are the distances, and the distances of the ids."""
+    values, ids = found
+    wanted = distances.sort(-1).values[:, : values.shape[1]]
+    torch.testing.assert_close(values.double(), wanted, rtol=1e-5, atol=1e-4)
+    left = ids >= 0
+    assert left.eq(wanted.isfinite()).all()
+    torch.testing.assert_close(distances.gather(1, ids.clamp_min(0))[left], values.double()[left], rtol=1e-5, atol=1e-4)
+    assert all(len(set(row[row >= 0].tolist())) == int((row >= 0).sum()) for row in ids)
+
+
+@given(st.data())
+def test_matches_float64_at_any_shape_type_stride_and_ban(data):
+    draw = data.draw
+    B, V, D = draw(st.integers(0, 11)), draw(st.integers(1, 90)), draw(st.integers(0, 150))
+    pad_b, pad_v, pad_d = draw(st.tuples(st.integers(0, 2), st.integers(0, 2), st.integers(0, 17)))
+    count, metric = draw(st.integers(1, V)), draw(st.sampled_from(METRICS))
+    seed = draw(st.integers(0, 2**31))
+    dtype = draw(st.sampled_from([torch.float32, torch.bfloat16]))
+    # Views into the middle of larger tensors: rows are unaligned, and a wrong stride reads a wrong value.
+    queries = rows(B + pad_b, D + pad_d, seed=seed)[pad_b:, pad_d:]
+    table = rows(V + pad_v, D + pad_d, seed=seed + 1, dtype=dtype)[pad_v:, pad_d:]
+    banned = None
+    if share := draw(st.sampled_from([0, 0.3, 0.98, 1.1])):
+        banned = (torch.rand(B, V + 3, generator=torch.Generator().manual_seed(seed)) < share)[:, 3:]
+    found = nearest(queries, table, count, metric, banned, draw(st.integers(0, 4)))
+    check(found, oracle(queries, table, metric, banned))
+
+
+@every_metric
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("B", "D", "count"), [(1, 768, 1), (5, 1023, 3), (8, 64, 700)])
+def test_matches_float64_at_model_widths(B, D, count, dtype, metric):
+    queries, table = rows(B, D), rows(701, D, seed=1, dtype=dtype)
+    values, ids = nearest(queries, table, count, metric)
+    distances = oracle(queries, table, metric)
+    torch.testing.assert_close(values.double(), distances.sort(-1).values[:, :count], rtol=1e-5, atol=2e-4)
+    torch.testing.assert_close(distances.gather(1, ids), values.double(), rtol=1e-5, atol=2e-4)
+
+
+@every_metric
+@pytest.mark.parametrize("B", [1, 4, 7])
+@pytest.mark.parametrize("count", [1, 2, 9, 300])
+def test_equal_rows_come_in_the_order_of_their_ids(metric, count, B):
+    table = rows(10, 33, seed=1).repeat(30, 1)
+    _, ids = nearest(table[:B].clone() + 0.01, table, count, metric)
+    by_class = torch.arange(300).view(30, 10).T  # of each class, its ids from low to high
+    for row in ids.tolist():
+        whole, rest = divmod(count, 30)
+        classes = [i % 10 for i in row[::30]]
+        wanted = [i for which in classes[:whole] for i in by_class[which].tolist()]
+        assert row == wanted + (by_class[classes[-1]].tolist()[:rest] if rest else [])
+
+
+@every_metric
+def test_neither_threads_nor_other_queries_change_a_bit(metric):
+    queries, table = rows(13, 200), rows(9001, 200, seed=1)
+    alone = [nearest(q[None], table, 20, metric) for q in queries]
+    for threads in (0, 1, 2, 5, 64):
+        values, ids = nearest(queries, table, 20, metric, threads=threads)
+        assert torch.equal(values, torch.cat([v for v, _ in alone])), f"{threads} threads"
+        assert torch.equal(ids, torch.cat([i for _, i in alone])), f"{threads} threads"
+
+
+@every_metric
+@pytest.mark.parametrize("count", [1, 4])
+@pytest.mark.parametrize("bad", [float("nan"), -float("nan"), float("inf")])
+def test_rows_at_no_finite_distance_are_not_returned(metric, count, bad):
+    queries, table = rows(5, 40).abs(), rows(6, 40, seed=1).abs()
+    table[2:, 7] = bad if metric != "dot" else -bad  # −⟨q, e⟩ is +inf then
+    queries[3, 5] = float("nan")
+    values, ids = nearest(queries, table, count, metric)
+    kept = [i for i in range(5) if i != 3]
+    assert set(ids[kept].flatten().tolist()) - {-1} <= {0, 1}
+    assert (ids[3] == -1).all()
+    assert values[3].eq(torch.inf).all()
+    if count > 2:
+        assert (ids[kept, 2:] == -1).all()
+
+
+def test_negative_and_unsigned_zeros_are_equal():
+    table = torch.tensor([[0.0], [-0.0], [0.0]])
+    assert nearest(torch.tensor([[1.0]]), table, 3, "dot")[1].tolist() == [[0, 1, 2]]
+
+
+@pytest.mark.parametrize("name", ["B", "V", "D", "count", "threads"])
+def test_negative_sizes_are_named(name):
+    sizes = {"B": 0, "V": 0, "D": 0, "count": 0, "threads": 1} | {name: -3}
+    with pytest.raises(ValueError, match=f"{name} must be >= 0, got -3"):
+        C.nearest_tokens(
+            *(0, 0, 0, 0, 0), **sizes, query_stride=0, table_stride=0, banned_stride=0, metric=0, table_is_bf16=False
+        )
+
+
+def test_unknown_metrics_are_refused():
+    with pytest.raises(ValueError, match="metric must be 0 to 3, got 4"):
+        C.nearest_tokens(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 4, False, 1)
