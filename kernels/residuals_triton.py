@@ -25,7 +25,7 @@ def residual_rows(
     BD: tl.constexpr,
 ):
     """out[b, c] = ‖predictions[b, c] − targets[b]‖ / max(‖targets[b]‖, 1e-30)"""
-    b, c = tl.program_id(1), tl.program_id(0) * BC + tl.arange(0, BC)
+    b, c = tl.program_id(0), tl.program_id(1) * BC + tl.arange(0, BC)
     distance = tl.zeros((BC, BD), tl.float32)
     scale = tl.zeros((BD,), tl.float32)
     rows = predictions + b.to(tl.int64) * prediction_stride_b + c.to(tl.int64)[:, None] * prediction_stride_c
@@ -47,7 +47,7 @@ def residuals(predictions: Tensor, targets: Tensor) -> Tensor:
     B, C, D = predictions.shape
     out = torch.empty(B, C, dtype=torch.float32, device=predictions.device)
     if out.numel():
-        residual_rows[(triton.cdiv(C, 8), B)](
+        residual_rows[(B, triton.cdiv(C, 8))](  # B first: a grid is at most 65,535 wide in its second dimension
             predictions,
             targets,
             out,
