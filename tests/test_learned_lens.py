@@ -35,6 +35,7 @@ def cache(tmp_path, monkeypatch) -> Path:
     monkeypatch.setattr(train, "_LENGTH", 16)
     monkeypatch.setattr(train, "_TOKENS", 512)
     monkeypatch.setattr(train, "_LOOK", 20)
+    monkeypatch.setattr(train, "_LONG_POOL", 4)
     monkeypatch.setattr(linear_module, "_LENGTH", 16)
     monkeypatch.setattr(linear_module, "_TOKENS_LEAST", 4096)
     return tmp_path

@@ -34,7 +34,8 @@ from .sampling import self_samples
 log = logging.getLogger("invert_fast")
 
 _POOL, _LENGTH, _HELD = 1536, 48, 128
-_TOKENS, _LONG_EVERY, _LONG = 2048, 4, 1024  # tokens a step; every fourth step has texts of up to 1,024
+_TOKENS = 2048  # a step
+_LONG_EVERY, _LONG, _LONG_POOL = 3, 1024, 32  # every third step has long texts: they repeat what they said before
 _SHARES, _OFTEN = (0.0, 0.15, 0.5, 1.0), (0.4, 0.2, 0.1, 0.3)  # of random tokens in a text, and how often each
 _RATE, _RATE_LINEAR, _WARM, _CLIP = 2e-3, 2e-4, 20, 1.0
 _STEPS, _FALL = 1500, 0.4  # the learning rate falls to zero over the last 40 % of the steps
@@ -168,10 +169,21 @@ class _Data:
             rows[1::2] = given[: len(rows[1::2])]  # held-out ones too, though a short text repeats in both
         rows = vocabulary.representative[rows]  # tokens with equal rows are one token to a decoder
         self.rows, written = rows[_HELD:], rows[:_HELD]
+        self.long_rows = self._long_rows(vocabulary, text)
         self.digest = int((rows.double() @ torch.arange(1.0, self.length + 1, device=rows.device).double()).sum())
         random = self.tokens[_randint(len(self.tokens), written.shape, fit.seed, -1).to(decoder.device)]
         self.held_ids = torch.stack([written, random], 1).flatten(0, 1)  # alternately
         self.held_states = torch.cat([self.states(part, i) for i, part in enumerate(self.held_ids.split(32))])
+
+    def _long_rows(self, vocabulary: Vocabulary, text: Sequence[Sequence[int]]) -> Tensor:
+        """A few long texts, `[n, _LONG]`: half from the texts that were given, if any is long enough."""
+        length = min(_LONG, self.decoder.max_length)
+        if length <= self.length:
+            return self.rows[:0]
+        rows = self_samples(self.decoder, vocabulary, _LONG_POOL, length, self.fit.seed + 1, shares=(0.0,))
+        given = _windows([ids for ids in text if len(ids) >= length // 4], length, rows.device)[: len(rows) // 2]
+        rows[: len(given)] = given
+        return vocabulary.representative[rows]
 
     def held(self, name: str) -> tuple[Tensor, Tensor]:
         first = ("written", "random").index(name)
@@ -179,10 +191,8 @@ class _Data:
 
     def batch(self, step: int) -> Tensor:
         """The texts of one step: random tokens mixed into the model's own."""
-        long = min(_LONG, self.decoder.max_length)
-        rows, length = self.rows, self.length
-        if step % _LONG_EVERY == _LONG_EVERY - 1 and long > length and self.rows.numel() >= long:
-            rows, length = rows.flatten()[: self.rows.numel() // long * long].view(-1, long), long
+        rows = self.long_rows if len(self.long_rows) and step % _LONG_EVERY == _LONG_EVERY - 1 else self.rows
+        length = rows.shape[1]
         count = max(1, _TOKENS // length)
         generator = torch.Generator().manual_seed(_mixed(self.fit.seed, step))
         chosen = rows[torch.randint(len(rows), (count,), generator=generator).to(rows.device)]

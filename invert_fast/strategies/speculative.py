@@ -17,6 +17,7 @@ from .base import Block, Context, Run, growing_blocks
 from .prior import NextTokenPrior
 
 _CALL_TOKENS, _LANE_TOKENS = 64.0, 1.0  # what a further round costs in tokens: the call, and each lane in it
+_DOUBTFUL = 0.4  # share of the draft behind a doubtful token that is computed in vain
 _TOLD = 2.0  # errors: how much what is believed beforehand counts against what a lane shows
 
 
@@ -112,7 +113,7 @@ class _Proposer:
         draft as well: it costs nothing more to verify."""
         length, counts = self.context.lanes.length[slots], self._chunks(slots, lanes)
         left = self.context.lanes.target_length[slots] - length
-        for group in _alike(counts):
+        for group in _alike(counts, left):
             longest = int(counts[group].max())
             step = torch.arange(longest, device=slots.device)
             columns = (length[group][:, None] + step).clamp_max(self.context.lanes.max_len - 1)
@@ -175,13 +176,18 @@ class _Proposer:
         return scores
 
 
-def _alike(lengths: Tensor) -> Iterator[Tensor]:
-    """Indices in groups of like length, longest first: padded by an eighth, or by less than a further call costs."""
-    order = lengths.argsort(descending=True, stable=True)
-    ordered = lengths[order].double()
+def _alike(counts: Tensor, left: Tensor | None = None) -> Iterator[Tensor]:
+    """Indices in groups of like count, longest first, that go through a call together.
+
+    A group grows while what it computes in vain costs less than a call of its own would, or an eighth of all. Rows
+    that could go on beyond their count (`left` tokens are there in all) are filled up with draft: mostly not in vain.
+    """
+    order = counts.argsort(descending=True, stable=True)
+    left = counts if left is None else left
     while len(order):
-        whole = ordered[0] * torch.arange(1, len(order) + 1, device=order.device)
-        padding = whole - ordered.cumsum(0)
-        count = int((padding <= (whole / 8).clamp_min(_CALL_TOKENS)).int().cumprod(0).sum())
+        wanted, there, longest = counts[order], left[order], counts[order[0]]
+        vain = (longest - there).clamp_min(0) + _DOUBTFUL * (there.minimum(longest) - wanted)
+        whole = longest * torch.arange(1, len(order) + 1, device=order.device)
+        count = int((vain.cumsum(0) <= (whole / 8).clamp_min(_CALL_TOKENS)).int().cumprod(0).sum())
         yield order[:count]
-        order, ordered = order[count:], ordered[count:]
+        order = order[count:]
