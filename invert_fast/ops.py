@@ -13,6 +13,8 @@ from torch import Tensor
 
 from invert_fast.kernels import attention, reference
 
+from . import fan_out
+
 try:
     from . import _C  # type: ignore[attr-defined]
 except ImportError:  # no compiler at install time: everything runs, more slowly
@@ -44,17 +46,29 @@ def _native_residuals(predictions: Tensor, targets: Tensor) -> Tensor:
     return out
 
 
+def _native_prefix_attention(query: Tensor, key: Tensor, *rest: Any, causal: bool, **options: Any) -> Tensor:
+    """csrc/fan_out.cpp where it fits: a few fp32 tokens a lane, each on its own. PyTorch for everything else."""
+    if fan_out.fits(query, causal, options.get("softcap")):
+        options.pop("softcap", None)
+        return fan_out.attention(query, key, *rest, **options)
+    return attention.prefix_attention(query, key, *rest, causal=causal, **options)
+
+
 BACKENDS: dict[str, dict[str, Callable]] = {
     "residuals": {"cpp": _native_residuals, "reference": reference.residuals},
     "nearest_tokens": {"reference": reference.nearest_tokens},
     "adam_step": {"reference": reference.adam_step},
-    "prefix_attention": {"fused": attention.prefix_attention, "reference": reference.prefix_attention},
+    "prefix_attention": {
+        "cpp": _native_prefix_attention,
+        "fused": attention.prefix_attention,
+        "reference": reference.prefix_attention,
+    },
 }
 
 
 def choose(op: str, device: torch.device) -> str:
     """The backend that runs `op` on `device` when none is asked for."""
-    if op == "residuals" and device.type == "cpu" and _C is not None:
+    if device.type == "cpu" and _C is not None and "cpp" in BACKENDS[op]:
         return "cpp"
     return "fused" if op == "prefix_attention" else "reference"
 
