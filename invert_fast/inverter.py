@@ -14,25 +14,27 @@ from .calibrate import Tolerances, calibrate
 from .engine import Engine
 from .memory import plan
 from .model import Decoder, load
-from .strategies import Chain, Exhaustive, PriorOrder, Speculative
+from .strategies import Chain, Continuous, Exhaustive, PerStepProjection, PriorOrder, Speculative
 from .strategies.base import Strategy
 from .types import InputError, Recovery, States, dtype_named
 from .vocabulary import Vocabulary
 
-STRATEGIES = ("auto", "speculative", "prior", "exhaustive")
+STRATEGIES = ("auto", "speculative", "continuous", "sipit", "prior", "exhaustive")
 
 
 def strategy_named(name: str | Strategy) -> Strategy:
-    """`auto` | `speculative` | `prior` | `exhaustive`, or a strategy object as it is.
+    """`auto` | `speculative` | `continuous` | `sipit` | `prior` | `exhaustive`, or a strategy object as it is.
 
-    Each ends with the whole vocabulary where it does not get there by itself, except `speculative`, which stops at its
-    own limit: alone it shows what drafting can do.
+    Each ends with the whole vocabulary where it does not get there by itself, except `speculative` and `continuous`,
+    which stop at their own limits: alone they show what drafting and one discrete search a position can do.
     """
     if not isinstance(name, str):
         return name
     made = {
         "auto": lambda: Chain(Speculative(), Exhaustive(), name="auto"),
         "speculative": Speculative,
+        "continuous": Continuous.baseline,
+        "sipit": PerStepProjection,
         "prior": PriorOrder,
         "exhaustive": Exhaustive,
     }.get(name)
