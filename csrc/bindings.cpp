@@ -2,6 +2,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <array>
 #include <limits>
 #include <stdexcept>
 #include <string>
@@ -12,6 +13,7 @@
 #include "arguments.h"
 #include "ceiling.h"
 #include "clones.h"
+#include "fan_out.h"
 #include "nearest.h"
 #include "residuals.h"
 
@@ -112,6 +114,52 @@ void adam_step(std::uintptr_t proxy, std::uintptr_t grad, std::uintptr_t mean, s
     invert_fast::adam_step(op, threads);
 }
 
+using View = std::array<std::int64_t, 4>;  // data_ptr() and the strides of batch, head and token
+
+invert_fast::HeadsView heads_view(const View& view) {
+    return {reinterpret_cast<const float*>(view[0]), view[1], view[2], view[3]};
+}
+
+invert_fast::FanOut pack_fan_out(const std::array<View, 5>& views, std::int64_t lengths, std::int64_t slots,
+                                 const std::array<std::int64_t, 6>& sizes, std::int64_t window, float scale) {
+    for (const std::int64_t size : sizes) invert_fast::require_non_negative("a size", size);
+    invert_fast::require_non_negative("window", window);
+    const auto [B, Hq, Hkv, N, d, longest] = sizes;
+    return {heads_view(views[0]),
+            heads_view(views[1]),
+            heads_view(views[2]),
+            heads_view(views[3]),
+            heads_view(views[4]),
+            reinterpret_cast<const std::int64_t*>(lengths),
+            reinterpret_cast<const std::int64_t*>(slots),
+            B,
+            Hq,
+            Hkv,
+            N,
+            d,
+            longest,
+            window,
+            scale};
+}
+
+void fan_out_forward(const std::array<View, 5>& views, std::int64_t lengths, std::int64_t slots,
+                     const std::array<std::int64_t, 6>& sizes, std::int64_t window, float scale, std::uintptr_t out,
+                     std::uintptr_t weights, int threads) {
+    const auto op = pack_fan_out(views, lengths, slots, sizes, window, scale);
+    py::gil_scoped_release unlocked;
+    invert_fast::fan_out_forward(op, reinterpret_cast<float*>(out), reinterpret_cast<float*>(weights), threads);
+}
+
+void fan_out_backward(const std::array<View, 5>& views, std::int64_t lengths, std::int64_t slots,
+                      const std::array<std::int64_t, 6>& sizes, std::int64_t window, float scale, const View& grad_out,
+                      std::uintptr_t weights, const std::array<std::uintptr_t, 3>& grads, int threads) {
+    const auto op = pack_fan_out(views, lengths, slots, sizes, window, scale);
+    const auto to = [&](int i) { return reinterpret_cast<float*>(grads[static_cast<std::size_t>(i)]); };
+    py::gil_scoped_release unlocked;
+    invert_fast::fan_out_backward(op, heads_view(grad_out), reinterpret_cast<const float*>(weights), to(0), to(1),
+                                  to(2), threads);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -135,6 +183,14 @@ PYBIND11_MODULE(_C, m) {
     m.def("seconds_of_l1", &invert_fast::seconds_of_l1, "count"_a, "threads"_a = 1,
           py::call_guard<py::gil_scoped_release>(),
           "Seconds that threads take to add count absolute differences each in registers: the ceiling of L1.");
+    m.def("fan_out_forward", &fan_out_forward, "views"_a, "lengths_ptr"_a, "slots_ptr"_a, "sizes"_a, "window"_a,
+          "scale"_a, "out_ptr"_a, "weights_ptr"_a, "threads"_a = 0,
+          "Attention of N tokens a lane against its prefix and itself, see csrc/fan_out.h; all fp32. views: query, key, "
+          "value, prefix key and prefix value as (pointer, strides of batch, head, token); sizes: B, Hq, Hkv, N, d and "
+          "the longest prefix; window 0: all of it; null pointers for no lengths and no slots.");
+    m.def("fan_out_backward", &fan_out_backward, "views"_a, "lengths_ptr"_a, "slots_ptr"_a, "sizes"_a, "window"_a,
+          "scale"_a, "grad_out"_a, "weights_ptr"_a, "grad_ptrs"_a, "threads"_a = 0,
+          "Gradients by query, key and value (grad_ptrs) from that of the output and the weights of the forward pass.");
     m.def("build_info", &build_info,
           "version, compiler, sanitized, and the instruction sets compiled in (the CPU picks one).");
 }

@@ -7,16 +7,18 @@ print(inverter.invert(states)[0].text)
 """
 
 from .inverter import Inverter
-from .strategies import Chain, Exhaustive, PriorOrder, Speculative
+from .strategies import Chain, Continuous, Exhaustive, PerStepProjection, PriorOrder, Speculative
 from .types import Cost, InputError, Recovery, States, Status
 
 __version__ = "0.1.0"
 __all__ = [
     "Chain",
+    "Continuous",
     "Cost",
     "Exhaustive",
     "InputError",
     "Inverter",
+    "PerStepProjection",
     "PriorOrder",
     "Recovery",
     "Speculative",

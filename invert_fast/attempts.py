@@ -15,6 +15,7 @@ class Attempts:
     near, near_ids, near_rank `[S, KEPT]`: the nearest candidates so far by residual, best first (+inf and −1 where
     fewer), and how many had been tried before each;
     near_state `[S, D]`: the state that the nearest one gives;
+    steps `[S]`: optimisation steps taken;
     rivals_due `[S]` bool: the best fits, and tokens that may fit as well have to be tried before it is believed;
     failed `[S]` bool: an earlier position of this text was not found.
     """
@@ -22,6 +23,7 @@ class Attempts:
     def __init__(self, slots: int, vocab_size: int, width: int, device: torch.device):
         self.tried = torch.zeros(slots, vocab_size, dtype=torch.bool, device=device)
         self.tries = torch.zeros(slots, dtype=torch.long, device=device)
+        self.steps = torch.zeros_like(self.tries)
         self.near = torch.full((slots, KEPT), float("inf"), device=device)
         self.near_ids = torch.full((slots, KEPT), -1, dtype=torch.long, device=device)
         self.near_rank = torch.zeros_like(self.near_ids)
@@ -33,7 +35,7 @@ class Attempts:
         """These lanes moved on to another position: forget what was tried (tokens of a text are found one by one)."""
         used = slots[self.tries[slots] > 0]  # most lanes move on untried: their row of `tried` is clean
         self.tried[used] = False
-        self.tries[slots] = 0
+        self.tries[slots], self.steps[slots] = 0, 0
         self.near[slots], self.near_ids[slots] = float("inf"), -1
         self.rivals_due[slots] = False
 

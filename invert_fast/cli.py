@@ -19,6 +19,8 @@ from . import __version__, demo, files
 from .fit_command import add_fit
 from .inverter import STRATEGIES, Inverter
 from .report import score, table
+from .strategies import PRESETS
+from .strategies.base import Strategy
 from .types import InputError, Status, dtype_named
 
 log = logging.getLogger("invert_fast")
@@ -116,6 +118,12 @@ def _parser() -> argparse.ArgumentParser:
         default="auto",
         help="how candidates are found (default auto: draft, verify, repair; then all of the vocabulary)",
     )
+    one.add_argument("--preset", choices=PRESETS, help="operating point of --strategy continuous (default baseline)")
+    one.add_argument(
+        "--trace",
+        action="store_true",
+        help="with --strategy continuous: write loss curves, rank trajectories and cumulative discrete loss as well",
+    )
     one.add_argument("--batch-size", type=_positive, metavar="B", help="texts at once (default: what fits in memory)")
     one.add_argument(
         "--max-memory", type=_gib, metavar="GiB", help="memory to stay within (default: half of what is free)"
@@ -190,6 +198,15 @@ def _shard(text: str) -> tuple[int, int]:
     return int(part), int(whole)
 
 
+def _strategy(args: argparse.Namespace) -> str | Strategy:
+    if args.strategy == "continuous":
+        return PRESETS[args.preset or "baseline"](trace=args.trace)
+    if args.preset or args.trace:
+        option = "--preset" if args.preset else "--trace"
+        raise InputError(f"{option} is an option of the continuous search: add --strategy continuous, or leave it out")
+    return args.strategy
+
+
 def _inverter(args: argparse.Namespace, layer: str | None) -> Inverter:
     return Inverter.from_pretrained(
         args.model, -1 if layer is None else layer, args.device, args.dtype, insist=args.insist
@@ -246,6 +263,7 @@ def _invert(args: argparse.Namespace) -> int:
         raise InputError(
             f"{args.output} exists, expected a new file: give another --output, or --resume to go on with it"
         )
+    strategy = _strategy(args)
     source = files.open_states(args.states)
     source.check_finite()
     inverter = _inverter(args, args.layer if args.layer is not None else source.layer)
@@ -264,7 +282,7 @@ def _invert(args: argparse.Namespace) -> int:
     log.info("%s states, %s", args.states_dtype or told.dtype, tolerances.describe())
     found = inverter.invert_iter(
         ((i, source.states(i, layer)) for i in todo),
-        args.strategy,
+        strategy,
         lengths=[lengths[i] for i in todo],
         batch_size=args.batch_size,
         max_memory=args.max_memory,

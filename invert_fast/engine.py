@@ -20,7 +20,7 @@ from .calibrate import Tolerances
 from .lanes import Lanes
 from .ledger import Ledger
 from .model import Decoder
-from .strategies.base import Block, Context, Run, Strategy, served
+from .strategies.base import Block, Context, Run, Strategy, Working, served
 from .types import Recovery, Status
 from .vocabulary import Vocabulary
 
@@ -55,7 +55,15 @@ class Engine:
         self.attempts = Attempts(self.slots, self.vocabulary.size, self.decoder.width, self.decoder.device)
         self.ledger = Ledger(self.lanes, self.attempts, self.vocabulary)
         self.proposer = self.strategy.bind(
-            Context(self.decoder, self.vocabulary, self.tolerances, self.lanes, self.attempts, self.states_dtype)
+            Context(
+                self.decoder,
+                self.vocabulary,
+                self.tolerances,
+                self.lanes,
+                self.attempts,
+                self.ledger.traces,
+                self.states_dtype,
+            )
         )
         while True:
             done = self.lanes.finished()
@@ -93,7 +101,8 @@ class Engine:
         if bool(due.any()):
             items = [*items, self._rivals(active[due])]
         for item in items:
-            self._work(item)
+            if not isinstance(item, Working):
+                self._work(item)
         if len(exhausted):
             self._settle(exhausted)
 
@@ -178,7 +187,8 @@ class Engine:
         noise, tolerance, slope = self.tolerances.at(self.lanes.length[slots])
         bound = slope * self.vocabulary.separation[token]
         reach = _RUNNER_UP_FACTOR * torch.maximum(noise, best)
-        alone = (bound > best + reach) | self._rivals_tried(slots, token, (best + reach) / slope)
+        alone = bound > best + reach
+        alone |= self._rivals_tried(slots, token, (best + reach) / slope, ~alone)
         fits = best <= tolerance
         nearest = ~fits & (best < bound / 2)
         failed = self.attempts.failed[slots]
@@ -188,9 +198,9 @@ class Engine:
             chosen = torch.where(hit.any(-1), hit.int().argmax(-1), -1)
             self._commit_best(slots[ready], ready.nonzero().flatten(), chosen)
 
-    def _rivals_tried(self, slots: Tensor, token: Tensor, radius: Tensor) -> Tensor:
-        """`[b]` bool: no untried token is left within the radius (only looked up for lanes that wait for it)."""
-        due = self.attempts.rivals_due[slots]
+    def _rivals_tried(self, slots: Tensor, token: Tensor, radius: Tensor, wanted: Tensor) -> Tensor:
+        """`[b]` bool: no untried token is left within the radius (only looked up where wanted, for lanes that wait)."""
+        due = self.attempts.rivals_due[slots] & wanted
         tried = torch.zeros_like(due)
         if bool(due.any()):
             left = self.vocabulary.rivals(token[due], radius[due], self.attempts.tried[slots[due]], 1)
@@ -247,11 +257,8 @@ class Engine:
         bound = slope * self.vocabulary.separation[ids[:, 0].clamp_min(0)]
         reach = _RUNNER_UP_FACTOR * torch.maximum(noise, best)
         everything = self.attempts.tries[slots] >= int(self.vocabulary.allowed.sum())
-        alone = (
-            (bound > best + reach)
-            | everything
-            | self._rivals_tried(slots, ids[:, 0].clamp_min(0), (best + reach) / slope)
-        )
+        alone = (bound > best + reach) | everything
+        alone |= self._rivals_tried(slots, ids[:, 0].clamp_min(0), (best + reach) / slope, ~alone)
         fits = best <= tolerance
         unique = fits & alone & (second > reach) & (self.vocabulary.class_size[ids[:, 0].clamp_min(0)] == 1)
         plausible = (best < bound / 2) | ((best <= _PLAUSIBLE_RESIDUAL) & (second >= _PLAUSIBLE_RATIO * best))

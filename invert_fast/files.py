@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -238,7 +239,23 @@ def recovery_line(index: int, recovery: Recovery) -> str:
     }
     if recovery.alternatives:
         row["alternatives"] = {str(position): ids for position, ids in recovery.alternatives.items()}
+    if recovery.trace is not None:
+        row["trace"] = _trace(recovery.trace)
     return json.dumps(row, ensure_ascii=False, allow_nan=False)
+
+
+def _trace(trace: dict[str, Any]) -> dict[str, Any]:
+    """What can be written of a trace: everything but the proxies themselves."""
+    positions = trace["positions"]
+    return {
+        "loss": [None if loss is None else _numbers(loss) for loss in trace["loss"]],
+        "rank_step": [None if p is None else p.proxy_steps.tolist() for p in positions],
+        "rank": [None if rank is None else rank.tolist() for rank in trace["rank"]],
+        "rank_at_commit": trace["rank_at_commit"].tolist(),
+        "discrete_loss": _numbers(trace["discrete_loss"]),
+        "cumulative_loss": _numbers(trace["cumulative_loss"]),
+        "first_failure": trace["first_failure"],
+    }
 
 
 def _numbers(values: np.ndarray) -> list[float | None]:

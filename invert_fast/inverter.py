@@ -15,25 +15,27 @@ from .engine import Engine
 from .lens import Fit, FitReport, fit_learned, fit_linear_again, forget
 from .memory import plan
 from .model import Decoder, load
-from .strategies import Chain, Exhaustive, PriorOrder, Speculative
+from .strategies import Chain, Continuous, Exhaustive, PerStepProjection, PriorOrder, Speculative
 from .strategies.base import Strategy
 from .types import InputError, Recovery, States, dtype_named
 from .vocabulary import Vocabulary
 
-STRATEGIES = ("auto", "speculative", "prior", "exhaustive")
+STRATEGIES = ("auto", "speculative", "continuous", "sipit", "prior", "exhaustive")
 
 
 def strategy_named(name: str | Strategy) -> Strategy:
-    """`auto` | `speculative` | `prior` | `exhaustive`, or a strategy object as it is.
+    """`auto` | `speculative` | `continuous` | `sipit` | `prior` | `exhaustive`, or a strategy object as it is.
 
-    Each ends with the whole vocabulary where it does not get there by itself, except `speculative`, which stops at its
-    own limit: alone it shows what drafting can do.
+    Each ends with the whole vocabulary where it does not get there by itself, except `speculative` and `continuous`,
+    which stop at their own limits: alone they show what drafting and one discrete search a position can do.
     """
     if not isinstance(name, str):
         return name
     made = {
         "auto": lambda: Chain(Speculative(), Exhaustive(), name="auto"),
         "speculative": Speculative,
+        "continuous": Continuous.baseline,
+        "sipit": PerStepProjection,
         "prior": PriorOrder,
         "exhaustive": Exhaustive,
     }.get(name)

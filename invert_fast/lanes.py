@@ -6,17 +6,28 @@ lane is handed the next text, so no step waits for a straggler. Questions are as
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from .model import Decoder, PrefixCall
 
 
+@dataclass
+class Held:
+    """The prefixes of some lanes, ready for many fan-outs of one token: `positions [b, 1]` and what attention sees."""
+
+    call: PrefixCall
+    positions: Tensor
+
+
 class Lanes:
     """`slots` lanes of up to `max_len` tokens of one decoder.
 
     targets `[S, M, D]` fp32; ids `[S, M]`; target_length, length `[S]`: tokens to recover and committed so far;
-    text `[S]`: index of the text in a lane, −1 when idle; forward_tokens `[S]`: tokens computed for the lane's text.
+    text `[S]`: index of the text in a lane, −1 when idle; forward_tokens, backward_tokens `[S]`: tokens computed for
+    the lane's text, and those of them that a gradient was taken of.
     Storage is per layer `[S, Hkv, M, d]`, made on the first commit that needs it: texts whose first draft is right from
     end to end never touch it.
     """
@@ -30,6 +41,7 @@ class Lanes:
         self.length = torch.zeros_like(self.target_length)
         self.text = torch.full_like(self.target_length, -1)
         self.forward_tokens = torch.zeros_like(self.target_length)
+        self.backward_tokens = torch.zeros_like(self.target_length)
         self.keys: list[Tensor] | None = None
         self.values: list[Tensor] | None = None
         self._pending: PrefixCall | None = None
@@ -41,7 +53,7 @@ class Lanes:
         self.target_length[slots] = torch.tensor([len(rows) for rows in hidden], device=slots.device)
         self.text[slots] = torch.tensor(texts, device=slots.device)
         self.length[slots] = 0
-        self.forward_tokens[slots] = 0
+        self.forward_tokens[slots], self.backward_tokens[slots] = 0, 0
 
     def active(self) -> Tensor:
         """Lanes with tokens left to recover."""
@@ -61,13 +73,24 @@ class Lanes:
         """The state each lane has to reproduce next, `[b, D]`."""
         return self.targets[slots, self.length[slots]]
 
-    def fan_out(self, slots: Tensor, embeds: Tensor) -> Tensor:
+    def fan_out(self, slots: Tensor, embeds: Tensor, held: Held | None = None) -> Tensor:
         """N independent continuations of each lane's prefix: `[b, N, D_embedding] → [b, N, D]`.
 
         The prefix KV is shared by the N, never copied per candidate. Differentiable in `embeds` where it asks for it.
+        held: what `hold` made of the same lanes, where they are asked many times at one position.
         """
+        if held is not None:
+            return self._forward(slots, embeds, held.positions, held.call)
         positions = self.length[slots][:, None].expand(embeds.shape[:2])
         return self._run(slots, embeds, positions, causal=False)
+
+    def hold(self, slots: Tensor) -> Held:
+        """The prefixes of these lanes, laid out once for many fan-outs; of no use once one of them moves on."""
+        call = self._call(slots, causal=False)
+        if call.slots is not None and call.keys is not None and call.values is not None:
+            call.keys, call.values = [k[call.slots] for k in call.keys], [v[call.slots] for v in call.values]
+            call.slots = None
+        return Held(call, self.length[slots][:, None])
 
     def draft(self, slots: Tensor, ids: Tensor) -> Tensor:
         """K tokens in a row after each lane's prefix, causally: `[b, K] → [b, K, D]`."""
@@ -76,6 +99,10 @@ class Lanes:
         return self._run(slots, self.decoder.embed(ids), positions, causal=True)
 
     def _run(self, slots: Tensor, embeds: Tensor, positions: Tensor, causal: bool) -> Tensor:
+        return self._forward(slots, embeds, positions, self._call(slots, causal))
+
+    def _call(self, slots: Tensor, causal: bool) -> PrefixCall:
+        """What a pass over these lanes sees of their prefixes."""
         lengths = self.length[slots]
         longest = int(lengths.max())
         call = PrefixCall(causal)
@@ -84,6 +111,9 @@ class Lanes:
             call.values = [v[:, :, :longest] for v in self.values]
             in_order = len(slots) == self.slots and bool((slots[1:] > slots[:-1]).all())
             call.lengths, call.slots = lengths, None if in_order else slots
+        return call
+
+    def _forward(self, slots: Tensor, embeds: Tensor, positions: Tensor, call: PrefixCall) -> Tensor:
         with torch.set_grad_enabled(embeds.requires_grad):
             hidden = self.decoder.run(embeds, positions, call)
         self.forward_tokens[slots] += embeds.shape[1]

@@ -12,12 +12,13 @@ from torch import Tensor
 
 from .attempts import Attempts
 from .lanes import Lanes
+from .trace import Traces
 from .types import Cost, Recovery, Status
 from .vocabulary import Vocabulary
 
 
 class Ledger:
-    """Arrays `[S, M]` beside the lanes' ids: residual, margin, status, rank, runners-up; seconds `[S]`."""
+    """Arrays `[S, M]` beside the lanes' ids: residual, margin, status, rank, steps, runners-up; seconds `[S]`."""
 
     def __init__(self, lanes: Lanes, attempts: Attempts, vocabulary: Vocabulary):
         shape, device = (lanes.slots, lanes.max_len), lanes.targets.device
@@ -25,7 +26,9 @@ class Ledger:
         self.residual, self.margin = torch.zeros(shape, device=device), torch.zeros(shape, device=device)
         self.status = torch.zeros(shape, dtype=torch.long, device=device)
         self.rank = torch.zeros(shape, dtype=torch.long, device=device)
+        self.steps = torch.zeros_like(self.rank)
         self.seconds = torch.zeros(lanes.slots, device=device)
+        self.traces = Traces()
         self.alternatives: dict[tuple[int, int], list[int]] = {}
 
     def clear(self, slots: Tensor) -> None:
@@ -56,6 +59,7 @@ class Ledger:
         self.margin[slot, position] = margin[at, step].nan_to_num()
         self.status[slot, position] = status[at, step]
         self.rank[slot, position] = 0 if rank is None else rank[at, step]
+        self.steps[slot, position] = self.attempts.steps[slots][at] * (step == 0)
 
     def write_alternatives(self, slots: Tensor, within: Tensor) -> None:
         """Remember for these lanes' next position the tried ids whose residual is at most `within [b]`."""
@@ -81,13 +85,15 @@ class Ledger:
                 self.margin[slots],
                 self.status[slots],
                 self.rank[slots],
+                self.steps[slots],
             )
         ]
         lengths, texts = lanes.target_length[slots].tolist(), lanes.text[slots].tolist()
-        tokens, seconds = lanes.forward_tokens[slots].tolist(), self.seconds[slots].tolist()
+        tokens, backward = lanes.forward_tokens[slots].tolist(), lanes.backward_tokens[slots].tolist()
+        seconds = self.seconds[slots].tolist()
         found = []
         for row, (slot, length) in enumerate(zip(slots.tolist(), lengths, strict=True)):
-            ids, residual, loss, margin, status, rank = (table[row, :length].copy() for table in tables)
+            ids, residual, loss, margin, status, rank, steps = (table[row, :length].copy() for table in tables)
             found.append(
                 (
                     texts[row],
@@ -98,11 +104,12 @@ class Ledger:
                         margin,
                         status.astype(np.int8),
                         rank,
-                        np.zeros(length, np.int64),
+                        steps,
                         text=lanes.decoder.decode(ids.tolist()),
                         alternatives=self._alternatives(slot, ids, status),
-                        cost=Cost(tokens[row], 0, seconds[row]),
+                        cost=Cost(tokens[row], backward[row], seconds[row]),
                         precision=_precision(lanes),
+                        trace=self.traces.take(slot, ids, loss, self.vocabulary.embedding),
                     ),
                 )
             )

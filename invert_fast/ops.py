@@ -15,6 +15,8 @@ from torch import Tensor
 
 from invert_fast.kernels import attention, reference
 
+from . import fan_out
+
 try:
     from . import _C  # type: ignore[attr-defined]
 except ImportError:  # no compiler at install time: everything runs, more slowly
@@ -123,6 +125,14 @@ def _triton(module: str, op: str) -> Callable:
     return call
 
 
+def _native_prefix_attention(query: Tensor, key: Tensor, *rest: Any, causal: bool, **options: Any) -> Tensor:
+    """csrc/fan_out.cpp where it fits: a few fp32 tokens a lane, each on its own. PyTorch for everything else."""
+    if fan_out.fits(query, causal, options.get("softcap")):
+        options.pop("softcap", None)
+        return fan_out.attention(query, key, *rest, **options)
+    return attention.prefix_attention(query, key, *rest, causal=causal, **options)
+
+
 BACKENDS: dict[str, dict[str, Callable]] = {
     "residuals": {
         "triton": _triton("residuals_triton", "residuals"),
@@ -139,17 +149,21 @@ BACKENDS: dict[str, dict[str, Callable]] = {
         "cpp": _native_adam_step,
         "reference": reference.adam_step,
     },
-    "prefix_attention": {"fused": attention.prefix_attention, "reference": reference.prefix_attention},
+    "prefix_attention": {
+        "cpp": _native_prefix_attention,
+        "fused": attention.prefix_attention,
+        "reference": reference.prefix_attention,
+    },
 }
 
 
 def choose(op: str, device: torch.device) -> str:
     """The backend that runs `op` on `device` when none is asked for."""
+    if device.type == "cpu" and _C is not None:
+        return "cpp"
     if op == "prefix_attention":
         return "fused"
-    if device.type == "cuda" and _HAS_TRITON:
-        return "triton"
-    return "cpp" if device.type == "cpu" and _C is not None else "reference"
+    return "triton" if device.type == "cuda" and _HAS_TRITON else "reference"
 
 
 def _backend(op: str, name: str, device: torch.device) -> Callable:

@@ -28,6 +28,7 @@ def prefix_attention(
     A fan-out stays on the formula: as one fused call it would need an N×N mask for what is a diagonal.
     """
     K = query.shape[2]
+    causal = causal or K == 1  # one token alone is a draft of one
     if not causal or softcap is not None:
         return reference.prefix_attention(
             query,

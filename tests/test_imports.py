@@ -11,12 +11,13 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "invert_fast"
 
 # What each part may import of ours. Everybody may import `types`, and modules of its own part.
-HELPERS = {"attempts", "cache", "calibrate", "ledger", "memory", "vocabulary"}
+HELPERS = {"attempts", "cache", "calibrate", "ledger", "memory", "trace", "vocabulary"}
 CORE = {"lanes", "model", "ops"}
 ALLOWED = {
     "types": set(),
     "kernels": set(),
-    "ops": {"kernels", "_C", "_cuda"},
+    "fan_out": {"_C"},
+    "ops": {"fan_out", "kernels", "_C", "_cuda"},
     "twin": set(),
     "model": {"ops", "twin"},
     "lanes": {"model", "ops"},
@@ -24,7 +25,8 @@ ALLOWED = {
     "vocabulary": CORE,
     "cache": {"model"},
     "memory": {"model"},
-    "ledger": {"attempts", "lanes", "vocabulary"},
+    "trace": {"ops"},
+    "ledger": {"attempts", "lanes", "trace", "vocabulary"},
     "calibrate": {"cache", "vocabulary", *CORE},
     "lens": {*CORE, *HELPERS},
     "strategies": {"lens", *CORE, *HELPERS},

@@ -5,7 +5,8 @@ A strategy is a frozen dataclass of settings. `bind` makes the proposer that wor
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -15,6 +16,7 @@ from ..attempts import Attempts, best_untried
 from ..calibrate import Tolerances
 from ..lanes import Lanes
 from ..model import Decoder
+from ..trace import Traces
 from ..vocabulary import Vocabulary
 
 
@@ -27,6 +29,7 @@ class Context:
     tolerances: Tolerances
     lanes: Lanes
     attempts: Attempts
+    traces: Traces = field(default_factory=Traces)
     states_dtype: str = "float32"
 
 
@@ -47,12 +50,19 @@ class Block:
     ids: Tensor
 
 
+@dataclass
+class Working:
+    """Lanes `[b]` that are still searching: nothing to verify yet, and not exhausted either."""
+
+    slots: Tensor
+
+
 class Proposer(Protocol):
     def begin(self, slots: Tensor) -> None:
         """New texts stand in these lanes."""
         ...
 
-    def propose(self, slots: Tensor) -> list[Run | Block]:
+    def propose(self, slots: Tensor) -> Sequence[Run | Block | Working]:
         """What to try next, each lane in at most one item; a lane in none has nothing left to try at its position."""
         ...
 
@@ -85,6 +95,6 @@ def growing_blocks(
         below, size = below + size, size * growth
 
 
-def served(items: list[Run | Block], slots: Tensor) -> Tensor:
+def served(items: Sequence[Run | Block | Working], slots: Tensor) -> Tensor:
     """`[b]` bool: which of `slots` are in one of the items."""
     return torch.isin(slots, torch.cat([item.slots for item in items])) if items else torch.zeros_like(slots).bool()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .base import Block, Context, Proposer, Run, Strategy, served
+from .base import Block, Context, Proposer, Run, Strategy, Working, served
 
 
 class Chain:
@@ -33,9 +33,9 @@ class _Proposer:
         for proposer in self.proposers:
             proposer.begin(slots)
 
-    def propose(self, slots: Tensor) -> list[Run | Block]:
+    def propose(self, slots: Tensor) -> list[Run | Block | Working]:
         self.stage[slots[self.context.attempts.tries[slots] == 0]] = 0  # a new position starts from the top
-        items: list[Run | Block] = []
+        items: list[Run | Block | Working] = []
         for number, proposer in enumerate(self.proposers):
             asked = slots[self.stage[slots] == number]
             if len(asked):

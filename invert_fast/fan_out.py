@@ -1,0 +1,87 @@
+"""csrc/fan_out.cpp as a differentiable op: a few tokens a lane, each alone after the lane's prefix.
+
+An optimisation step runs it once a layer in both directions, and at that size PyTorch's own attention spends its time
+on masks, copies and bookkeeping; here the prefix is read where it lies.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+try:
+    from . import _C  # type: ignore[attr-defined]
+except ImportError:
+    _C: Any = None
+
+_FEW = 8  # tokens a lane; for many, one matrix product over all of them is faster
+
+
+def fits(query: Tensor, causal: bool, softcap: float | None) -> bool:
+    """Whether `attention` below computes this case of `prefix_attention`."""
+    alone = not causal or query.shape[2] == 1
+    return _C is not None and alone and query.shape[2] <= _FEW and query.dtype == torch.float32 and softcap is None
+
+
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    prefix_key: Tensor | None,
+    prefix_value: Tensor | None,
+    lengths: Tensor | None,
+    slots: Tensor | None = None,
+    *,
+    scale: float,
+    window: int | None = None,
+) -> Tensor:
+    """Contract of `kernels.reference.prefix_attention` with causal=False and no softcap. The prefix has no gradient."""
+    return _FanOut.apply(query, key, value, prefix_key, prefix_value, lengths, slots, scale, window)  # type: ignore[return-value]
+
+
+class _FanOut(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, query, key, value, prefix_key, prefix_value, lengths, slots, scale, window):
+        B, Hq, N, d = query.shape
+        query, key, value = (t if t.stride(-1) == 1 else t.contiguous() for t in (query, key, value))
+        longest = 0
+        if prefix_key is None:
+            prefix_key = prefix_value = query  # not looked at
+            lengths = slots = None
+        else:
+            longest = prefix_key.shape[2]
+            if prefix_key.stride(-1) != 1 or prefix_value.stride(-1) != 1:
+                prefix_key, prefix_value = prefix_key.contiguous(), prefix_value.contiguous()
+            lengths = lengths.contiguous()
+            slots = None if slots is None else slots.contiguous()
+        out, weights = query.new_empty(B, N, Hq, d), query.new_empty(B, Hq, N, longest + 1)
+        kept = (query, key, value, prefix_key, prefix_value, lengths, slots)
+        call = (
+            [_view(t) for t in kept[:5]],
+            0 if lengths is None else lengths.data_ptr(),
+            0 if slots is None else slots.data_ptr(),
+            (B, Hq, key.shape[1], N, d, longest),
+            window or 0,
+            scale,
+        )
+        _C.fan_out_forward(*call, out.data_ptr(), weights.data_ptr(), torch.get_num_threads())
+        ctx.call, ctx.kept, ctx.weights = call, kept, weights  # plain attributes: no version check, nothing to free
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):  # type: ignore[override]
+        query, key, value, *_ = ctx.kept
+        grad = grad.transpose(1, 2)
+        grad = grad if grad.stride(-1) == 1 else grad.contiguous()
+        grads = tuple(torch.empty(t.shape, dtype=t.dtype) for t in (query, key, value))
+        pointers = [t.data_ptr() for t in grads]
+        _C.fan_out_backward(*ctx.call, _view(grad), ctx.weights.data_ptr(), pointers, torch.get_num_threads())
+        return *grads, None, None, None, None, None, None
+
+
+def _view(tensor: Tensor) -> tuple[int, int, int, int]:
+    return tensor.data_ptr(), tensor.stride(0), tensor.stride(1), tensor.stride(2)

@@ -1,0 +1,121 @@
+"""SIPIT (2510.15511): step, project to the nearest untried token, verify, ban it if wrong, and step on.
+
+Our form of it: the committed prefix is kept as KV, all lanes share a pass, several tokens may be tried a step, and a
+lane whose budget is spent goes on through the rest of the vocabulary in the order of distance, never committing unseen.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .. import ops
+from .base import Block, Context, Run
+from .proxies import Proxies
+
+
+@dataclass(frozen=True)
+class PerStepProjection:
+    """optimiser: polyak (steps of `lr` times ℒ/‖∇ℒ‖², at home at any scale) | sgd | adam, at a constant rate `lr`;
+    clip: gradient norm of a lane for the last two; ℒ = ‖f(e) − h‖²; metric: l1 | l2 | cosine | dot, in which a proxy is
+    projected; candidates_per_step: nearest untried tokens verified after each step; snap_every: the proxy jumps to its
+    nearest row after that many steps (× 1 + ⌊V / 25,000⌋ at the first position); max_steps: steps of a position before
+    the rest of V is tried in the order of distance, rest_block at once (None: give up instead); init: zeros | token |
+    gaussian; seed: of random starts.
+    """
+
+    optimiser: str = "polyak"
+    lr: float = 2.0
+    clip: float | None = 1.0
+    metric: str = "l2"
+    candidates_per_step: int = 1
+    snap_every: int = 50
+    max_steps: int = 200
+    rest_block: int | None = 256
+    init: str = "zeros"
+    seed: int = 42
+    name: str = "sipit"
+
+    @classmethod
+    def official(cls) -> PerStepProjection:
+        """The released settings: SGD with steps of length 1 from the row of a random token."""
+        return cls(optimiser="sgd", lr=1.0, init="token")
+
+    def bind(self, context: Context) -> _Proposer:
+        if self.optimiser not in ("polyak", "sgd", "adam"):
+            raise ValueError(f"optimiser '{self.optimiser}' is unknown, expected polyak, sgd or adam")
+        return _Proposer(self, context)
+
+
+class _Proposer:
+    def __init__(self, settings: PerStepProjection, context: Context):
+        self.settings, self.context = settings, context
+        self.proxies = Proxies(context, settings.init, settings.seed)
+
+    def begin(self, slots: Tensor) -> None:
+        self.proxies.begin(slots)
+
+    def propose(self, slots: Tensor) -> list[Run | Block]:
+        s, p = self.settings, self.proxies
+        p.start_new(slots)
+        searching = p.step[slots] < s.max_steps
+        items: list[Run | Block] = []
+        if bool(searching.any()):
+            items += self._nearest(slots[searching], self._advance(slots[searching]), s.candidates_per_step)
+        rest = slots[~searching]
+        if len(rest) and s.rest_block is not None:
+            items += self._nearest(rest, p.value[rest], s.rest_block)
+        return items
+
+    def _advance(self, slots: Tensor) -> Tensor:
+        """One step of these lanes' proxies; returns where they stand then, `[b, D_e]`."""
+        s, p, lanes = self.settings, self.proxies, self.context.lanes
+        value, target = p.value[slots], lanes.target(slots)
+        self._snap(slots, value)
+        loss, grad = p.gradient(slots, value, target, lanes.hold(slots))
+        grad *= target.shape[1]  # of the sum of squares instead of their mean: that is what is clipped
+        if s.optimiser == "adam":
+            self._adam(slots, value, grad)
+        elif s.optimiser == "polyak":
+            value -= (
+                s.lr * (loss[:, None] * target.shape[1] / grad.square().sum(-1, keepdim=True).clamp_min(1e-30)) * grad
+            )
+        else:
+            if s.clip is not None:
+                grad *= (s.clip / (grad.norm(dim=-1, keepdim=True) + 1e-6)).clamp_max(1.0)
+            value -= s.lr * grad
+        p.value[slots] = value
+        p.step[slots] += 1
+        self.context.attempts.steps[slots] += 1
+        return value
+
+    def _adam(self, slots: Tensor, value: Tensor, grad: Tensor) -> None:
+        s, p = self.settings, self.proxies
+        exp_avg, exp_avg_sq, step = p.exp_avg[slots], p.exp_avg_sq[slots], p.step[slots]
+        everyone = torch.ones_like(step, dtype=torch.bool)
+        ops.adam_step(value, grad, exp_avg, exp_avg_sq, step, everyone, lr=s.lr, total_steps=10**12, clip=s.clip)
+        p.exp_avg[slots], p.exp_avg_sq[slots] = exp_avg, exp_avg_sq
+
+    def _snap(self, slots: Tensor, value: Tensor) -> None:
+        """Put proxies that are due onto their nearest row."""
+        p, lanes = self.proxies, self.context.lanes
+        every = self.settings.snap_every * torch.where(
+            lanes.length[slots] == 0, 1 + self.context.vocabulary.size // 25_000, 1
+        )
+        due = (p.step[slots] > 0) & (p.step[slots] % every == 0)
+        if bool(due.any()):
+            _, ids = ops.nearest_tokens(value[due], p.embedding, 1, self.settings.metric)
+            value[due] = p.embedding[ids[:, 0]]
+
+    def _nearest(self, slots: Tensor, value: Tensor, count: int) -> list[Block]:
+        """The nearest tokens to these proxies that were not tried before; lanes without any are left out."""
+        context = self.context
+        banned = context.attempts.tried[slots] | ~context.vocabulary.allowed
+        _, ids = ops.nearest_tokens(
+            value, self.proxies.embedding, min(count, context.vocabulary.size), self.settings.metric, banned
+        )
+        some = ids[:, 0] >= 0
+        ids = ids[some]
+        return [Block(slots[some], ids[:, (ids >= 0).any(0)])] if len(ids) else []

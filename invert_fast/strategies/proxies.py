@@ -1,0 +1,73 @@
+"""A proxy embedding a lane and its gradient: what the two gradient modes share.
+
+All lanes go through one forward and one backward pass a step; a lane's start follows from its target row and the seed
+alone, so that batches, shards and the order of a file change nothing.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..lanes import Held
+from .base import Context
+
+INITS = ("zeros", "token", "gaussian")
+
+
+class Proxies:
+    """State of the optimisation of every lane.
+
+    value, exp_avg, exp_avg_sq `[S, D_e]` fp32: proxy and Adam moments; step `[S]`: steps taken at this position;
+    position `[S]`: the position they belong to, −1 for none yet.
+    """
+
+    def __init__(self, context: Context, init: str, seed: int):
+        if init not in INITS:
+            raise ValueError(f"init '{init}' is unknown, expected one of {', '.join(INITS)}")
+        self.context, self.init, self.seed = context, init, seed
+        self.embedding = context.vocabulary.embedding
+        self.candidates = context.vocabulary.allowed.nonzero().flatten()
+        lanes = context.lanes
+        self.value = torch.zeros(lanes.slots, self.embedding.shape[1], device=context.decoder.device)
+        self.exp_avg, self.exp_avg_sq = torch.zeros_like(self.value), torch.zeros_like(self.value)
+        self.step = torch.zeros_like(lanes.length)
+        self.position = torch.full_like(lanes.length, -1)
+
+    def begin(self, slots: Tensor) -> None:
+        """New texts stand in these lanes."""
+        self.position[slots] = -1
+
+    def start_new(self, slots: Tensor) -> Tensor:
+        """Start afresh those of `slots` that moved on since the last look; returns them."""
+        fresh = slots[self.position[slots] != self.context.lanes.length[slots]]
+        if len(fresh):
+            self.value[fresh] = self._starts(fresh)
+            self.exp_avg[fresh], self.exp_avg_sq[fresh], self.step[fresh] = 0.0, 0.0, 0
+            self.position[fresh] = self.context.lanes.length[fresh]
+        return fresh
+
+    def _starts(self, slots: Tensor) -> Tensor:
+        """Where the search begins, `[b, D_e]`: zeros, the row of a random token, or Gaussian of the rows' spread."""
+        if self.init == "zeros":
+            return torch.zeros(len(slots), self.value.shape[1], device=slots.device)
+        bits = self.context.lanes.target(slots).view(torch.int32).long()
+        weight = torch.arange(1, bits.shape[1] + 1, device=slots.device)
+        keys = ((bits * weight).sum(-1) + self.seed).tolist()
+        generators = [torch.Generator().manual_seed(key & (2**63 - 1)) for key in keys]
+        if self.init == "token":
+            chosen = [int(torch.randint(len(self.candidates), (1,), generator=g)) for g in generators]
+            return self.embedding[self.candidates[chosen]]
+        noise = torch.stack([torch.randn(self.value.shape[1], generator=g) for g in generators])
+        return noise.to(slots.device) * self.embedding[self.candidates].std()
+
+    def gradient(self, slots: Tensor, value: Tensor, target: Tensor, held: Held) -> tuple[Tensor, Tensor]:
+        """MSE(f(e), h) `[b]` and its gradient `[b, D_e]` at `value`, for lanes whose prefixes are held."""
+        lanes, decoder = self.context.lanes, self.context.decoder
+        with torch.enable_grad():
+            embeds = value.detach().to(decoder.dtype).requires_grad_()
+            hidden = lanes.fan_out(slots, embeds[:, None], held)[:, 0]
+        error = hidden.detach().float() - target
+        (grad,) = torch.autograd.grad(hidden, embeds, (error * (2 / error.shape[1])).to(hidden.dtype))
+        lanes.backward_tokens[slots] += 1
+        return error.square().mean(-1), grad.float()
