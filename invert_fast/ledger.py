@@ -75,44 +75,43 @@ class Ledger:
         if not len(slots):
             return []
         lanes = self.lanes
-        norms = lanes.targets[slots].double().square().mean(-1)  # MSE = residual² · ‖h‖² / D
-        tables = [
-            t.cpu().numpy()
-            for t in (
-                lanes.ids[slots],
-                self.residual[slots],
-                self.residual[slots].double().square() * norms,
-                self.margin[slots],
-                self.status[slots],
-                self.rank[slots],
-                self.steps[slots],
+        lengths = lanes.target_length[slots]
+        there = torch.arange(int(lengths.max()), device=slots.device) < lengths[:, None]
+        lane, position = slots[:, None].expand_as(there)[there], there.nonzero()[:, 1]
+        residual, status = self.residual[lane, position], self.status[lane, position]
+        norm = torch.linalg.vector_norm(lanes.targets[lane, position], dim=-1).double()
+        tables = (
+            lanes.ids[lane, position],
+            residual,
+            residual.double().square() * norm.square() / lanes.targets.shape[-1],  # MSE = residual² ‖h‖² / D
+            self.margin[lane, position],
+            status.to(torch.int8),
+            self.rank[lane, position],
+            self.steps[lane, position],
+        )
+        ends = lengths.cumsum(0)[:-1].cpu().numpy()
+        columns = [np.split(table.cpu().numpy(), ends) for table in tables]  # one row a text, no copy
+        unclear = ((self.status[slots] == Status.AMBIGUOUS)[:, : there.shape[1]] & there).any(-1).tolist()
+        cost = zip(
+            lanes.forward_tokens[slots].tolist(),
+            lanes.backward_tokens[slots].tolist(),
+            self.seconds[slots].tolist(),
+            strict=True,
+        )
+        found, precision = [], _precision(lanes)
+        for slot, text, rows, spent, several in zip(
+            slots.tolist(), lanes.text[slots].tolist(), zip(*columns, strict=True), cost, unclear, strict=True
+        ):
+            ids, _, loss, _, status, *_ = rows
+            recovery = Recovery(
+                *rows,
+                text=lanes.decoder.decode(ids.tolist()),
+                alternatives=self._alternatives(slot, ids, status) if several else {},
+                cost=Cost(*spent),
+                precision=precision,
+                trace=self.traces.take(slot, ids, loss, self.vocabulary.embedding),
             )
-        ]
-        lengths, texts = lanes.target_length[slots].tolist(), lanes.text[slots].tolist()
-        tokens, backward = lanes.forward_tokens[slots].tolist(), lanes.backward_tokens[slots].tolist()
-        seconds = self.seconds[slots].tolist()
-        found = []
-        for row, (slot, length) in enumerate(zip(slots.tolist(), lengths, strict=True)):
-            ids, residual, loss, margin, status, rank, steps = (table[row, :length].copy() for table in tables)
-            found.append(
-                (
-                    texts[row],
-                    Recovery(
-                        ids,
-                        residual,
-                        loss,
-                        margin,
-                        status.astype(np.int8),
-                        rank,
-                        steps,
-                        text=lanes.decoder.decode(ids.tolist()),
-                        alternatives=self._alternatives(slot, ids, status),
-                        cost=Cost(tokens[row], backward[row], seconds[row]),
-                        precision=_precision(lanes),
-                        trace=self.traces.take(slot, ids, loss, self.vocabulary.embedding),
-                    ),
-                )
-            )
+            found.append((text, recovery))
         return found
 
     def _alternatives(self, slot: int, ids: np.ndarray, status: np.ndarray) -> dict[int, list[int]]:
