@@ -58,7 +58,7 @@ def row(benchmark, inverter, report_row, name: str, rows: list[list[int]], sourc
     found = inverter.invert(states)
     exact = sum(r.token_ids.tolist() == ids for r, ids in zip(found, rows, strict=True)) / len(rows)
     assert exact == 1.0, f"exact match {exact}"
-    rounds = ROUNDS if tokens < 100_000 else 3
+    rounds = ROUNDS if tokens < 10_000 else 3
     bare = bare_forward(inverter, rows, rounds)
     memory = peak_mib(lambda: inverter.invert(states))
     benchmark.pedantic(inverter.invert, args=(states,), rounds=rounds, warmup_rounds=1)

@@ -1,4 +1,4 @@
-"""Draw the results of bench_speculative.py: cost against length, a line a batch size, a panel a model. Plain SVG.
+"""Draw the results of bench_speculative.py: time over that of a bare forward pass against length. Plain SVG.
 
 pytest bench/bench_speculative.py --benchmark-only --benchmark-json out.json
 python bench/plot.py out.json docs/speculative.svg
@@ -12,7 +12,7 @@ from pathlib import Path
 
 WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 300, 220, 44, 34, 40
 COLOURS = {1: "#1b6ca8", 16: "#d1495b", 256: "#2e8b57"}
-LARGEST = 4.0  # ratio at the top of a panel
+LEAST, LARGEST = -1, 7  # powers of two at the bottom and the top of a panel
 
 
 def series(path: Path) -> dict[str, dict[int, list[tuple[int, float]]]]:
@@ -34,10 +34,10 @@ def panel(model: str, lines: dict[int, list[tuple[int, float]]], left: int) -> l
         return left + LEFT + (math.log(length) - low) / (high - low) * (WIDTH - LEFT - 20)
 
     def y(ratio: float) -> float:
-        return TOP + (1 - min(ratio, LARGEST) / LARGEST) * (HEIGHT - TOP - BOTTOM)
+        return TOP + (LARGEST - math.log2(ratio)) / (LARGEST - LEAST) * (HEIGHT - TOP - BOTTOM)
 
     out = [f'<text x="{left + LEFT}" y="18" font-weight="bold">{model}</text>']
-    for tick in range(int(LARGEST) + 1):
+    for tick in (2**power for power in range(LARGEST + 1)):
         dash = ' stroke-dasharray="4 3"' if tick == 1 else ""
         out.append(
             f'<path d="M{left + LEFT} {y(tick):.1f}H{left + WIDTH - 16}" stroke="#999" stroke-width="0.6"{dash}/>'

@@ -1,5 +1,8 @@
 """What the benches share: models, rows of real text, the bare forward pass they are measured against, peak memory."""
 
+import contextlib
+import ctypes
+import gc
 import json
 import os
 import platform
@@ -83,6 +86,9 @@ def peak_mib(call: Callable[[], object]) -> float:
         before = torch.cuda.memory_allocated()
         call()
         return (torch.cuda.max_memory_allocated() - before) / (1 << 20)
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # memory freed before must not hide what this call takes
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
     page, done, seen = os.sysconf("SC_PAGE_SIZE"), threading.Event(), [_resident()]
 
     def watch():
