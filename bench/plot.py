@@ -62,6 +62,8 @@ def main(source: str, target: str) -> None:
         at, side = TOP + 18 * i, WIDTH * len(models) + 6
         body.append(f'<path d="M{side} {at}h16" stroke="{colour}" stroke-width="2"/>')
         body.append(f'<text x="{side + 22}" y="{at + 4}">{texts} {"text" if texts == 1 else "texts"}</text>')
+    at, side = TOP + 18 * (len(COLOURS) + 1), WIDTH * len(models) + 6
+    body.append(f'<text x="{side}" y="{at}">time / bare</text><text x="{side}" y="{at + 14}">forward pass</text>')
     size = f'width="{width}" height="{HEIGHT}" font-family="sans-serif" font-size="11"'
     head = f'<svg xmlns="http://www.w3.org/2000/svg" {size}>'
     back = f'<rect width="{width}" height="{HEIGHT}" fill="white"/>'

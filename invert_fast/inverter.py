@@ -22,6 +22,7 @@ from .types import InputError, Recovery, States, dtype_named
 from .vocabulary import Vocabulary
 
 STRATEGIES = ("auto", "speculative", "continuous", "sipit", "prior", "exhaustive")
+_A_FEW_STEPS = PerStepProjection(candidates_per_step=8, max_steps=32, rest_block=None)  # then all of the vocabulary
 
 
 def strategy_named(name: str | Strategy) -> Strategy:
@@ -33,7 +34,7 @@ def strategy_named(name: str | Strategy) -> Strategy:
     if not isinstance(name, str):
         return name
     made = {
-        "auto": lambda: Chain(Speculative(), Exhaustive(), name="auto"),
+        "auto": lambda: Chain(Speculative(), _A_FEW_STEPS, Exhaustive(), name="auto"),
         "speculative": Speculative,
         "continuous": Continuous.baseline,
         "sipit": PerStepProjection,

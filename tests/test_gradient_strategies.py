@@ -36,6 +36,22 @@ def figures(found: list[Recovery]) -> list[tuple]:
     return [(*(t.tolist() for t in table), *cost) for table, cost in zip(tables, costs, strict=True)]
 
 
+# ---- in `auto`
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_what_drafting_gives_up_a_few_steps_find(family, monkeypatch):
+    """`auto` whose drafts give up at once: the steps come before all of the vocabulary, and find most."""
+    truth, inv = texts(9, 4, 1), inverter(family)
+    first, steps, last = strategy_named("auto").strategies
+    assert isinstance(steps, PerStepProjection)
+    assert isinstance(last, Exhaustive)
+    found = inv.invert(inv.capture(truth), Chain(replace(first, max_candidates=0), steps, last))
+    assert exact(found, truth)
+    assert sum(r.cost.backward_tokens for r in found) > 0
+    assert np.median(np.concatenate([r.rank for r in found])) < VOCAB // 3, "most before the vocabulary's turn"
+
+
 # ---- exactness
 
 
