@@ -95,6 +95,6 @@ def _fit(args: argparse.Namespace) -> int:
         for name in report.top1
     ]
     print(table(["held-out tokens", "linear top-1", f"{args.lens} top-1", "top-16"], rows))
-    kept = f"kept in {report.path}" if report.path else "kept nowhere: INVERT_FAST_CACHE is off"
+    kept = f"kept in {report.path}" if report.path else "kept nowhere: INVERT_FAST_CACHE is off, or cannot be written"
     print(f"{report.steps} steps, {report.seconds:.0f} s; {kept}")
     return 0

@@ -79,7 +79,7 @@ class Ledger:
         there = torch.arange(int(lengths.max()), device=slots.device) < lengths[:, None]
         lane, position = slots[:, None].expand_as(there)[there], there.nonzero()[:, 1]
         residual, status = self.residual[lane, position], self.status[lane, position]
-        norm = torch.linalg.vector_norm(lanes.targets[lane, position], dim=-1).double()
+        norm = torch.linalg.vector_norm(lanes.targets[lane, position], dim=-1, dtype=torch.float64)
         tables = (
             lanes.ids[lane, position],
             residual,

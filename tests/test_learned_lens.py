@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load, load_file, save
 
 from invert_fast import Inverter
-from invert_fast.lens import Fit, LearnedLens, choose_lens, store, train
+from invert_fast.lens import Fit, LearnedLens, choose_lens, learned, store, train
 from invert_fast.lens import linear as linear_module
 from invert_fast.strategies import Speculative
 from invert_fast.types import InputError
@@ -58,10 +58,10 @@ def proxies_of(inv: Inverter, lens) -> torch.Tensor:
 def test_before_training_it_is_the_linear_lens():
     inv = Inverter(make("gpt2"))
     linear = store.linear_lens(inv.decoder, inv.vocabulary)
-    learned = LearnedLens(linear, 64, 2)
+    untrained = LearnedLens(linear, 64, 2)
     states = inv.decoder.capture(torch.tensor(texts(20, 20)))
-    torch.testing.assert_close(learned.proxies(states), linear.proxies(states), rtol=1e-5, atol=1e-3)
-    assert torch.equal(learned.draft(states), linear.draft(states))
+    torch.testing.assert_close(untrained.proxies(states), linear.proxies(states), rtol=1e-5, atol=1e-3)
+    assert torch.equal(untrained.draft(states), linear.draft(states))
 
 
 def test_training_makes_it_better_on_texts_it_has_not_seen(cache):
@@ -111,6 +111,26 @@ def test_only_candidates_are_drafted_and_scored(cache):
     assert inv.vocabulary.allowed[lens.draft(states)].all()
     scores = lens.scores(lens.proxies(states)[:, 1], torch.zeros(4).bool())
     assert (scores[:, ~inv.vocabulary.allowed] < scores[:, inv.vocabulary.allowed].min() - 1e20).all()
+
+
+def test_where_bf16_is_faster_the_transformer_runs_in_it_and_the_linear_part_does_not(cache, monkeypatch):
+    inv, _, lens = fitted()
+    states = inv.decoder.capture(torch.tensor(texts(20, 20)))
+    drafted, proxies = lens.draft(states), lens.proxies(states)
+    monkeypatch.setattr(learned, "fast_dtype", lambda _: torch.bfloat16)
+    rounded = lens.proxies(states)
+    assert rounded.dtype == torch.float32
+    assert not torch.equal(rounded, proxies)
+    assert (lens.draft(states) == drafted).float().mean() > 0.9
+    report = Inverter(make("llama")).fit("learned", Fit(width=32, layers=1, steps=40, seed=5))
+    assert report.top1["random"] > 0.9 * report.linear["random"]
+
+
+def test_a_file_that_cannot_be_written_is_refused_before_the_training(cache, tmp_path):
+    inv = Inverter(make("gpt2"))
+    with pytest.raises(InputError, match="cannot be written"):
+        inv.fit("learned", SHORT, output=tmp_path / "no" / "such" / "folder" / "lens.safetensors")
+    assert not list(cache.iterdir())
 
 
 # ---- the fit

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .linear import LinearLens, best_tokens, split_rows, two_row_map
+from .precision import fast_dtype
 from .repair import Repair
 
 HEAD = 64
@@ -54,14 +55,20 @@ class LearnedLens(nn.Module):
         self.to(both.device)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Proxies of whole texts, `[b, T, D] → [b, T, D_e]`."""
-        here, before = self.enter((hidden - self.mean) / self.spread).chunk(2, -1)
-        x = here + F.pad(before, (0, 0, 1, 0))[:, :-1]
-        for block in self.body:
-            x = block(x)
+        """Proxies of whole texts, `[b, T, D] → [b, T, D_e]` fp32.
+
+        The transformer runs in bf16 where that is faster. The linear part never does: its scores are in the thousands,
+        of which bf16 would round away what tells tokens apart.
+        """
+        half = fast_dtype(hidden.device) is torch.bfloat16
+        with torch.autocast(hidden.device.type, dtype=torch.bfloat16, enabled=half):
+            here, before = self.enter((hidden - self.mean) / self.spread).chunk(2, -1)
+            x = here + F.pad(before, (0, 0, 1, 0))[:, :-1]
+            for block in self.body:
+                x = block(x)
+            correction = self.leave(self.norm(x[:, 1:]))
         linear = two_row_map(hidden, self.linear.parts["first"].project, self.project, self.constant)
-        later = self.log_scale.exp() * linear[:, 1:] + self.leave(self.norm(x[:, 1:]))
-        return torch.cat([linear[:, :1], later], 1)
+        return torch.cat([linear[:, :1], self.log_scale.exp() * linear[:, 1:] + correction.float()], 1)
 
     def bias(self) -> Tensor:
         """`[V]`: what a token scores beyond position 0 whatever the state; −1e30 for tokens that are no candidates."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -27,7 +28,6 @@ from ..vocabulary import Vocabulary
 from . import store
 from .learned import HEAD, LearnedLens
 from .linear import LinearLens, fit_linear, noisy
-from .precision import fast_dtype
 from .repair import measure_repair
 from .sampling import self_samples
 
@@ -107,6 +107,10 @@ def fit_learned(
     the lens to this file.
     """
     fit, started = fit or Fit(), time.perf_counter()
+    if output is not None and not os.access(
+        Path(output).absolute().parent, os.W_OK
+    ):  # told now, not after the training
+        raise InputError(f"{output} cannot be written: give a file in a folder that exists and is yours to write")
     if fit.noise:
         linear = fit_linear(decoder, vocabulary, fit.seed, fit.noise)
     else:
@@ -246,8 +250,6 @@ class _Trainer:
         if self.data.length < 2:
             return  # only position 0 exists, and that is the linear lens's
         self._resume()
-        if fast_dtype(self.data.decoder.device) is not torch.float32:
-            log.info("training in %s", fast_dtype(self.data.decoder.device))
         saved = time.perf_counter()
         with tqdm(total=self.total, initial=self.step, desc="fit the lens", unit="step", leave=False) as bar:
             while self.step < self.total:
@@ -270,14 +272,11 @@ class _Trainer:
             group["lr"] = group["rate"] * min(1.0, (self.step + 1) / _WARM) * (1 - falling)
         ids = data.batch(self.step)
         states, columns = data.states(ids, self.step), data.columns(ids, self.step)
-        fast = fast_dtype(ids.device)
-        with torch.autocast(ids.device.type, dtype=torch.bfloat16, enabled=fast is torch.bfloat16):
-            proxies = lens(states)[:, 1:].flatten(0, 1).float()
-            embedding, bias, right = lens.vocabulary.embedding, lens.bias(), ids[:, 1:].flatten()
-            if columns is not None:
-                embedding, bias = embedding[columns], bias[columns]
-                right = torch.searchsorted(columns, right)
-            loss = F.cross_entropy(torch.addmm(bias, proxies, embedding.T).float(), right)
+        embedding, bias, right = lens.vocabulary.embedding, lens.bias(), ids[:, 1:].flatten()
+        if columns is not None:
+            embedding, bias, right = embedding[columns], bias[columns], torch.searchsorted(columns, right)
+        proxies = lens(states)[:, 1:].flatten(0, 1)
+        loss = F.cross_entropy(torch.addmm(bias, proxies, embedding.T), right)
         self.optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(lens.parameters(), _CLIP)
