@@ -235,7 +235,7 @@ class Inverter:
     def checked(self, index: int, item: States | Tensor) -> Tensor:
         """The rows `[T, D]` as fp32, or an InputError that names what is wrong with text `index`."""
         states = item if isinstance(item, States) else States(item, self.decoder.layer.name)
-        rows, decoder = states.hidden, self.decoder
+        rows, decoder = states.hidden.detach(), self.decoder
         if rows.shape[1] != decoder.width:
             raise InputError(
                 f"text {index}: states are {rows.shape[1]} wide, this model's {decoder.layer.name} states "
