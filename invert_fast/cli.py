@@ -116,7 +116,7 @@ def _parser() -> argparse.ArgumentParser:
         "--strategy",
         choices=STRATEGIES,
         default="auto",
-        help="how candidates are found (default auto: draft, verify, repair; then all of the vocabulary)",
+        help="how candidates are found (default auto: draft, verify, repair; a few gradient steps; then all tokens)",
     )
     one.add_argument("--preset", choices=PRESETS, help="operating point of --strategy continuous (default baseline)")
     one.add_argument(

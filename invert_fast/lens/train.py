@@ -107,9 +107,8 @@ def fit_learned(
     the lens to this file.
     """
     fit, started = fit or Fit(), time.perf_counter()
-    if output is not None and not os.access(
-        Path(output).absolute().parent, os.W_OK
-    ):  # told now, not after the training
+    folder = None if output is None else Path(output).absolute().parent
+    if folder is not None and not os.access(folder, os.W_OK):  # told now, not after the training
         raise InputError(f"{output} cannot be written: give a file in a folder that exists and is yours to write")
     if fit.noise:
         linear = fit_linear(decoder, vocabulary, fit.seed, fit.noise)
