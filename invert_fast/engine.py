@@ -86,7 +86,7 @@ class Engine:
         if not items:
             return
         started = idle[: len(items)]
-        self.lanes.load(started, [index for index, _ in items], [rows.to(self.decoder.device) for _, rows in items])
+        self.lanes.load(started, [index for index, _ in items], [rows for _, rows in items])
         self.ledger.clear(started)
         with self.ledger.timed(started):
             self.proposer.begin(started)

@@ -47,9 +47,9 @@ class Lanes:
         self._pending: PrefixCall | None = None
 
     def load(self, slots: Tensor, texts: list[int], hidden: list[Tensor]) -> None:
-        """Give idle lanes their next texts: `hidden[i] [T_i, D]` goes to lane `slots[i]`."""
-        for slot, rows in zip(slots.tolist(), hidden, strict=True):
-            self.targets[slot, : len(rows)] = rows
+        """Give idle lanes their next texts: `hidden[i] [T_i, D]`, on any device, goes to lane `slots[i]`."""
+        padded = torch.nn.utils.rnn.pad_sequence(hidden, batch_first=True)  # one copy to the device for all
+        self.targets[slots, : padded.shape[1]] = padded.to(self.targets)
         self.target_length[slots] = torch.tensor([len(rows) for rows in hidden], device=slots.device)
         self.text[slots] = torch.tensor(texts, device=slots.device)
         self.length[slots] = 0
