@@ -92,6 +92,21 @@ class Lanes:
             call.slots = None
         return Held(call, self.length[slots][:, None])
 
+    def reserve(self) -> None:
+        """Make the prefix storage now, and for good: `in_place` refers to it by address."""
+        if self.decoder.blocks and self.keys is None:
+            call, token = PrefixCall(causal=False), torch.zeros(1, 1, dtype=torch.long, device=self.ids.device)
+            with torch.no_grad():  # one token says what a layer's keys look like
+                self.decoder.run(self.decoder.embed(token), token, call)
+            self.keys, self.values = self._storage(call, 0), self._storage(call, 1)
+
+    def in_place(self, slots: Tensor, lengths: Tensor) -> PrefixCall:
+        """A fan-out over the reserved storage itself, up to `lengths [b]` in the rows `slots [b]`: nothing is copied or
+        read back, so that what these tensors hold may change between two replays of a captured pass."""
+        if not self.decoder.blocks:
+            return PrefixCall(causal=False)
+        return PrefixCall(False, self.keys, self.values, lengths, slots)
+
     def draft(self, slots: Tensor, ids: Tensor) -> Tensor:
         """K tokens in a row after each lane's prefix, causally: `[b, K] → [b, K, D]`."""
         step = torch.arange(ids.shape[1], device=ids.device)
@@ -135,7 +150,7 @@ class Lanes:
             row, lane, where = rows[at[goes_on]], slot[goes_on], position[goes_on]
             source = step[goes_on] if chosen is None else chosen[at[goes_on]]
             if self.keys is None or self.values is None:
-                self.keys, self.values = self._storage(0), self._storage(1)
+                self.keys, self.values = self._storage(self._pending, 0), self._storage(self._pending, 1)
             for layer in range(self.decoder.blocks):
                 key, value = self._pending.own[layer]
                 self.keys[layer][lane, :, where] = key.detach()[row, :, source]
@@ -143,9 +158,8 @@ class Lanes:
         self.ids[slot, position] = ids[at, step]
         self.length[slots] += counts
 
-    def _storage(self, part: int) -> list[Tensor]:
-        assert self._pending is not None
-        shapes = [self._pending.own[layer][part] for layer in range(self.decoder.blocks)]
+    def _storage(self, call: PrefixCall, part: int) -> list[Tensor]:
+        shapes = [call.own[layer][part] for layer in range(self.decoder.blocks)]
         return [
             torch.zeros(self.slots, t.shape[1], self.max_len, t.shape[3], dtype=t.dtype, device=t.device)
             for t in shapes

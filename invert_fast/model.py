@@ -26,6 +26,7 @@ BUNDLED = Path(__file__).parent / "bundled"
 TESTED_FAMILIES = ("gpt2", "llama", "qwen2", "qwen3", "mistral", "gpt_neox", "opt", "gemma", "phi3")
 _ATTENTION = "invert_fast_prefix"
 _FINGERPRINT_VALUES = 4096
+COMPUTE = ("float32", "tf32", "bfloat16")
 _TWIN_RESIDUAL = 0.05  # relative L2; bf16 passes of one model differ by 0.02
 
 
@@ -181,11 +182,14 @@ class Decoder:
         """Token embeddings as the model sees them: `[...] → [..., D_embedding]`."""
         return self.embedding[ids]
 
-    def run(self, embeds: Tensor, positions: Tensor, call: PrefixCall) -> Tensor:
-        """One pass of the twin: `[B, K, D_embedding]` at `positions [B, K]` → states `[B, K, D]`; KV goes to `call`."""
+    def run(self, embeds: Tensor, positions: Tensor, call: PrefixCall, compute: str = "float32") -> Tensor:
+        """One pass of the twin: `[B, K, D_embedding]` at `positions [B, K]` → states `[B, K, D]`; KV goes to `call`.
+
+        compute: see `products`; whatever is verified takes the default.
+        """
         token = _call.set(call)
         try:
-            with verification_precision(self.device):
+            with products(self.device, compute):
                 return self.body(inputs_embeds=embeds, position_ids=positions, use_cache=False).last_hidden_state
         finally:
             _call.reset(token)
@@ -278,16 +282,21 @@ class Decoder:
 
 
 @contextmanager
-def verification_precision(device: torch.device) -> Iterator[None]:
-    """Full fp32 products on CUDA for the duration (TF32 residuals are ~1e-3, a thousand times the fp32 noise)."""
+def products(device: torch.device, compute: str = "float32") -> Iterator[None]:
+    """How products are computed on CUDA for the duration: float32 in full, as verification needs (TF32 residuals are
+    ~1e-3, a thousand times the fp32 noise), or for a search tf32, or bfloat16 where autograd knows how."""
+    if compute not in COMPUTE:
+        raise ValueError(f"products in '{compute}' are unknown, expected one of {', '.join(COMPUTE)}")
     if device.type != "cuda":
         yield
         return
     matmul = torch.backends.cuda.matmul
     before = matmul.allow_tf32, matmul.allow_bf16_reduced_precision_reduction
-    matmul.allow_tf32, matmul.allow_bf16_reduced_precision_reduction = False, False
+    matmul.allow_tf32, matmul.allow_bf16_reduced_precision_reduction = compute == "tf32", False
     try:
-        yield
+        # No cache of converted weights: what a graph captures must not be freed behind it.
+        with torch.autocast("cuda", torch.bfloat16, enabled=compute == "bfloat16", cache_enabled=False):
+            yield
     finally:
         matmul.allow_tf32, matmul.allow_bf16_reduced_precision_reduction = before
 

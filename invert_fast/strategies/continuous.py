@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from .. import ops
+from ..captured import Rows
 from ..trace import PositionTrace
 from .base import Block, Context, Run, Working, growing_blocks
-from .proxies import Proxies
+from .proxies import Proxies, captured_steps
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,8 @@ class Continuous:
     lane; loss_threshold: MSE below which a lane stops early; init: zeros | token | gaussian; metric: l1 | l2 | cosine |
     dot, in whose order candidates are tried; first_block, growth, max_block: how many are verified at once; round:
     steps between two looks at the lanes that are done; seed: of random starts; trace: keep loss curves, and proxies
-    every `trace_stride` steps.
+    every `trace_stride` steps; captured: a step is one CUDA graph (None: on CUDA, unless traced), see `captured.py`;
+    search_dtype: float32 | tf32 | bfloat16, in which those compute products.
     """
 
     steps: int = 1000
@@ -46,6 +48,8 @@ class Continuous:
     seed: int = 42
     trace: bool = False
     trace_stride: int = 10
+    captured: bool | None = None
+    search_dtype: str = "float32"
     name: str = "continuous"
 
     @classmethod
@@ -77,6 +81,7 @@ class _Proposer:
         slots = context.lanes.slots
         self.searching = torch.zeros(slots, dtype=torch.bool, device=context.decoder.device)
         self.order = torch.full((slots, context.vocabulary.size), float("-inf"), device=context.decoder.device)
+        self.captured = captured_steps(context, self.proxies, settings, self._advance)
         if settings.trace:
             self.losses = torch.zeros(slots, settings.steps, device=context.decoder.device)
             self.history: list[list[Tensor]] = [[] for _ in range(slots)]
@@ -106,32 +111,37 @@ class _Proposer:
     def _optimise(self, slots: Tensor) -> None:
         """Up to `round` steps of these lanes; fewer when an eighth of them is done, so that those need not wait."""
         s, p, lanes = self.settings, self.proxies, self.context.lanes
+        enough = len(slots) - max(1, len(slots) // 8)
+        if self.captured is not None:
+            self._finish(slots, self.captured.run(slots, p.tables, s.round, enough))
+            return
         value, exp_avg, exp_avg_sq, step = (t[slots] for t in (p.value, p.exp_avg, p.exp_avg_sq, p.step))
         target, held = lanes.target(slots), lanes.hold(slots)
-        moving, enough = torch.ones_like(step, dtype=torch.bool), len(slots) - max(1, len(slots) // 8)
+        moving = torch.ones_like(step, dtype=torch.bool)
         for _ in range(s.round):
             if s.trace:
                 self._watch(slots[moving], value[moving], step[moving])
             loss, grad = p.gradient(slots, value, target, held)
             if s.trace:
                 self.losses[slots[moving], step[moving]] = loss[moving]
-            ops.adam_step(
-                value,
-                grad,
-                exp_avg,
-                exp_avg_sq,
-                step,
-                moving,
-                lr=s.lr,
-                total_steps=s.steps,
-                clip=s.clip,
-                weight_decay=s.weight_decay,
-            )
+            self._adam(value, grad, exp_avg, exp_avg_sq, step, moving)
             moving = moving & (loss >= s.loss_threshold) & (step < s.steps)
             if int(moving.sum()) <= enough:
                 break
         p.value[slots], p.exp_avg[slots], p.exp_avg_sq[slots], p.step[slots] = value, exp_avg, exp_avg_sq, step
-        self.context.attempts.steps[slots] = step
+        self._finish(slots, moving)
+
+    def _adam(self, *tables: Tensor) -> None:
+        s = self.settings
+        ops.adam_step(*tables, lr=s.lr, total_steps=s.steps, clip=s.clip, weight_decay=s.weight_decay)
+
+    def _advance(self, rows: Rows, loss: Tensor, grad: Tensor) -> None:
+        """The same step, of `CapturedSteps`."""
+        self._adam(rows.value, grad, rows.exp_avg, rows.exp_avg_sq, rows.step, rows.moving)
+        rows.moving.logical_and_((loss >= self.settings.loss_threshold) & (rows.step < self.settings.steps))
+
+    def _finish(self, slots: Tensor, moving: Tensor) -> None:
+        self.context.attempts.steps[slots] = self.proxies.step[slots]
         self.searching[slots] = moving
         if not bool(moving.all()):
             self._rank(slots[~moving])

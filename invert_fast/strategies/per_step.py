@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from .. import ops
+from ..captured import Rows
 from .base import Block, Context, Run
-from .proxies import Proxies
+from .proxies import Proxies, captured_steps
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class PerStepProjection:
     projected; candidates_per_step: nearest untried tokens verified after each step; snap_every: the proxy jumps to its
     nearest row after that many steps (× 1 + ⌊V / 25,000⌋ at the first position); max_steps: steps of a position before
     the rest of V is tried in the order of distance, rest_block at once (None: give up instead); init: zeros | token |
-    gaussian; seed: of random starts.
+    gaussian; seed: of random starts; captured, search_dtype: as in `Continuous`.
     """
 
     optimiser: str = "polyak"
@@ -36,6 +37,8 @@ class PerStepProjection:
     rest_block: int | None = 256
     init: str = "zeros"
     seed: int = 42
+    captured: bool | None = None
+    search_dtype: str = "float32"
     name: str = "sipit"
 
     @classmethod
@@ -53,6 +56,7 @@ class _Proposer:
     def __init__(self, settings: PerStepProjection, context: Context):
         self.settings, self.context = settings, context
         self.proxies = Proxies(context, settings.init, settings.seed)
+        self.captured = captured_steps(context, self.proxies, settings, self._move_rows)
 
     def begin(self, slots: Tensor) -> None:
         self.proxies.begin(slots)
@@ -71,32 +75,49 @@ class _Proposer:
 
     def _advance(self, slots: Tensor) -> Tensor:
         """One step of these lanes' proxies; returns where they stand then, `[b, D_e]`."""
-        s, p, lanes = self.settings, self.proxies, self.context.lanes
-        value, target = p.value[slots], lanes.target(slots)
+        p, lanes = self.proxies, self.context.lanes
+        value = p.value[slots]
         self._snap(slots, value)
-        loss, grad = p.gradient(slots, value, target, lanes.hold(slots))
-        grad *= target.shape[1]  # of the sum of squares instead of their mean: that is what is clipped
-        if s.optimiser == "adam":
-            self._adam(slots, value, grad)
-        elif s.optimiser == "polyak":
-            value -= (
-                s.lr * (loss[:, None] * target.shape[1] / grad.square().sum(-1, keepdim=True).clamp_min(1e-30)) * grad
-            )
+        if self.captured is not None:
+            p.value[slots] = value
+            self.captured.run(slots, p.tables, 1)
+            value = p.value[slots]
         else:
-            if s.clip is not None:
-                grad *= (s.clip / (grad.norm(dim=-1, keepdim=True) + 1e-6)).clamp_max(1.0)
-            value -= s.lr * grad
-        p.value[slots] = value
-        p.step[slots] += 1
+            loss, grad = p.gradient(slots, value, lanes.target(slots), lanes.hold(slots))
+            if self.settings.optimiser == "adam":
+                exp_avg, exp_avg_sq, step = p.exp_avg[slots], p.exp_avg_sq[slots], p.step[slots]
+                self._adam(value, grad, exp_avg, exp_avg_sq, step, torch.ones_like(step, dtype=torch.bool))
+                p.exp_avg[slots], p.exp_avg_sq[slots] = exp_avg, exp_avg_sq
+            else:
+                value -= self._change(loss, grad)
+            p.value[slots] = value
+            p.step[slots] += 1
         self.context.attempts.steps[slots] += 1
         return value
 
-    def _adam(self, slots: Tensor, value: Tensor, grad: Tensor) -> None:
-        s, p = self.settings, self.proxies
-        exp_avg, exp_avg_sq, step = p.exp_avg[slots], p.exp_avg_sq[slots], p.step[slots]
-        everyone = torch.ones_like(step, dtype=torch.bool)
-        ops.adam_step(value, grad, exp_avg, exp_avg_sq, step, everyone, lr=s.lr, total_steps=10**12, clip=s.clip)
-        p.exp_avg[slots], p.exp_avg_sq[slots] = exp_avg, exp_avg_sq
+    def _move_rows(self, rows: Rows, loss: Tensor, grad: Tensor) -> None:
+        """The same step, of `CapturedSteps`."""
+        if self.settings.optimiser == "adam":
+            self._adam(rows.value, grad, rows.exp_avg, rows.exp_avg_sq, rows.step, rows.moving)
+        else:
+            moved = rows.value - self._change(loss, grad)
+            rows.value.copy_(torch.where(rows.moving[:, None], moved, rows.value))
+            rows.step.add_(rows.moving)
+
+    def _change(self, loss: Tensor, grad: Tensor) -> Tensor:
+        """What to take off the proxies, from MSE `[b]` and gradient `[b, D_e]`; may overwrite the gradient."""
+        s, width = self.settings, self.context.decoder.width
+        grad *= width  # of the sum of squares instead of their mean: that is what is clipped
+        if s.optimiser == "polyak":
+            return s.lr * (loss[:, None] * width / grad.square().sum(-1, keepdim=True).clamp_min(1e-30)) * grad
+        if s.clip is not None:
+            grad *= (s.clip / (grad.norm(dim=-1, keepdim=True) + 1e-6)).clamp_max(1.0)
+        return s.lr * grad
+
+    def _adam(self, value: Tensor, grad: Tensor, *state: Tensor) -> None:
+        s = self.settings
+        grad *= self.context.decoder.width
+        ops.adam_step(value, grad, *state, lr=s.lr, total_steps=10**12, clip=s.clip)
 
     def _snap(self, slots: Tensor, value: Tensor) -> None:
         """Put proxies that are due onto their nearest row."""

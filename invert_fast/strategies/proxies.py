@@ -6,10 +6,14 @@ alone, so that batches, shards and the order of a file change nothing.
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 from torch import Tensor
 
+from ..captured import Advance, CapturedSteps
 from ..lanes import Held
+from ..model import COMPUTE
 from .base import Context
 
 INITS = ("zeros", "token", "gaussian")
@@ -33,6 +37,10 @@ class Proxies:
         self.exp_avg, self.exp_avg_sq = torch.zeros_like(self.value), torch.zeros_like(self.value)
         self.step = torch.zeros_like(lanes.length)
         self.position = torch.full_like(lanes.length, -1)
+
+    @property
+    def tables(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return self.value, self.exp_avg, self.exp_avg_sq, self.step
 
     def begin(self, slots: Tensor) -> None:
         """New texts stand in these lanes."""
@@ -71,3 +79,21 @@ class Proxies:
         (grad,) = torch.autograd.grad(hidden, embeds, (error * (2 / error.shape[1])).to(hidden.dtype))
         lanes.backward_tokens[slots] += 1
         return error.square().mean(-1), grad.float()
+
+
+class _Settings(Protocol):
+    @property
+    def captured(self) -> bool | None: ...
+    @property
+    def search_dtype(self) -> str: ...
+
+
+def captured_steps(context: Context, proxies: Proxies, settings: _Settings, advance: Advance) -> CapturedSteps | None:
+    """What runs steps as a CUDA graph, or None where they are to run as they are."""
+    if settings.search_dtype not in COMPUTE:
+        raise ValueError(f"search_dtype '{settings.search_dtype}' is unknown, expected one of {', '.join(COMPUTE)}")
+    on_cuda = context.decoder.device.type == "cuda"
+    traced = getattr(settings, "trace", False)  # looks at every step
+    if traced or settings.captured is False or (settings.captured is None and not on_cuda):
+        return None
+    return CapturedSteps(context.lanes, proxies.value.shape[1], advance, settings.search_dtype)
