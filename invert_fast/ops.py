@@ -25,6 +25,7 @@ except ImportError:  # no compiler at install time: everything runs, more slowly
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
 _METRICS = ("l1", "l2", "cosine", "dot")  # in the order of csrc/nearest.h
 _NATIVE_DTYPES = (torch.float32, torch.bfloat16)
+_TRITON_DTYPES = (*_NATIVE_DTYPES, torch.float16)
 
 
 def _rows(tensor: Tensor) -> Tensor:
@@ -150,6 +151,7 @@ BACKENDS: dict[str, dict[str, Callable]] = {
         "reference": reference.adam_step,
     },
     "prefix_attention": {
+        "triton": _triton("attention_triton", "prefix_attention"),
         "cpp": _native_prefix_attention,
         "fused": attention.prefix_attention,
         "reference": reference.prefix_attention,
@@ -161,9 +163,9 @@ def choose(op: str, device: torch.device) -> str:
     """The backend that runs `op` on `device` when none is asked for."""
     if device.type == "cpu" and _C is not None:
         return "cpp"
-    if op == "prefix_attention":
-        return "fused"
-    return "triton" if device.type == "cuda" and _HAS_TRITON else "reference"
+    if device.type == "cuda" and _HAS_TRITON:
+        return "triton"
+    return "fused" if op == "prefix_attention" else "reference"
 
 
 def _backend(op: str, name: str, device: torch.device) -> Callable:
@@ -266,6 +268,9 @@ def prefix_attention(
             f"prefix_attention of queries {list(query.shape)} and keys {list(key.shape)}: expected "
             "[B, Hq, K, d] and [B, Hkv, K, d] with Hq a multiple of Hkv"
         )
+    plain = causal and query.shape[2] > 1 and prefix_key is None  # PyTorch's own kernels are made for that
+    if backend == "auto" and query.device.type == "cuda" and (plain or query.dtype not in _TRITON_DTYPES):
+        backend = "fused"
     return _backend("prefix_attention", backend, query.device)(
         query,
         key,

@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 import triton
-from invert_fast.kernels import adam_triton, nearest_triton, residuals_triton
+from invert_fast.kernels import adam_triton, attention_triton, nearest_triton, residuals_triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -58,8 +58,54 @@ NEAREST = [
 ]
 
 
+# Rows of a program, size of a head, the type of keys and values, and whether the queries follow one another.
+ATTENTION = [
+    (1, 64, "fp32", False),
+    (1, 128, "bf16", False),
+    (4, 128, "fp32", False),
+    (64, 64, "fp32", False),
+    (64, 64, "bf16", True),
+    (64, 128, "fp32", True),
+    (64, 128, "bf16", True),
+    (1, 256, "fp32", False),
+    (64, 256, "fp32", True),
+]
+
+
+SHORT = {"attend": "out", "query_gradients": "dq", "key_gradients": "dk dv"}
+
+
+def attention_cases():
+    """Forward and backward, with a prefix behind slots, and the worst of windows and caps."""
+    kernels = [attention_triton.attend, attention_triton.query_gradients, attention_triton.key_gradients]
+    for rows, head, dtype, causal in ATTENTION:
+        tiles = attention_triton.tiles(rows, head)
+        constants = {"HKV": 8, "GROUPS": 2, "HEAD": head, "BD": head, "CAUSAL": causal, "PREFIX": True, "SLOTS": True}
+        constants |= {"WINDOW": True, "SOFTCAP": True}
+        for kernel in kernels if causal else kernels[:2]:
+            sizes = attention_triton.key_tiles(head) if kernel is kernels[2] else tiles
+            known = {
+                "out": "*fp32",
+                "sums": "*fp32",
+                "lengths": "*i64",
+                "slots": "*i64",
+                "scale": "fp32",
+                "softcap": "fp32",
+            }
+            own = [name for name in kernel.arg_names if not name.isupper() or name == "K"]
+            signature = {
+                name: known.get(name, "i32" if "stride" in name or name in ("window", "K") else f"*{dtype}")
+                for name in own
+            }
+            if not causal:  # one part for each query head
+                signature |= {name: "*fp32" for name in ("dk", "dv") if name in own}
+            values = {name: value for name, value in (constants | sizes).items() if name in kernel.arg_names}
+            name = f"attention {SHORT[kernel.__name__]}, {'draft' if causal else 'fan-out'} of {rows}, {head} {dtype}"
+            yield name, kernel, signature, values, {option: sizes[option] for option in ("num_warps", "num_stages")}
+
+
 def cases():
-    """Name, kernel, signature, constants and warps of what a launch can ask for."""
+    """Name, kernel, signature, constants and options of what a launch can ask for."""
     for batch, metric, dtype, keep_all in NEAREST:
         tiles = nearest_triton.tiles(batch)
         warps = tiles.pop("num_warps")
@@ -67,14 +113,15 @@ def cases():
         signature |= dict.fromkeys(["B", "V", "query_stride", "table_stride", "banned_stride"], "i32")
         constants = {"D": 768, "METRIC": nearest_triton.METRICS[metric], "HAS_BANNED": True, "KEEP_ALL": keep_all}
         name = f"nearest {metric} {dtype}, {'many' if keep_all else 'one'} of {batch}"
-        yield name, nearest_triton.rank_rows, signature, constants | tiles, warps
+        yield name, nearest_triton.rank_rows, signature, constants | tiles, {"num_warps": warps}
     signature = {"ranks": "*i64", "distances": "*fp32", "ids": "*i64", "size": "i32"}
-    yield "unpack ranks", nearest_triton.unpack_ranks, signature, {"BLOCK": 256}, 4
+    yield "unpack ranks", nearest_triton.unpack_ranks, signature, {"BLOCK": 256}, {}
     for dtype in ("fp32", "bf16"):
         signature = {"predictions": f"*{dtype}", "targets": f"*{dtype}", "out": "*fp32", "C": "i32"}
         strides = dict.fromkeys(["prediction_stride_b", "prediction_stride_c", "target_stride_b"], "i32")
         constants = {"D": 768, "BC": 8, "BD": 256}
-        yield f"residuals {dtype}", residuals_triton.residual_rows, signature | strides, constants, 4
+        yield f"residuals {dtype}", residuals_triton.residual_rows, signature | strides, constants, {}
+    yield from attention_cases()
     for decoupled in (False, True):
         tables = ["proxy", "grad", "exp_avg", "exp_avg_sq"]
         rates = ["lr", "total_steps", "clip", "weight_decay", "eps"]
@@ -86,11 +133,11 @@ def cases():
             | dict.fromkeys([*rates, *betas], "fp32")
         )
         constants = {"CLIP": True, "DECOUPLED": decoupled, "D": 768, "BD": 1024}
-        yield f"adam step{' decoupled' if decoupled else ''}", adam_triton.step_lane, signature, constants, 4
+        yield f"adam step{' decoupled' if decoupled else ''}", adam_triton.step_lane, signature, constants, {}
 
 
 if __name__ == "__main__":
     for capability in map(int, sys.argv[1:]):
-        for name, kernel, signature, constants, warps in cases():
-            needs = usage(kernel, signature, constants, capability, num_warps=warps, num_stages=3)
+        for name, kernel, signature, constants, options in cases():
+            needs = usage(kernel, signature, constants, capability, **{"num_warps": 4, "num_stages": 3} | options)
             print(json.dumps({"kernel": name, "target": f"sm_{capability}", **needs}), flush=True)
