@@ -1,5 +1,9 @@
 """The tables that a benchmark run ends with: what was exact, and what it cost against the plain way."""
 
+import json
+import os
+from pathlib import Path
+
 import pytest
 
 from invert_fast.report import table
@@ -21,6 +25,22 @@ KERNELS = {
     "gigaoperations_per_second": "G-op/s",
     "share_of_arithmetic": "of the ceiling",
 }
+STEPS = {
+    "milliseconds_per_step": "ms/step",
+    "eager_milliseconds_per_step": "eager ms/step",
+    "times_faster_than_eager": "× eager",
+    "microseconds_per_lane_step": "µs/lane step",
+    "graph": "graph",
+}
+MODES = {
+    "milliseconds_per_token": "ms/token",
+    "steps_per_token": "steps/token",
+    "forward_tokens_per_token": "forward tokens/token",
+    "exact_match": "exact",
+    "certified": "certified",
+}
+_step_rows: list[list[str]] = []
+_mode_rows: list[list[str]] = []
 _forward_rows: list[list[str]] = []
 _kernel_rows: list[list[str]] = []
 
@@ -45,10 +65,46 @@ def kernel_row():
     return add
 
 
+@pytest.fixture
+def step_row():
+    """`step_row(name, extra_info)` adds a line to the closing table of optimisation steps."""
+
+    def add(name: str, info: dict) -> None:
+        _step_rows.append([name, *(str(info[key]) for key in STEPS)])
+
+    return add
+
+
+@pytest.fixture
+def mode_row():
+    """`mode_row(name, extra_info)` adds a line to the closing table of gradient modes."""
+
+    def add(name: str, info: dict) -> None:
+        _mode_rows.append([name, *(f"{info[key]:,}" for key in MODES)])
+
+    return add
+
+
+@pytest.fixture(autouse=True)
+def kept_at_once(request):
+    """INVERT_FAST_BENCH_ROWS names a file that gets each result as it is measured: a time limit costs only the rest."""
+    yield
+    path, bench = os.environ.get("INVERT_FAST_BENCH_ROWS"), request.node.funcargs.get("benchmark")
+    if path and bench is not None and bench.extra_info:
+        with Path(path).open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"bench": request.node.name, **bench.extra_info}) + "\n")
+
+
 def pytest_terminal_summary(terminalreporter):
     if _forward_rows:
         terminalreporter.section("against a bare forward pass of the same tokens")
         terminalreporter.write_line(table(["model, texts × tokens", *FORWARD.values()], _forward_rows))
+    if _step_rows:
+        terminalreporter.section("one optimisation step of all lanes: captured against kernel by kernel")
+        terminalreporter.write_line(table(["lanes, search", *STEPS.values()], _step_rows))
+    if _mode_rows:
+        terminalreporter.section("gradient modes from end to end")
+        terminalreporter.write_line(table(["mode, lanes", *MODES.values()], _mode_rows))
     if _kernel_rows:
         terminalreporter.section("against plain PyTorch and the ceilings of the machine")
         terminalreporter.write_line(table(["op: backend", *KERNELS.values()], _kernel_rows))
