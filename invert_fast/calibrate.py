@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import torch
@@ -47,6 +48,12 @@ class Tolerances:
         first, rest = (math.log10(max(w, 1e-30) / n) for w, n in zip(self.wrong, self.noise, strict=True))
         return first, rest
 
+    def at_noise(self, noise: tuple[float, float]) -> Tolerances:
+        """The same model and layer, for states of another noise."""
+        # accepted: half-way (in decades) between noise and the nearest wrong token, but never below the noise ceiling
+        first, rest = (max(n, min(math.sqrt(n * w), 32 * n)) for n, w in zip(noise, self.wrong, strict=True))
+        return Tolerances(noise, (first, rest), self.wrong, self.slope)
+
     def at(self, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """noise, tolerance and slope of the class of each position."""
         rest = (positions > 0).long()
@@ -74,9 +81,7 @@ def calibrate(decoder: Decoder, vocabulary: Vocabulary, dtype: str, compute_dtyp
     ids = _sample_ids(vocabulary, min(_LENGTH, decoder.max_length), seed)
     noise = _noise(decoder, ids, dtype, compute_dtype)
     wrong, slope = zip(*(_wrong(decoder, vocabulary, ids, at) for at in (FIRST, REST)), strict=True)
-    # accepted: half-way (in decades) between noise and the nearest wrong token, but never below the noise ceiling
-    tolerance = tuple(max(n, min(math.sqrt(n * w), 32 * n)) for n, w in zip(noise, wrong, strict=True))
-    found = Tolerances(noise, tolerance, wrong, slope)  # type: ignore[arg-type]
+    found = Tolerances(noise, noise, wrong, slope).at_noise(noise)  # type: ignore[arg-type]
     cache.write(key, json.dumps(asdict(found)).encode())
     return found
 
@@ -98,13 +103,28 @@ def _sample_ids(vocabulary: Vocabulary, length: int, seed: int) -> Tensor:
     return ids[torch.randint(len(ids), (_TEXTS, length), generator=generator)].to(vocabulary.allowed.device)
 
 
+def noise_through(
+    decoder: Decoder, vocabulary: Vocabulary, compute_dtype: str, through: Callable[[Tensor], Tensor], seed: int = 0
+) -> tuple[float, float]:
+    """Noise ceilings (first, rest) of states that went `[B, T, D] → [B, T, D]` through something lossy."""
+    ids = _sample_ids(vocabulary, min(_LENGTH, decoder.max_length), seed)
+    return _noise(decoder, ids, "float32", compute_dtype, through)
+
+
 @torch.no_grad()
-def _noise(decoder: Decoder, ids: Tensor, dtype: str, compute_dtype: str) -> tuple[float, float]:
+def _noise(
+    decoder: Decoder,
+    ids: Tensor,
+    dtype: str,
+    compute_dtype: str,
+    through: Callable[[Tensor], Tensor] | None = None,
+) -> tuple[float, float]:
     """Ceilings of the residual of true tokens: states captured as the user's were, verified as ours will be.
 
     Verified twice, as a draft from nothing and as single tokens after a prefix, since engines do both.
     """
     captured = _captured_as(decoder, ids, compute_dtype).to(dtype_named(dtype)).float()
+    captured = captured if through is None else through(captured)
     B, T = ids.shape
     lanes = Lanes(decoder, B, T)
     lanes.load(torch.arange(B, device=ids.device), [0] * B, list(captured))

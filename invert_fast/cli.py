@@ -8,23 +8,20 @@ import json
 import logging
 import os
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from tqdm import tqdm
-
 from . import __version__, demo, files
 from .fit_command import add_fit
+from .invert_command import add_invert
 from .inverter import STRATEGIES, Inverter
+from .logits.command import add_logits
+from .options import DTYPES, counted, inverter_of, model_options, positive, progress
 from .report import score, table
-from .strategies import PRESETS
-from .strategies.base import Strategy
-from .types import InputError, Status, dtype_named
+from .types import InputError, dtype_named
 
 log = logging.getLogger("invert_fast")
-_DTYPES = ("float32", "float16", "bfloat16")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -83,61 +80,27 @@ def _parser() -> argparse.ArgumentParser:
         description="Run texts through a model and keep one layer's hidden states. The file never "
         "contains text or token ids.",
     )
-    _model_options(one)
+    model_options(one)
     one.add_argument(
         "--input", type=Path, required=True, metavar="FILE", help="prompts.txt (one a line) or .jsonl (`text`)"
     )
     one.add_argument("--output", type=Path, required=True, metavar="FILE", help="states.safetensors to write")
-    one.add_argument("--max-tokens", type=_positive, metavar="N", help="cut each text to N tokens")
-    one.add_argument("--limit", type=_positive, metavar="P", help="only the first P texts")
-    one.add_argument(
-        "--store-dtype", choices=_DTYPES, default="float32", help="precision of the file (default float32)"
-    )
+    one.add_argument("--max-tokens", type=positive, metavar="N", help="cut each text to N tokens")
+    one.add_argument("--limit", type=positive, metavar="P", help="only the first P texts")
+    one.add_argument("--store-dtype", choices=DTYPES, default="float32", help="precision of the file (default float32)")
     one.add_argument(
         "--special-tokens",
         action="store_true",
         help="let the tokenizer add its own (a BOS then has a row like any token)",
     )
-    one.add_argument("--batch-size", type=_positive, default=32, metavar="B", help="texts a forward pass (default 32)")
+    one.add_argument("--batch-size", type=positive, default=32, metavar="B", help="texts a forward pass (default 32)")
     one.add_argument("--overwrite", action="store_true", help="replace an existing output")
     one.set_defaults(command=_capture)
 
-    add_fit(commands, _model_options, _positive)
+    add_fit(commands, model_options, positive)
 
-    one = commands.add_parser(
-        "invert",
-        help="states file → recovered.jsonl",
-        description="Recover the texts of a states file, one JSON line a text, written as it is found.",
-    )
-    _model_options(one)
-    one.add_argument("states", type=Path, help=".safetensors (from `capture`, or one [T, D] tensor) or .npy")
-    one.add_argument("--output", type=Path, required=True, metavar="FILE", help="recovered.jsonl to write")
-    one.add_argument(
-        "--strategy",
-        choices=STRATEGIES,
-        default="auto",
-        help="how candidates are found (default auto: draft, verify, repair; a few gradient steps; then all tokens)",
-    )
-    one.add_argument("--preset", choices=PRESETS, help="operating point of --strategy continuous (default baseline)")
-    one.add_argument(
-        "--trace",
-        action="store_true",
-        help="with --strategy continuous: write loss curves, rank trajectories and cumulative discrete loss as well",
-    )
-    one.add_argument("--batch-size", type=_positive, metavar="B", help="texts at once (default: what fits in memory)")
-    one.add_argument(
-        "--max-memory", type=_gib, metavar="GiB", help="memory to stay within (default: half of what is free)"
-    )
-    one.add_argument("--resume", action="store_true", help="go on with an output file that exists")
-    one.add_argument(
-        "--shard", type=_shard, default=(1, 1), metavar="i/n", help="only the i-th of n parts of the texts"
-    )
-    one.add_argument(
-        "--states-dtype", choices=_DTYPES, help="precision the states were stored in, if the file is silent"
-    )
-    one.add_argument("--compute-dtype", choices=_DTYPES, help="precision they were computed in, if the file is silent")
-    one.add_argument("--json", action="store_true", help="print a summary as JSON")
-    one.set_defaults(command=_invert)
+    add_invert(commands)
+    add_logits(commands)
 
     one = commands.add_parser(
         "score",
@@ -147,82 +110,18 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("recovered", type=Path, help="recovered.jsonl")
     one.add_argument("--reference", type=Path, required=True, metavar="FILE", help="the prompts that were captured")
     one.add_argument("--model", metavar="M", help="the model of the capture: its tokenizer cuts the references")
-    one.add_argument("--max-tokens", type=_positive, metavar="N", help="as in the capture (needs --model)")
+    one.add_argument("--max-tokens", type=positive, metavar="N", help="as in the capture (needs --model)")
     one.add_argument("--special-tokens", action="store_true", help="as in the capture (needs --model)")
     one.add_argument("--json", action="store_true", help="print the scores as JSON")
     one.set_defaults(command=_score)
     return parser
 
 
-def _model_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", required=True, metavar="M", help="Hugging Face id, local folder, or `bundled`")
-    parser.add_argument(
-        "--layer",
-        metavar="L",
-        help="hidden_states index, block:k, final_norm or embeddings (default: the file's, else -1)",
-    )
-    parser.add_argument("--device", metavar="DEVICE", help="cpu, cuda, cuda:1 … (default: cuda when there is one)")
-    parser.add_argument(
-        "--dtype",
-        choices=_DTYPES,
-        default="float32",
-        help="precision of our forward passes (default float32, which certifies best)",
-    )
-    parser.add_argument(
-        "--insist",
-        action="store_true",
-        help="try a model family that was not tested, and states whose fingerprint is another model's",
-    )
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number above 0")
-    return int(text)
-
-
-def _gib(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"'{text}' is not a number of GiB above 0")
-    return value
-
-
-def _shard(text: str) -> tuple[int, int]:
-    part, _, whole = text.partition("/")
-    if not (part.isdecimal() and whole.isdecimal() and 1 <= int(part) <= int(whole)):
-        raise argparse.ArgumentTypeError(f"'{text}' is not i/n with 1 ≤ i ≤ n, for example 2/4")
-    return int(part), int(whole)
-
-
-def _strategy(args: argparse.Namespace) -> str | Strategy:
-    if args.strategy == "continuous":
-        return PRESETS[args.preset or "baseline"](trace=args.trace)
-    if args.preset or args.trace:
-        option = "--preset" if args.preset else "--trace"
-        raise InputError(f"{option} is an option of the continuous search: add --strategy continuous, or leave it out")
-    return args.strategy
-
-
-def _inverter(args: argparse.Namespace, layer: str | None) -> Inverter:
-    return Inverter.from_pretrained(
-        args.model, -1 if layer is None else layer, args.device, args.dtype, insist=args.insist
-    )
-
-
-def _bar(**options) -> tqdm:
-    """A progress bar on stderr for whatever takes over two seconds."""
-    return tqdm(delay=2, file=sys.stderr, dynamic_ncols=True, **options)
-
-
 def _capture(args: argparse.Namespace) -> int:
     if args.output.exists() and not args.overwrite:
         raise InputError(f"{args.output} exists, expected a new file: give another --output, or --overwrite")
     texts = files.read_prompts(args.input, args.limit)
-    inverter = _inverter(args, args.layer)
+    inverter = inverter_of(args, args.layer)
     ids = [inverter.encode(text, args.max_tokens, args.special_tokens) for text in texts]
     cut = sum(len(i) == inverter.decoder.max_length and not args.max_tokens for i in ids)
     if cut:
@@ -238,8 +137,8 @@ def _capture(args: argparse.Namespace) -> int:
         "special_tokens": str(args.special_tokens).lower(),
     }
     hidden = inverter.capture_ids(ids, dtype, args.batch_size)
-    with _bar(total=len(ids), desc="capture", unit="text") as bar:
-        files.write_states(args.output, _counted(hidden, bar), [len(i) for i in ids], decoder.width, dtype, metadata)
+    with progress(total=len(ids), desc="capture", unit="text") as bar:
+        files.write_states(args.output, counted(hidden, bar), [len(i) for i in ids], decoder.width, dtype, metadata)
     log.info(
         "%s: %d texts, %d tokens, layer %s, %s, model %s",
         args.output,
@@ -250,81 +149,6 @@ def _capture(args: argparse.Namespace) -> int:
         decoder.fingerprint(),
     )
     return 0
-
-
-def _counted(items, bar: tqdm):
-    for item in items:
-        yield item
-        bar.update()
-
-
-def _invert(args: argparse.Namespace) -> int:
-    if args.output.exists() and not args.resume:
-        raise InputError(
-            f"{args.output} exists, expected a new file: give another --output, or --resume to go on with it"
-        )
-    strategy = _strategy(args)
-    source = files.open_states(args.states)
-    source.check_finite()
-    inverter = _inverter(args, args.layer if args.layer is not None else source.layer)
-    if args.insist:
-        source = files.without_model(source)
-    layer, lengths = inverter.decoder.layer.name, source.lengths()
-    told = files.head(source, layer)
-    inverter.checked(0, told)  # width, layer and model, before anything is written
-    inverter.check_lengths(lengths)
-    part, parts = args.shard
-    todo = [i for i in range(len(source)) if i % parts == part - 1]
-    done = files.resume(args.output, lengths) if args.output.exists() else set()
-    todo = sorted((i for i in todo if i not in done), key=lambda i: -lengths[i])  # like lengths share a pass
-    start = time.perf_counter()
-    tolerances = inverter.calibrate(args.states_dtype or told.dtype, args.compute_dtype or told.compute_dtype)
-    log.info("%s states, %s", args.states_dtype or told.dtype, tolerances.describe())
-    found = inverter.invert_iter(
-        ((i, source.states(i, layer)) for i in todo),
-        strategy,
-        lengths=[lengths[i] for i in todo],
-        batch_size=args.batch_size,
-        max_memory=args.max_memory,
-        tolerances=tolerances,
-    )
-    tokens, forward, certified, worst = 0, 0, 0, {}
-    with (
-        args.output.open("a", encoding="utf-8") as out,
-        _bar(total=sum(lengths[i] for i in todo), desc="invert", unit="token") as bar,
-    ):
-        for index, recovery in found:
-            out.write(files.recovery_line(index, recovery) + "\n")
-            out.flush()
-            tokens, forward = tokens + lengths[index], forward + recovery.cost.forward_tokens
-            certified += recovery.certified
-            if (at := recovery.first_failure) is not None:
-                worst.setdefault(Status(int(recovery.status[at])), (index, at))
-            bar.update(lengths[index])
-    seconds = time.perf_counter() - start
-    for status, (index, at) in sorted(worst.items()):
-        log.warning("text %d, position %d is %s: %s", index, at, status.label, status.sentence)
-    summary = {
-        "prompts": len(todo),
-        "tokens": tokens,
-        "certified": certified,
-        "seconds": round(seconds, 3),
-        "tokens_per_second": round(tokens / max(seconds, 1e-9), 1),
-        "forward_tokens_per_token": round(forward / max(tokens, 1), 4),
-        "strategy": args.strategy,
-        "device": str(inverter.decoder.device),
-        "dtype": args.dtype,
-    }
-    if args.json:
-        print(json.dumps(summary))
-    else:
-        already = f" ({len(done)} were there already)" if done else ""
-        print(
-            f"{certified} of {len(todo)} texts certified{already}, {tokens} tokens in {seconds:.1f} s "
-            f"({summary['tokens_per_second']:,} tokens/s, {summary['forward_tokens_per_token']} forward tokens a "
-            f"token) → {args.output}"
-        )
-    return 0 if certified == len(todo) else 1
 
 
 def _score(args: argparse.Namespace) -> int:
@@ -348,8 +172,8 @@ def _score(args: argparse.Namespace) -> int:
         else:
             ids = inverter.encode(texts[index], args.max_tokens, args.special_tokens)
             references.append((ids, inverter.decoder.decode(ids) or ""))
-    with _bar(total=len(rows), desc="score", unit="text") as bar:
-        result = score(_counted((rows[i] for i in sorted(rows)), bar), references)
+    with progress(total=len(rows), desc="score", unit="text") as bar:
+        result = score(counted((rows[i] for i in sorted(rows)), bar), references)
     missing = max(rows, default=-1) + 1 - len(rows)
     if missing:
         log.warning(
@@ -377,7 +201,7 @@ def _demo(args: argparse.Namespace) -> int:
             "away\n",
             flush=True,
         )
-    with _bar(total=len(STRATEGIES) + 1, unit="step", leave=False) as bar:
+    with progress(total=len(STRATEGIES) + 1, unit="step", leave=False) as bar:
 
         def step(name: str) -> None:
             bar.set_description(name)

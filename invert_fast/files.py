@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import math
 import os
 import struct
 import tempfile
@@ -25,7 +26,7 @@ from tqdm import tqdm
 from .types import InputError, Recovery, States, Status
 
 FORMAT = "invert_fast-states-1"
-_SAFE_DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+_SAFE_DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64"}
 _PICKLES = {".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt", ".npz"}
 _CHECK_ROWS = 1 << 16
 
@@ -81,8 +82,10 @@ class StatesFile:
                 )
 
 
-def open_states(path: Path) -> StatesFile:
+def open_states(path: Path, tensor: str = "hidden") -> StatesFile:
     """Look into a states file without reading its rows: ours, one `[T, D]` tensor in safetensors, or .npy.
+
+    tensor: name of the one that holds the rows.
 
     Raises InputError for pickles, files that are cut short or of another kind, and offsets that do not fit.
     """
@@ -97,7 +100,7 @@ def open_states(path: Path) -> StatesFile:
         )
     if head[:6] == b"\x93NUMPY":
         return _open_npy(path)
-    return _open_safetensors(path)
+    return _open_safetensors(path, tensor)
 
 
 def _open_npy(path: Path) -> StatesFile:
@@ -112,14 +115,14 @@ def _open_npy(path: Path) -> StatesFile:
     return StatesFile(path, [0, array.shape[0]], array.shape[1], str(array.dtype))
 
 
-def _open_safetensors(path: Path) -> StatesFile:
+def _open_safetensors(path: Path, tensor: str) -> StatesFile:
     try:
         with safe_open(path, framework="pt") as file:
             names, meta = list(file.keys()), file.metadata() or {}
-            name = "hidden" if "hidden" in names else names[0] if len(names) == 1 else None
+            name = tensor if tensor in names else names[0] if len(names) == 1 else None
             if name is None:
                 raise InputError(
-                    f"{path} has tensors {', '.join(sorted(names)[:6]) or 'none'}, expected `hidden` and "
+                    f"{path} has tensors {', '.join(sorted(names)[:6]) or 'none'}, expected `{tensor}` and "
                     "`offsets`, or a single [T, D] tensor"
                 )
             part = file.get_slice(name)
@@ -140,7 +143,7 @@ def _open_safetensors(path: Path) -> StatesFile:
         if rows[0] != 0 or rows[-1] != shape[0] or any(b < a for a, b in itertools.pairwise(rows)):
             raise InputError(
                 f"{path}: `offsets` run from {rows[0]} to {rows[-1]}, expected to rise from 0 to the "
-                f"{shape[0]} rows of `hidden`"
+                f"{shape[0]} rows of `{tensor}`"
             )
     return StatesFile(
         path,
@@ -167,24 +170,47 @@ def write_states(
     hidden: one `[T_i, width]` tensor a text, of `lengths`. The format is safetensors; its header can be written first
     because all sizes are known, so texts need not be held in memory.
     """
-    size, rows = dtype.itemsize, sum(lengths)
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype("<i8")
-    header = {
-        "__metadata__": {**metadata, "format": FORMAT},
-        "offsets": {"dtype": "I64", "shape": [len(offsets)], "data_offsets": [0, offsets.nbytes]},
-        "hidden": {
-            "dtype": _SAFE_DTYPES[dtype],
-            "shape": [rows, width],
-            "data_offsets": [offsets.nbytes, offsets.nbytes + rows * width * size],
-        },
-    }
+    streams = {"hidden": (dtype, [sum(lengths), width])}
+    write_tensors(
+        path, {"offsets": offsets}, streams, ({"hidden": rows} for rows in hidden), {**metadata, "format": FORMAT}
+    )
+
+
+def write_tensors(
+    path: Path,
+    fixed: dict[str, np.ndarray],
+    streams: dict[str, tuple[torch.dtype, list[int]]],
+    parts: Iterable[dict[str, Tensor]],
+    metadata: dict[str, str],
+) -> None:
+    """Write a safetensors file whole or not at all, some of its tensors row by row.
+
+    fixed: int64 arrays known beforehand; streams: dtype and shape of the others; parts: some rows of each stream.
+    """
+    header: dict[str, Any] = {"__metadata__": metadata}
+    at, start = 0, {}
+    sizes = {name: ("I64", list(array.shape), array.nbytes) for name, array in fixed.items()}
+    for name, (dtype, shape) in streams.items():
+        sizes[name] = (_SAFE_DTYPES[dtype], shape, dtype.itemsize * math.prod(shape))
+    for name, (kind, shape, size) in sizes.items():
+        header[name] = {"dtype": kind, "shape": shape, "data_offsets": [at, at + size]}
+        start[name], at = at, at + size
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
         try:
-            file.write(struct.pack("<Q", len(text)) + text + offsets.tobytes())
-            for rows_of_text in hidden:
-                file.write(rows_of_text.to(dtype).contiguous().view(torch.uint8).numpy().tobytes())
+            base = file.write(struct.pack("<Q", len(text)) + text)
+            for name, array in fixed.items():
+                file.seek(base + start[name])
+                file.write(array.tobytes())
+            for part in parts:
+                for name, rows in part.items():
+                    file.seek(base + start[name])
+                    start[name] += file.write(
+                        rows.to(streams[name][0]).contiguous().view(torch.uint8).numpy().tobytes()
+                    )
+            file.truncate(base + at)
             file.flush()
             os.fsync(file.fileno())
         except BaseException:

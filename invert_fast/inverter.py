@@ -14,6 +14,9 @@ from transformers import PreTrainedModel
 from .calibrate import Tolerances, calibrate
 from .engine import Engine
 from .lens import Fit, FitReport, fit_learned, fit_linear_again, forget
+from .logits.certify import certified_noise
+from .logits.recorded import Logits
+from .logits.states import StateSolver
 from .memory import plan
 from .model import Decoder, load
 from .strategies import Chain, Continuous, Exhaustive, PerStepProjection, PriorOrder, Speculative
@@ -190,6 +193,33 @@ class Inverter:
         )
         others = ((index, self.checked(index, item)) for index, item in source)
         return engine.run(itertools.chain([(first[0], rows)], others))
+
+    def invert_logits(
+        self, logits: Logits | Tensor | Sequence[Logits | Tensor], strategy: str | Strategy = "auto", **options
+    ) -> list[Recovery]:
+        """The texts whose next-token log-probs or logits these are, in order; options as in `invert_iter`.
+
+        logits: one `[T, n]` tensor of full rows, one `Logits` (subsets, top-k, precision), or a list of them, recorded
+        alike. They are solved for the final states, and a certificate bears in mind how exact those are. Raises
+        InputError where entries are too few, not finite, not normalised though said to be, or not of this model.
+        """
+        items = [logits] if isinstance(logits, (Logits, Tensor)) else list(logits)
+        records = [item if isinstance(item, Logits) else Logits(item) for item in items]
+        if not records:
+            return []
+        alike = {(r.dtype, r.compute_dtype) for r in records}
+        if len(alike) > 1:
+            raise InputError(
+                f"log-probs are of different precisions ({', '.join('/'.join(a) for a in sorted(alike))}), expected one: "
+                "recover each kind by itself"
+            )
+        solver = StateSolver(self.decoder)
+        found = [solver.solve(record, index) for index, record in enumerate(records)]
+        longest = max(records, key=len)
+        tolerances = options.pop("tolerances", None) or certified_noise(
+            solver, self.decoder, self.vocabulary, longest, found
+        )
+        return self.invert([s.hidden.float() for s in found], strategy, tolerances=tolerances, **options)
 
     def calibrate(self, states_dtype: str = "float32", compute_dtype: str = "float32") -> Tolerances:
         """Noise and tolerance for states stored in one precision, computed in another; measured once, then cached."""

@@ -1,0 +1,73 @@
+"""How much of a certificate recovered states can bear: calibrated through the way that the user's numbers went.
+
+The model's own samples go from states to logits, are cut to the same entries, rounded to the same precision and solved
+for again. Where the user's rows promise larger errors than those samples had (other ids, a larger misfit than rounding
+explains), the noise is raised by as much: a certificate then asks for tokens that are further apart, or is not given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from ..calibrate import Tolerances, calibrate, noise_through
+from ..model import Decoder
+from ..types import dtype_named
+from ..vocabulary import Vocabulary
+from .recorded import Logits
+from .solve import Solution
+from .states import StateSolver
+
+
+def round_trip(solver: StateSolver, hidden: Tensor, like: Logits) -> Solution:
+    """States `[T, D]` → the same kind of record as `like` → states."""
+    values = solver.head.logits(hidden, like.compute_dtype)
+    if like.kind == "log_probs" or (like.kind == "auto" and solver.head.softcap is None):
+        values = values.log_softmax(-1)
+    ids = like.ids
+    if ids is None:
+        values = values[:, : like.values.shape[1]]
+    elif ids.dim() == 1:
+        values = values[:, ids.to(values.device)]
+    else:
+        values, ids = values[:, : solver.decoder.usable_ids].topk(like.values.shape[1])
+    kind = like.kind if like.kind != "auto" else "logits" if solver.head.softcap else "auto"
+    stored = values.to(dtype_named(like.dtype))
+    return StateSolver.solve(solver, Logits(stored, ids, kind, like.dtype, like.compute_dtype))
+
+
+@torch.no_grad()
+def certified_noise(
+    solver: StateSolver, decoder: Decoder, vocabulary: Vocabulary, like: Logits, solutions: Iterable[Solution]
+) -> Tolerances:
+    """Tolerances for the engine. like: one of the records (any of them, all being alike); solutions: of all."""
+    exact = calibrate(decoder, vocabulary, "float32", like.compute_dtype)
+    promised = 0.0
+
+    def through(hidden: Tensor) -> Tensor:
+        nonlocal promised
+        found = round_trip(solver, hidden.flatten(0, 1), like)
+        promised = float(found.deviation.max())
+        return found.hidden.view(hidden.shape).to(hidden)
+
+    first, rest = noise_through(decoder, vocabulary, like.compute_dtype, through)
+    more = max(1.0, worst_deviation(solutions) / max(promised, 1e-30))
+    noise = (max(exact.noise[0], more * first), max(exact.noise[1], more * rest))
+    return exact.at_noise(noise)
+
+
+def worst_deviation(solutions: Iterable[Solution]) -> float:
+    """The largest error expected of a state; where rows misfit by more than their precision explains, by as much more.
+
+    The misfit is that of all rows together (their median): a single odd row fails by itself, and does not blur others.
+    """
+    deviation, misfits = 0.0, []
+    for found in solutions:
+        if len(found.deviation):
+            deviation = max(deviation, float(found.deviation.max()))
+            if found.chi is not None:
+                misfits.append(found.chi)
+    misfit = float(torch.cat(misfits).median()) if misfits else 1.0
+    return deviation * max(1.0, misfit)

@@ -1,0 +1,19 @@
+"""`invert-fast logits …`: the group of commands; each has a file of its own."""
+
+from __future__ import annotations
+
+import argparse
+
+from . import capture_command, invert_command
+
+
+def add_logits(commands: argparse._SubParsersAction) -> None:
+    """Declare the group: one line here for each `*_command.py`."""
+    group = commands.add_parser(
+        "logits",
+        help="next-token log-probs or logits → text",
+        description="Recover texts from what a model says of the next token: exactly where there are enough numbers.",
+    )
+    commands = group.add_subparsers(required=True, metavar="COMMAND")
+    capture_command.add(commands)
+    invert_command.add(commands)
