@@ -104,11 +104,18 @@ def _sample_ids(vocabulary: Vocabulary, length: int, seed: int) -> Tensor:
 
 
 def noise_through(
-    decoder: Decoder, vocabulary: Vocabulary, compute_dtype: str, through: Callable[[Tensor], Tensor], seed: int = 0
+    decoder: Decoder,
+    vocabulary: Vocabulary,
+    compute_dtype: str,
+    through: Callable[[Tensor], Tensor],
+    factor: float = _NOISE_FACTOR,
+    seed: int = 0,
 ) -> tuple[float, float]:
-    """Noise ceilings (first, rest) of states that went `[B, T, D] → [B, T, D]` through something lossy."""
+    """Noise ceilings (first, rest), `factor` times the largest measured, of states that went `[B, T, D] → [B, T, D]`
+    through something lossy."""
     ids = _sample_ids(vocabulary, min(_LENGTH, decoder.max_length), seed)
-    return _noise(decoder, ids, "float32", compute_dtype, through)
+    first, rest = _noise(decoder, ids, "float32", compute_dtype, through)
+    return first * factor / _NOISE_FACTOR, rest * factor / _NOISE_FACTOR
 
 
 @torch.no_grad()

@@ -309,10 +309,10 @@ def read_recovered(path: Path) -> list[dict]:
     return rows
 
 
-def resume(path: Path, lengths: Sequence[int]) -> set[int]:
+def resume(path: Path, lengths: Sequence[int | None]) -> set[int]:
     """Indices already in an output file; a last line cut short by a kill is removed from it.
 
-    Raises InputError when its lines are not of states with these `lengths`.
+    lengths: tokens of each text, None where any will do. Raises InputError when the lines are of other texts.
     """
     data = path.read_bytes()
     whole = data[: data.rfind(b"\n") + 1]
@@ -325,7 +325,7 @@ def resume(path: Path, lengths: Sequence[int]) -> set[int]:
             raise InputError(
                 f"{path}, line {number}: not a recovered text, nothing was resumed: give another --output"
             ) from error
-        if not isinstance(index, int) or not 0 <= index < len(lengths) or length != lengths[index]:
+        if not isinstance(index, int) or not 0 <= index < len(lengths) or lengths[index] not in (length, None):
             raise InputError(
                 f"{path}, line {number}: text {index} of {length} tokens is not in this states file, "
                 "nothing was resumed: give the states file it was made from, or another --output"

@@ -16,6 +16,8 @@ from .engine import Engine
 from .lens import Fit, FitReport, fit_learned, fit_linear_again, forget
 from .logits.certify import certified_noise
 from .logits.recorded import Logits
+from .logits.search import VectorRecovery, VectorSearch, search_states
+from .logits.solve import Solution
 from .logits.states import StateSolver
 from .memory import plan
 from .model import Decoder, load
@@ -203,23 +205,49 @@ class Inverter:
         alike. They are solved for the final states, and a certificate bears in mind how exact those are. Raises
         InputError where entries are too few, not finite, not normalised though said to be, or not of this model.
         """
+        found, tolerances = self._solved(logits)
+        tolerances = options.pop("tolerances", None) or tolerances
+        return self.invert([s.hidden.float() for s in found], strategy, tolerances=tolerances, **options)
+
+    def invert_vector(
+        self,
+        vectors: Logits | Tensor | Sequence[Logits | Tensor],
+        length: int | None = None,
+        *,
+        max_length: int = 5,
+        settings: VectorSearch | None = None,
+    ) -> list[VectorRecovery]:
+        """Short prompts from a single next-token vector each: that after the whole prompt.
+
+        vectors: one `[V]` or `[1, V]` tensor, one `Logits` (its last row counts), or a list of them; length: tokens of
+        the prompts, None where unknown (then 1 … max_length are searched side by side). See `logits.search`: nothing is
+        `verified` unless the model gives the vector's state again, and nothing else that was tried does.
+        """
+        items = [vectors] if isinstance(vectors, (Logits, Tensor)) else list(vectors)
+        last = [v.last() if isinstance(v, Logits) else Logits(v[None] if v.dim() == 1 else v[-1:]) for v in items]
+        found, tolerances = self._solved(last)
+        if not found:
+            return []
+        targets = torch.cat([s.hidden[-1:].float() for s in found])
+        lengths = range(1, max_length + 1) if length is None else [length]
+        return search_states(self.decoder, self.vocabulary, targets, tolerances, lengths, settings)
+
+    def _solved(self, logits: Logits | Tensor | Sequence[Logits | Tensor]) -> tuple[list[Solution], Tolerances]:
+        """Final states of each record, and the tolerances that they can bear."""
         items = [logits] if isinstance(logits, (Logits, Tensor)) else list(logits)
         records = [item if isinstance(item, Logits) else Logits(item) for item in items]
-        if not records:
-            return []
         alike = {(r.dtype, r.compute_dtype) for r in records}
         if len(alike) > 1:
             raise InputError(
-                f"log-probs are of different precisions ({', '.join('/'.join(a) for a in sorted(alike))}), expected one: "
-                "recover each kind by itself"
+                f"log-probs are of {len(alike)} precisions ({', '.join('/'.join(a) for a in sorted(alike))}), expected "
+                "one: recover each kind by itself"
             )
         solver = StateSolver(self.decoder)
         found = [solver.solve(record, index) for index, record in enumerate(records)]
-        longest = max(records, key=len)
-        tolerances = options.pop("tolerances", None) or certified_noise(
-            solver, self.decoder, self.vocabulary, longest, found
-        )
-        return self.invert([s.hidden.float() for s in found], strategy, tolerances=tolerances, **options)
+        longest = max(records, key=len, default=None)
+        if longest is None or not len(longest):  # nothing that needs a certificate
+            return found, self.calibrate()
+        return found, certified_noise(solver, self.decoder, self.vocabulary, longest, found)
 
     def calibrate(self, states_dtype: str = "float32", compute_dtype: str = "float32") -> Tolerances:
         """Noise and tolerance for states stored in one precision, computed in another; measured once, then cached."""

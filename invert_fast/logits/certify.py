@@ -20,6 +20,8 @@ from .recorded import Logits
 from .solve import Solution
 from .states import StateSolver
 
+_NOISE_FACTOR = 2.0  # over the largest measured: errors that are sums of hundreds of roundings vary little
+
 
 def round_trip(solver: StateSolver, hidden: Tensor, like: Logits) -> Solution:
     """States `[T, D]` → the same kind of record as `like` → states."""
@@ -52,7 +54,7 @@ def certified_noise(
         promised = float(found.deviation.max())
         return found.hidden.view(hidden.shape).to(hidden)
 
-    first, rest = noise_through(decoder, vocabulary, like.compute_dtype, through)
+    first, rest = noise_through(decoder, vocabulary, like.compute_dtype, through, _NOISE_FACTOR)
     more = max(1.0, worst_deviation(solutions) / max(promised, 1e-30))
     noise = (max(exact.noise[0], more * first), max(exact.noise[1], more * rest))
     return exact.at_noise(noise)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from . import capture_command, invert_command
+from . import capture_command, invert_command, search_command
 
 
 def add_logits(commands: argparse._SubParsersAction) -> None:
@@ -17,3 +17,4 @@ def add_logits(commands: argparse._SubParsersAction) -> None:
     commands = group.add_subparsers(required=True, metavar="COMMAND")
     capture_command.add(commands)
     invert_command.add(commands)
+    search_command.add(commands)

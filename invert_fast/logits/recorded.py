@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
 from ..types import InputError
@@ -56,6 +55,11 @@ class Logits:
     def __len__(self) -> int:
         return self.values.shape[0]
 
+    def last(self) -> Logits:
+        """The last row alone: what follows the whole text."""
+        own = self.ids is not None and self.ids.dim() == 2
+        return replace(self, values=self.values[-1:], ids=self.ids[-1:] if own and self.ids is not None else self.ids)
+
 
 def checked(logits: Logits, head: Unembedding, usable: int, text: int = 0) -> Logits:
     """The same with `kind` settled and rows cut to known tokens, or an InputError that names what is wrong.
@@ -92,8 +96,8 @@ def checked(logits: Logits, head: Unembedding, usable: int, text: int = 0) -> Lo
         token = column if ids is None else int(ids[column] if ids.dim() == 1 else ids[row, column])
         value, count = float(values[row, column]), int((~finite[row]).sum())
         raise InputError(
-            f"text {text}: position {row} has {count} entries that are not finite, the first {value} for token {token}: "
-            "expected log-probs before any top-p or top-k cut; leave such entries out and give the ids of the others"
+            f"text {text}: position {row} has {count} entries that are not finite, the first {value} for token "
+            f"{token}: expected log-probs before any top-p or top-k cut; leave such entries out, with ids for the rest"
         )
     return Logits(values, ids, kind, logits.dtype, logits.compute_dtype, logits.model)
 

@@ -60,7 +60,8 @@ class SharedSolver:
         return self.rows.split(max(1, _CHUNK_BYTES // (8 * self.rows.shape[1])))
 
     def solve(self, y: Tensor, variance: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """y `[t, n]` fp64, variance `[t, n]` (None: equal) → states `[t, D]`, misfit `[t, n]`, mean weight `[t]`.
+        """y `[t, n]` fp64, variance `[t, n]` (None: equal) → states `[t, D]`, misfit `[t, n]`, weight `[t]`: the harmonic
+        mean, so that its inverse times the trace bounds the error from above (equal weights would have it).
 
         Equal weights are solved directly, with one step of refinement. From there to other weights the way is as short
         as the noise, so that few steps of conjugate gradients are near enough.
@@ -71,7 +72,7 @@ class SharedSolver:
             return h, residual, equal[:, 0]
         weight = weights(variance)
         h, residual = self._descend(h, residual, weight, _STEPS, _CLOSE)
-        return h, residual, weight.mean(-1)
+        return h, residual, 1 / (1 / weight).mean(-1)
 
     def _descend(self, h: Tensor, y: Tensor, weight: Tensor, steps: int, close: float) -> tuple[Tensor, Tensor]:
         """Conjugate gradients from h, whose misfit is y; stops where every gradient fell to the share `close`."""
@@ -144,12 +145,23 @@ def weights(variance: Tensor) -> Tensor:
 
 def _factor(normal: Tensor, entries: int, width: int) -> tuple[Tensor, float, Tensor]:
     """Cholesky factors `[b, D, D]`, the worst condition of the rows, and traces `[b]` of the inverses."""
-    values = torch.linalg.eigvalsh(normal)
-    low, high = values[:, 0], values[:, -1]
-    if bool((low <= _RANK * high).any()):
-        rank = int((values > _RANK * high[:, None]).sum(-1).min())
+    factor, failed = torch.linalg.cholesky_ex(normal)
+    pivots = factor.diagonal(dim1=-2, dim2=-1).square()
+    if bool((failed > 0).any()) or bool((pivots.amin(-1) <= _RANK * pivots.amax(-1)).any()):
+        values = torch.linalg.eigvalsh(normal)
+        rank = int((values > _RANK * values[:, -1:]).sum(-1).min())
         raise InputError(
             f"{entries} entries a position determine only {rank} of the {width} dimensions of a state: record more "
             f"tokens (at least {width + 1} whose unembedding rows are independent)"
         )
-    return torch.linalg.cholesky(normal), float((high / low).max().sqrt()), (1 / values).sum(-1)
+    inverse = torch.cholesky_inverse(factor)
+    condition = float((_largest(normal) * _largest(inverse)).max().sqrt())
+    return factor, condition, inverse.diagonal(dim1=-2, dim2=-1).sum(-1)
+
+
+def _largest(matrices: Tensor) -> Tensor:
+    """`[b]` largest eigenvalue of `[b, D, D]`, by power iteration, to a few per cent."""
+    vector = torch.ones_like(matrices[..., :1]) + torch.arange(matrices.shape[-1], device=matrices.device)[:, None] % 7
+    for _ in range(24):
+        vector = matrices @ (vector / vector.norm(dim=-2, keepdim=True))
+    return vector.norm(dim=-2)[..., 0]
