@@ -1,0 +1,102 @@
+"""Asks an API many questions: in parallel, with retries and back-off, within a budget."""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from .interface import Answer, Api, ApiError, BudgetSpent, Query, RateLimited, Unavailable
+
+log = logging.getLogger("invert_fast")
+_LONGEST_WAIT = 600.0
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How failures are borne. Waits double from `first_wait` to `longest_wait` seconds, with jitter, unless the API
+    says how long (`Retry-After`); after `retries` failures in a row of one query the error is raised."""
+
+    retries: int = 6
+    first_wait: float = 0.5
+    longest_wait: float = 60.0
+
+
+class Client:
+    """The one way to an API. `spent` counts requests that were sent, failed ones included, since they may be charged;
+    `answered` those that came back. `budget` bounds `spent`."""
+
+    def __init__(
+        self,
+        api: Api,
+        *,
+        budget: int | None = None,
+        parallel: int = 1,
+        patience: Patience = Patience(),
+        sleep: Callable[[float], None] = time.sleep,
+        spent: int = 0,
+    ):
+        self.api, self.budget, self.parallel, self.patience = api, budget, parallel, patience
+        self.spent, self.answered, self.retried = spent, 0, 0
+        self._sleep, self._lock = sleep, threading.Lock()
+        self._quiet_until = 0.0
+
+    def ask(self, query: Query) -> Answer:
+        """One answer. Raises BudgetSpent before a request too many, and the last error after all retries."""
+        for attempt in range(self.patience.retries + 1):
+            self._charge()
+            try:
+                answer = self.api.ask(query)
+            except Unavailable as error:
+                if attempt == self.patience.retries:
+                    raise type(error)(f"{error}; gave up after {attempt + 1} tries") from error
+                self._back_off(error, attempt)
+            else:
+                with self._lock:
+                    self.answered += 1
+                return answer
+        raise AssertionError("unreachable")
+
+    def map(self, queries: Iterable[Query]) -> Iterator[Answer]:
+        """Answers in the order of the queries, `parallel` at a time; an error stops what was not sent yet."""
+        if self.parallel == 1:
+            for query in queries:
+                yield self.ask(query)
+            return
+        pool = ThreadPoolExecutor(self.parallel)
+        try:
+            yield from pool.map(self.ask, queries)
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def _charge(self) -> None:
+        with self._lock:
+            if self.budget is not None and self.spent >= self.budget:
+                raise BudgetSpent(
+                    f"the budget of {self.budget} queries is spent: raise it and go on from the progress file"
+                )
+            self.spent += 1
+            wait = self._quiet_until - time.monotonic()
+        if wait > 0:
+            self._sleep(wait)
+
+    def _back_off(self, error: Unavailable, attempt: int) -> None:
+        wait = min(self.patience.first_wait * 2.0**attempt, self.patience.longest_wait) * random.uniform(0.75, 1.25)
+        if isinstance(error, RateLimited) and error.retry_after is not None:
+            if error.retry_after > _LONGEST_WAIT:
+                raise ApiError(
+                    f"the API asks to wait {error.retry_after:.0f} s, longer than {_LONGEST_WAIT:.0f} s: go on later "
+                    "from the progress file"
+                ) from error
+            wait = error.retry_after
+        log.warning("%s; try %d of %d in %.1f s", error, attempt + 2, self.patience.retries + 1, wait)
+        with self._lock:
+            self.retried += 1
+            if isinstance(error, RateLimited):  # everybody's limit, not this thread's alone: `_charge` waits
+                self._quiet_until = max(self._quiet_until, time.monotonic() + wait)
+                return
+        self._sleep(wait)

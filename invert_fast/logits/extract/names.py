@@ -1,0 +1,77 @@
+"""Token ids from the names an API gives its tokens. A name shared by several ids is never guessed."""
+
+from __future__ import annotations
+
+from collections.abc import Container
+
+from tqdm import tqdm
+
+from ...types import InputError
+from .interface import UNKNOWN
+
+
+class TokenNames:
+    """Bytes of every token, and back. Ids past the tokenizer have no name."""
+
+    def __init__(self, names: list[bytes | None]):
+        self._names = names
+        self._ids: dict[bytes, list[int]] = {}
+        for token, name in enumerate(names):
+            if name is not None:
+                self._ids.setdefault(name, []).append(token)
+
+    @classmethod
+    def of(cls, tokenizer, vocab_size: int) -> TokenNames:
+        """From a Hugging Face tokenizer: byte-level and byte-fallback tokens keep their bytes, others their text."""
+        if tokenizer is None:
+            raise InputError("this API names tokens by text, and no tokenizer was given: give the model's own")
+        count = min(vocab_size, len(tokenizer))
+        pieces = tokenizer.convert_ids_to_tokens(list(range(count)))
+        byte_level, special = _byte_level(tokenizer), set(tokenizer.all_special_ids)
+        names: list[bytes | None] = [None] * vocab_size
+        for token, piece in enumerate(tqdm(pieces, desc="token names", delay=2, leave=False)):
+            if piece is None:
+                continue
+            if token in special:
+                names[token] = piece.encode()
+            elif byte_level and all(c in _FROM_UNICODE for c in piece):
+                names[token] = bytes(_FROM_UNICODE[c] for c in piece)
+            elif len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">"):
+                names[token] = bytes([int(piece[3:5], 16)])
+            else:
+                names[token] = piece.replace("▁", " ").encode()
+        return cls(names)
+
+    def bytes_of(self, token: int) -> bytes:
+        name = self._names[token]
+        return b"" if name is None else name
+
+    def find(self, name: bytes | str, among: Container[int] = ()) -> int:
+        """The id of a name; where several share it, the one of them in `among` (what was biased), else UNKNOWN."""
+        name = name.encode() if isinstance(name, str) else name
+        ids = self._ids.get(name, [])
+        if len(ids) > 1:
+            ids = [i for i in ids if i in among]
+        return ids[0] if len(ids) == 1 else UNKNOWN
+
+    def text_is_ambiguous(self, token: int) -> bool:
+        """Whether a name given as text (not bytes) cannot tell this token: broken UTF-8, or no name at all."""
+        try:
+            return not self.bytes_of(token).decode()
+        except UnicodeDecodeError:
+            return True
+
+
+def _byte_level(tokenizer) -> bool:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    return "ByteLevel" in repr(getattr(backend, "decoder", None))
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """GPT-2's alphabet: printable bytes stand for themselves, the other 68 for U+0100 and what follows."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [b for b in range(256) if b not in printable]
+    return {chr(b): b for b in printable} | {chr(256 + n): b for n, b in enumerate(others)}
+
+
+_FROM_UNICODE = _byte_alphabet()

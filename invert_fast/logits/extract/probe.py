@@ -1,0 +1,248 @@
+"""Finds out what an API really does, before anything is spent on it. Documentation is not asked."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from .client import Client
+from .interface import UNKNOWN, Answer, ApiError, Malformed, Prompt, Query, Refused
+
+_TOPS = (1000, 100, 20, 5, 1)
+_BIASES = (100.0, 30.0, 10.0, 3.0, 1.0)
+_LIMITS = (10.0, 20.0, 30.0, 50.0, 80.0, 100.0, 200.0, 400.0)
+_ENTRIES = (4096, 1024, 300, 100, 30, 10, 3, 1)
+_REPEATS = 3
+_NEAR_THRESHOLD, _THRESHOLD_REPEATS = 0.2, 12
+_FLOAT32 = 2.0**-24
+MISSING = -9000.0  # OpenAI writes −9999 for "outside the top"
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What was measured. reference: the most likely token.
+
+    top: log-probs that come in one call; bias: whether it is honoured; after_bias: whether the log-probs include it;
+    chosen: the chosen token's own log-prob is told without its bias, however unlikely it is; bias_limit: a bias up to
+    this has its full effect; bias_entries: tokens that can be biased at once (measured only where a method needs it, as
+    is the limit); names: `ids` or `strings`; sampled: the token is not always the argmax; noise: how far log-probs of
+    one question differ from call to call, nats; resolution: step to which they are rounded; queries: what it took.
+    """
+
+    reference: int
+    top: int
+    full: bool
+    bias: bool
+    after_bias: bool
+    chosen: bool
+    bias_limit: float
+    bias_entries: int
+    names: str
+    sampled: bool
+    noise: float
+    resolution: float
+    queries: int
+
+    def as_json(self) -> dict:
+        return asdict(self)
+
+    def describe(self) -> str:
+        """One line for a log."""
+        lists = f"{self.top} log-probs a call" if self.top else "no log-probs"
+        if self.top and self.bias:
+            lists += " after bias" if self.after_bias else " before bias"
+            lists += ", the chosen token's included" if self.chosen else ""
+        bias = f"bias up to {self.bias_limit:g} on {self.bias_entries} tokens" if self.bias else "no logit bias"
+        steady = "sampled" if self.sampled else "argmax"
+        return f"{lists}; {bias}; {steady}, noise {self.noise:.1g}; tokens as {self.names}; {self.queries} queries"
+
+
+def probe(client: Client, prompt: Prompt) -> Capabilities:
+    """Measure with up to ~60 queries on `prompt`. Raises ApiError where not even a token comes back."""
+    before = client.spent
+    plain = [client.ask(Query(prompt)) for _ in range(_REPEATS)]
+    listed, noise = _listed(client, prompt)
+    top = len(listed.ids)
+    full = top >= client.api.vocab_size
+    sampled = len({answer.token for answer in plain}) > 1
+    reference = int(listed.ids[0]) if top else _most_common(plain)
+    if reference == UNKNOWN:
+        raise Malformed("the most likely token has a name that several ids share: give an API that tells token ids")
+    sampled = sampled or (top > 0 and noise == 0 and any(answer.token != reference for answer in plain))
+    strength, other = (0.0, UNKNOWN) if full else _bias_works(client, prompt, reference, listed)
+    after, chosen, limit, entries = False, False, strength, 1
+    if strength:
+        if top:
+            after, chosen = _after_bias(client, prompt, listed, noise, strength)
+        if not (after and top > 1) and not chosen:
+            threshold = _threshold(client, prompt, other, strength)
+            if np.isnan(threshold):
+                limit = 0.0  # clamped so low that not even the second token can be raised to the top
+            else:
+                sampled = sampled or _flickers(client, prompt, other, threshold)
+                limit = strength if sampled else _bias_limit(client, prompt, reference, other, threshold)
+        if not chosen and limit:
+            entries = _bias_entries(client, prompt, reference, limit, top if after and top > 1 else None)
+    return Capabilities(
+        reference=reference,
+        top=top,
+        full=full,
+        bias=strength > 0,
+        after_bias=after,
+        chosen=chosen,
+        bias_limit=limit,
+        bias_entries=entries,
+        names=client.api.names,
+        sampled=sampled,
+        noise=noise,
+        resolution=_resolution(listed.log_probs),
+        queries=client.spent - before,
+    )
+
+
+def _most_common(answers: list[Answer]) -> int:
+    tokens = [answer.token for answer in answers]
+    return max(tokens, key=tokens.count)
+
+
+def _listed(client: Client, prompt: Prompt) -> tuple[Answer, float]:
+    """The longest list of log-probs the API gives, and its spread over repeats."""
+    for top in (client.api.vocab_size, *(t for t in _TOPS if t < client.api.vocab_size)):
+        try:
+            first = client.ask(Query(prompt, top=top))
+        except (Refused, Malformed) as error:
+            refused = error
+            continue
+        shown = first.log_probs > MISSING
+        first = Answer(first.token, first.ids[shown], first.log_probs[shown], first.chosen_log_prob)
+        spread = 0.0
+        for _ in range(_REPEATS - 1):
+            again = client.ask(Query(prompt, top=top))
+            _, a, b = np.intersect1d(first.ids, again.ids, return_indices=True)
+            if len(a):
+                spread = max(spread, float(np.abs(first.log_probs[a] - again.log_probs[b]).max()))
+        if len(first.ids) and not np.isfinite(first.log_probs).all():
+            bad = int(first.ids[~np.isfinite(first.log_probs)][0])
+            raise Malformed(
+                f"the log-prob of token {bad} is not finite, expected log-probs before any top-k or top-p cut: turn "
+                "truncation off in the request"
+            )
+        order = np.argsort(-first.log_probs, kind="stable")
+        return Answer(first.token, first.ids[order], first.log_probs[order], first.chosen_log_prob), spread
+    if "logprob" not in str(refused).lower() and not isinstance(refused, Malformed):
+        raise refused  # refused for another reason than the log-probs
+    return Answer(UNKNOWN), 0.0
+
+
+def _bias_works(client: Client, prompt: Prompt, reference: int, listed: Answer) -> tuple[float, int]:
+    """The first bias that moves the argmax off the reference, or 0; and the token that takes its place."""
+    for strength in _BIASES:
+        try:
+            tokens = [client.ask(Query(prompt, {reference: -strength})).token for _ in range(2)]
+        except Refused:
+            continue
+        others = [t for t in tokens if t != reference]
+        if len(others) == 2:
+            known = [t for t in others if t != UNKNOWN]
+            if known:
+                return strength, known[0]
+            second = int(listed.ids[1]) if len(listed.ids) > 1 else UNKNOWN
+            if second != UNKNOWN:
+                return strength, second
+            raise Malformed("the second token has a name that several ids share: give an API that tells token ids")
+    return 0.0, UNKNOWN
+
+
+def _after_bias(
+    client: Client, prompt: Prompt, listed: Answer, noise: float, strength: float
+) -> tuple[bool, bool]:
+    """Whether log-probs include the bias, and if not, whether the chosen token's is told whatever its rank.
+
+    A token outside the list is raised to the top. If the reference's log-prob falls (or leaves the list) they do.
+    """
+    reference, outside = int(listed.ids[0]), np.setdiff1d(np.arange(client.api.vocab_size), listed.ids)
+    for token in outside[np.linspace(0, len(outside) - 1, 5).astype(int)]:
+        answer = client.ask(Query(prompt, {int(token): strength}, len(listed.ids)))
+        was, now = float(listed.log_probs[0]), answer.log_prob(reference)
+        if np.isnan(now) or abs(now - was) > 10 * noise + 1e-3:
+            return True, False
+        if answer.token == token:
+            told = answer.log_prob(int(token))
+            return False, bool(MISSING < told <= listed.log_probs[-1] + 10 * noise + 1e-3)
+    return False, False
+
+
+def _threshold(client: Client, prompt: Prompt, other: int, strength: float) -> float:
+    """The bias at which `other` overtakes the reference, to 0.01: Algorithm 1 on one token. NaN if it never does."""
+    low, high = 0.0, strength
+    if client.ask(Query(prompt, {other: strength})).token != other:
+        return float("nan")
+    while high - low > 0.01:
+        middle = (low + high) / 2
+        if client.ask(Query(prompt, {other: middle})).token == other:
+            high = middle
+        else:
+            low = middle
+    return high
+
+
+def _flickers(client: Client, prompt: Prompt, other: int, threshold: float) -> bool:
+    """Just past the threshold an argmax is always `other`; a sample often is not, however peaked the distribution."""
+    query = Query(prompt, {other: threshold + _NEAR_THRESHOLD})
+    return any(answer.token != other for answer in client.map([query] * _THRESHOLD_REPEATS))
+
+
+def _bias_limit(client: Client, prompt: Prompt, reference: int, other: int, threshold: float) -> float:
+    """The largest bias tried that is neither refused nor clamped.
+
+    With the reference raised to L − s and `other` to L, s just past the threshold, `other` wins unless L was clamped.
+    """
+    step, limit = threshold + 0.05, threshold
+    for size in (s for s in _LIMITS if s > step):
+        try:
+            answer = client.ask(Query(prompt, {reference: size - step, other: size}))
+        except Refused:
+            break
+        if answer.token != other:
+            break
+        limit = size
+    return limit
+
+
+def _bias_entries(client: Client, prompt: Prompt, reference: int, limit: float, wanted: int | None) -> int:
+    """How many tokens a call may bias: nothing refused, and the last of them honoured."""
+    vocab_size = client.api.vocab_size
+    others = [i for i in range(vocab_size) if i != reference]
+    for count in (n for n in _ENTRIES if n < vocab_size):
+        count = min(count, wanted) if wanted else count
+        picked = others[: count - 1]
+        bias = {i: -limit for i in picked} | {reference: -limit}
+        try:
+            answer = client.ask(Query(prompt, bias))
+        except Refused:
+            continue
+        except ApiError as error:
+            if count > 1 and not isinstance(error, Malformed):
+                continue  # some servers drop a connection over a body that is too long
+            raise
+        if answer.token != reference and answer.token not in picked:
+            return count
+    return 1
+
+
+def _resolution(log_probs: np.ndarray) -> float:
+    """Half a step of the coarsest decimal grid that all values lie on, 0 for what looks like full precision."""
+    if len(log_probs) < 2:
+        return 0.0
+    for decimals in range(6):
+        scaled = log_probs * 10.0**decimals
+        if np.abs(scaled - scaled.round()).max() < 1e-9 * 10.0**decimals:
+            return 0.5 * 10.0**-decimals
+    return 0.0
+
+
+def rounding(capabilities: Capabilities, bias: float) -> float:
+    """Bound on the error of a difference of two reported log-probs: fp32 rounding of biased logits and their
+    normaliser, the API's own rounding, and the noise that was seen (doubled: few repeats show it)."""
+    return 8 * _FLOAT32 * (bias + 64.0) + 2 * capabilities.resolution + 2 * capabilities.noise

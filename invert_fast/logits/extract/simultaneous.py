@@ -1,0 +1,203 @@
+"""Bisection of many tokens at once, from the argmax alone: a call can tell log2(N + 1) bits instead of one.
+
+As in "Stealing Part of a Production Language Model" (Carlini et al. 2024) a box of intervals is narrowed, with one
+bias for each of N tokens. Each bias is set low in its interval, so that on average `c` of the N tokens would overtake
+the reference: if one wins, its interval shrinks to that lowest part (log2 N/c bits); if none does, all of them lose it.
+A token that is done makes place for the next, so N stays large to the end.
+"""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+
+import numpy as np
+
+from .bisection import FIRST_BRACKET, target_width
+from .interface import UNKNOWN, ApiError, Query
+from .probe import rounding
+from .work import Work
+
+_GRID = 4096
+_UNIFORM = 0.15  # of the prior: what no token found so far has prepared for
+_REFIT = 64
+
+
+def simultaneous(work: Work) -> None:
+    """Narrow the gaps of all wanted tokens to the precision, `client.parallel` groups of `per_query` at a time.
+
+    A closing round puts every token at the low end of its interval at once: the reference must win. Raises ApiError
+    where answers contradict each other, which an argmax without noise never does.
+    """
+    box = _Box(work)
+    while True:
+        _narrow(work, box)
+        if not box.check(work):
+            return
+
+
+def _narrow(work: Work, box: _Box) -> None:
+    if work.client.parallel == 1:
+        _lane(work, box)
+        return
+    with ThreadPoolExecutor(work.client.parallel) as pool:
+        try:
+            for done in [pool.submit(_lane, work, box) for _ in range(work.client.parallel)]:
+                done.result()
+        except BaseException:  # an interrupt reaches this thread only
+            box.stop()
+            raise
+
+
+def _lane(work: Work, box: _Box) -> None:
+    """One thread: ask, learn, replace what is done."""
+    mine = np.zeros(0, np.int64)
+    try:
+        while len(mine := box.refill(mine)):
+            bias = box.biases(mine)
+            answer = work.client.ask(Query(work.prompt, dict(zip(mine.tolist(), bias.tolist(), strict=True))))
+            box.learn(mine, bias, answer.token)
+    except BaseException:
+        box.stop()  # the other threads need not spend more
+        raise
+
+
+class _Box:
+    """The intervals, shared by the threads. Slack (rounding) is added to each bound as it is learned."""
+
+    def __init__(self, work: Work):
+        self.bounds, self.work, self.lock = work.bounds, work, threading.Lock()
+        self.limit = work.capabilities.bias_limit
+        self.slack = rounding(work.capabilities, self.limit)
+        self.width = target_width(work.precision, self.slack) + 2 * self.slack
+        self.bracket = min(self.limit, FIRST_BRACKET)
+        self.noise, self.contradictions, self.asked, self.resolved = 0.0, 0, 0, 0
+        self.unreachable = np.zeros(len(self.bounds.low), bool)
+        self.most = max(1, min(work.per_query, work.capabilities.bias_entries))
+        order = np.random.default_rng(work.seed).permutation(work.tokens)
+        self.waiting = [int(i) for i in order if self.bounds.width[i] > self.width]
+        self.stopped = False
+        self._fit_prior()
+
+    def stop(self) -> None:
+        self.stopped = True
+
+    def refill(self, mine: np.ndarray) -> np.ndarray:
+        """Tokens of this thread that are not done, and as many waiting ones as there is room for."""
+        with self.lock:
+            if self.stopped:
+                return mine[:0]
+            going = mine[(self.bounds.width[mine] > self.width) & ~self.unreachable[mine]]
+            self.resolved += len(mine) - len(going)
+            if self.resolved >= _REFIT:
+                self.resolved = 0
+                self._fit_prior()
+            fair = -(-(len(self.waiting) + len(going)) // self.work.client.parallel)
+            room = max(0, min(self.most, max(fair, 1)) - len(going))
+            fresh, self.waiting = self.waiting[:room], self.waiting[room:]
+            return np.concatenate([going, np.array(fresh, np.int64)])
+
+    def biases(self, ids: np.ndarray) -> np.ndarray:
+        """The point of each interval below which the gap lies with probability `share(N)`, under the prior."""
+        low = self.bounds.low[ids]
+        high = np.minimum(self.bounds.high[ids], np.maximum(self.bracket, np.minimum(2 * low, self.limit)))
+        level = share(len(ids))
+        below, above = np.interp(low, self.grid, self.cdf), np.interp(high, self.grid, self.cdf)
+        bias = np.interp(below + level * (above - below), self.cdf, self.grid)
+        narrow = high - low < 0.25  # there the prior is flat
+        bias = np.where(narrow, low + level * (high - low), bias)
+        # no lower than a target's width above: a narrower answer would be of no use
+        bias = np.maximum(bias, np.minimum(low + 0.9 * self.width, (low + high) / 2))
+        last = high - low < 1e-3 * self.limit  # at the edge of what the limit allows, or nearly done
+        return np.where(last & ~np.isfinite(self.bounds.high[ids]), high, bias).astype(np.float32).astype(np.float64)
+
+    def learn(self, ids: np.ndarray, bias: np.ndarray, token: int) -> None:
+        """The winner's gap is at most its bias; nobody's is less than its bias less the winner's overshoot."""
+        with self.lock:
+            self.asked += 1
+            low, high, slack = self.bounds.low, self.bounds.high, self.slack
+            at = np.flatnonzero(ids == token)
+            if len(at):
+                won = float(bias[at[0]])
+                # overshoot = won − gap ≤ won − low
+                floor = bias - (won - low[token]) - slack
+                floor[at[0]] = 0.0
+                self._contradicted(token, low[token] - (won + slack))
+                high[token] = min(high[token], won + slack)
+            elif token == self.work.reference:
+                floor = bias - slack
+            else:
+                name = "a token whose name does not tell its id" if token == UNKNOWN else f"token {token}"
+                raise ApiError(
+                    f"the API chose {name}, which was not raised and is not the most likely one: its argmax is not "
+                    "deterministic; use a method that needs log-probs, or fewer tokens (per_query)"
+                )
+            crossed = floor - high[ids]
+            for i in np.flatnonzero(crossed > 0):
+                self._contradicted(int(ids[i]), float(crossed[i]))
+            floor[crossed > 0] = 0.0  # which of the two answers was wrong is not known
+            low[ids] = np.maximum(low[ids], floor)
+            gone = ~np.isfinite(high[ids]) & (low[ids] >= self.limit - 2 * slack)
+            self.unreachable[ids[gone]] = True
+            if len(at):
+                self.work.on_known(np.array([token]))
+
+    def _contradicted(self, token: int, by: float) -> None:
+        """Answers that cannot all be true: open the interval again, and give up when it is not an exception."""
+        if by <= 0:
+            return
+        self.noise, self.contradictions = max(self.noise, by), self.contradictions + 1
+        if self.contradictions > 5 + self.asked // 50:
+            raise ApiError(
+                f"{self.contradictions} of {self.asked} answers contradict others by up to {self.noise:.2g} nats: the "
+                "API's argmax is not deterministic; ask for a coarser precision, or use a method that needs log-probs"
+            )
+        self.bounds.low[token] = max(0.0, self.bounds.low[token] - 2 * by - self.width)
+        self.bounds.high[token] += 2 * by + self.width
+
+    def check(self, work: Work) -> bool:
+        """One call for `most` tokens at the low ends of their intervals; True where one of them won and is open again.
+
+        Upper ends need no check: each was seen, as a win at that very bias.
+        """
+        ids = work.tokens[np.isfinite(self.bounds.high[work.tokens]) & (work.tokens != work.reference)]
+        parts = [ids[start : start + self.most] for start in range(0, len(ids), self.most)]
+        margin = 2 * self.slack
+        queries = [
+            Query(work.prompt, {int(i): max(0.0, float(self.bounds.low[i]) - margin) for i in part}) for part in parts
+        ]
+        wrong = []
+        for part, answer in zip(parts, work.client.map(queries), strict=True):
+            if answer.token in part:
+                self._contradicted(int(answer.token), self.width)
+                wrong.append(int(answer.token))
+        self.waiting += wrong
+        return bool(wrong)
+
+    def _fit_prior(self) -> None:
+        """Where gaps lie: the tokens found so far, smoothed, and a uniform share for surprises."""
+        known = self.work.tokens[np.isfinite(self.bounds.high[self.work.tokens])]
+        self.grid = np.linspace(0.0, max(self.limit, self.bracket), _GRID)
+        uniform = np.minimum(self.grid / self.bracket, 1.0) * 0.98 + 0.02 * self.grid / self.grid[-1]
+        if len(known) < 16:
+            self.cdf = uniform
+            return
+        found = np.sort((self.bounds.low[known] + self.bounds.high[known]) / 2)
+        spread = max(0.1, float(found.std()) * len(found) ** -0.2)
+        knots = np.concatenate([[0.0], found, [found[-1] + 4 * spread]])
+        seen = np.interp(self.grid, knots, np.linspace(0.0, 1.0, len(knots)))
+        self.cdf = (1 - _UNIFORM) * seen + _UNIFORM * uniform
+
+
+@lru_cache(maxsize=4096)
+def share(count: int) -> float:
+    """The q that makes the expected information of a call largest: N tokens, each below its bias with probability q.
+
+    (1 − q)^N · N log(1/(1 − q)) + (1 − (1 − q)^N) · log(1/q); q = ½ for one token: plain bisection.
+    """
+    q = np.linspace(0.05, 6.0, 1200) / max(count, 1)
+    q = q[q < 0.99]
+    none = (1 - q) ** count
+    gain = none * count * -np.log1p(-q) + (1 - none) * -np.log(q)
+    return float(q[gain.argmax()])
