@@ -7,6 +7,7 @@ print(extract(Client(api), "The river was").log_probs)
 
 from .client import Client, Patience
 from .extraction import Extraction, Settings, extract
+from .http import Endpoint, HttpApi
 from .interface import (
     Answer,
     Api,
@@ -31,7 +32,9 @@ __all__ = [
     "BudgetSpent",
     "Capabilities",
     "Client",
+    "Endpoint",
     "Extraction",
+    "HttpApi",
     "Image",
     "LocalApi",
     "Malformed",

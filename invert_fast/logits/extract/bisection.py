@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from .interface import Query
-from .probe import rounding
+from .probe import argmax_rounding
 from .work import Work
 
 FIRST_BRACKET = 32.0
@@ -16,7 +16,7 @@ def bisection(work: Work) -> None:
     """The least bias b that makes token i the argmax is its gap: halve [0, 32] (doubled up to the API's limit where a
     token does not reach the top) until it is as narrow as the precision asks."""
     bounds, limit = work.bounds, work.capabilities.bias_limit
-    slack = rounding(work.capabilities, limit)
+    slack = float(argmax_rounding(work.capabilities, min(limit, FIRST_BRACKET)))
     width = target_width(work.precision, slack)
     todo = work.tokens[bounds.width[work.tokens] > width + 2 * slack]
     while len(todo):
@@ -34,8 +34,8 @@ def bisection(work: Work) -> None:
             )
             high[won], low[~won] = middle[won], middle[~won]
             bracketed |= won
-            bounds.low[part] = np.maximum(0.0, low - slack)
-            bounds.high[part[bracketed]] = high[bracketed] + slack
+            bounds.low[part] = np.maximum(0.0, low - argmax_rounding(work.capabilities, low))
+            bounds.high[part[bracketed]] = (high + argmax_rounding(work.capabilities, high))[bracketed]
             lost = ~bracketed & (reach >= limit)
             reach = np.minimum(limit, 2 * reach)
             going = ~lost & ~(bracketed & (high - low <= width))
@@ -47,8 +47,7 @@ def bisection(work: Work) -> None:
 def target_width(precision: float, slack: float) -> float:
     """How narrow a gap's interval must be: half of it is the gap's error, the normaliser's adds at most as much.
 
-    Raises ValueError where rounding alone is more than the precision.
+    Rounding widens the interval by twice `slack`; where that alone is more than the precision, the width is as small
+    as rounding makes useful, and the stated error will be above the precision.
     """
-    if precision <= 3 * slack:
-        raise ValueError(f"a precision of {precision:g} is beyond what this API's rounding of {slack:.1g} allows")
-    return precision - 2 * slack
+    return max(precision - 2 * slack, 2 * slack)

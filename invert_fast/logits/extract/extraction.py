@@ -12,7 +12,7 @@ from . import subspace
 from .bounds import Bounds, log_probs
 from .client import Client
 from .interface import BudgetSpent, Prompt
-from .methods import Ask, pick
+from .methods import SEARCHES, Ask, pick
 from .probe import Capabilities, probe
 from .progress import Progress, hash_of
 from .work import Work
@@ -134,10 +134,6 @@ def extract(
             method.run(work)
         except BudgetSpent as error:
             stopped = str(error)
-        except ValueError as error:
-            if isinstance(error, InputError):
-                raise
-            raise InputError(f"{error}: ask for a coarser precision") from error
 
     misfit = None
     solvable = image is not None and np.isfinite(bounds.high[tokens]).all() and stopped is None
@@ -152,6 +148,13 @@ def extract(
         stopped = (
             f"{int((~known).sum())} of {len(wanted)} tokens were never told: the API's lists or its bias do not reach "
             "them"
+        )
+    worst = float(values.error[wanted].max(initial=0.0))
+    if stopped is None and method.name in SEARCHES and worst > 1.01 * settings.precision:
+        stopped = (
+            f"the stated error is {worst:.2g} nats, more than the {settings.precision:g} asked for: rounding allows no "
+            "less this way"
+            + ("; extract more tokens (extra), or all of them without the unembedding" if misfit is not None else "")
         )
     return Extraction(
         values.values,

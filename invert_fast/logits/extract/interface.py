@@ -52,12 +52,14 @@ class Api(Protocol):
     """One model behind an interface. `ask` may be called from several threads at once.
 
     name: what is written into progress files (no key, no prompt); vocab_size: ids are 0…vocab_size−1;
-    names: how tokens come back, `ids` or `strings`.
+    names: how tokens come back, `ids` or `strings`; untellable: tokens that an answer cannot tell from one another, of
+    which a query biases at most one.
     """
 
     name: str
     vocab_size: int
     names: str
+    untellable: frozenset[int]
 
     def ask(self, query: Query) -> Answer:
         """Raises an ApiError: Refused for what this API will never answer, Unavailable for what may pass."""

@@ -58,6 +58,7 @@ class LocalApi:
         self.name = f"local:{inverter.decoder.fingerprint()}"
         self._names = TokenNames.of(inverter.decoder.tokenizer, self.vocab_size) if restrictions.strings else None
         self.names = "strings" if restrictions.strings else "ids"
+        self.untellable = self._names.untellable if self._names else frozenset()
         self._logits: dict[Prompt, np.ndarray] = {}
         self._random = np.random.default_rng(restrictions.seed)
         self._lock = threading.Lock()
@@ -97,7 +98,7 @@ class LocalApi:
             raise Refused(f"logprobs is {query.top}, expected at most {top}")
         shown = _log_softmax(biased if rules.after_bias else logits)
         if rules.decimals is not None:
-            shown = shown.round(rules.decimals)
+            shown = shown.astype(np.float64).round(rules.decimals)
         count = min(query.top, top)
         ids = np.argpartition(-shown, count - 1)[:count] if 0 < count < len(shown) else np.arange(count)
         ids = ids[np.argsort(-shown[ids], kind="stable")]
@@ -129,8 +130,8 @@ class LocalApi:
     def _as_strings(self, answer: Answer, query: Query) -> Answer:
         assert self._names is not None
         names, among = self._names, query.bias
-        ids = np.array([names.find(names.bytes_of(int(i)), among) for i in answer.ids], np.int64)
-        token = names.find(names.bytes_of(answer.token), among)
+        ids = np.array([names.find(names.text_of(int(i)), among) for i in answer.ids], np.int64)
+        token = names.find(names.text_of(answer.token), among)
         known = ids != UNKNOWN
         return Answer(token, ids[known], answer.log_probs[known], answer.chosen_log_prob)
 

@@ -109,6 +109,7 @@ METHODS = {
     )
 }
 NAMES = ("auto", *METHODS)
+SEARCHES = ("simultaneous", "bisection")  # what a precision must be paid for
 
 
 def pick(name: str, found: Capabilities, ask: Ask) -> Method:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Collection
+from functools import cached_property
 
 from tqdm import tqdm
 
@@ -13,8 +14,8 @@ from .interface import UNKNOWN
 class TokenNames:
     """Bytes of every token, and back. Ids past the tokenizer have no name."""
 
-    def __init__(self, names: list[bytes | None]):
-        self._names = names
+    def __init__(self, names: list[bytes | None], special: Collection[int] = ()):
+        self._names, self._special = names, frozenset(special)
         self._ids: dict[bytes, list[int]] = {}
         for token, name in enumerate(names):
             if name is not None:
@@ -40,26 +41,39 @@ class TokenNames:
                 names[token] = bytes([int(piece[3:5], 16)])
             else:
                 names[token] = piece.replace("▁", " ").encode()
-        return cls(names)
+        return cls(names, [i for i in special if i < vocab_size])
 
-    def bytes_of(self, token: int) -> bytes:
+    @property
+    def size(self) -> int:
+        return len(self._names)
+
+    def text_of(self, token: int) -> str:
+        """As a server writes it: nothing for special tokens, U+FFFD for what is no UTF-8."""
         name = self._names[token]
-        return b"" if name is None else name
+        return "" if name is None or token in self._special else name.decode(errors="replace")
 
-    def find(self, name: bytes | str, among: Container[int] = ()) -> int:
-        """The id of a name; where several share it, the one of them in `among` (what was biased), else UNKNOWN."""
-        name = name.encode() if isinstance(name, str) else name
-        ids = self._ids.get(name, [])
-        if len(ids) > 1:
-            ids = [i for i in ids if i in among]
+    def find(self, name: bytes | str, among: Collection[int] = ()) -> int:
+        """The id of a name. Where the name does not tell it, the one untellable token in `among` (what was biased: a
+        call biases at most one of them), else UNKNOWN."""
+        broken = isinstance(name, str) and "\ufffd" in name  # what is left of bytes that are no UTF-8
+        ids = [] if broken else self._ids.get(name.encode() if isinstance(name, str) else name, [])
+        if len(ids) != 1:
+            ids = [i for i in (ids or among) if i in among and i in self.untellable]
         return ids[0] if len(ids) == 1 else UNKNOWN
 
-    def text_is_ambiguous(self, token: int) -> bool:
-        """Whether a name given as text (not bytes) cannot tell this token: broken UTF-8, or no name at all."""
-        try:
-            return not self.bytes_of(token).decode()
-        except UnicodeDecodeError:
-            return True
+    @cached_property
+    def untellable(self) -> frozenset[int]:
+        """Tokens whose text does not tell them: none, the same as another's, or broken UTF-8. Special tokens are among
+        them, since servers leave their text out."""
+        shared = {i for ids in self._ids.values() if len(ids) > 1 for i in ids}
+        return frozenset(shared | self._special | {i for i, name in enumerate(self._names) if not _is_text(name)})
+
+
+def _is_text(name: bytes | None) -> bool:
+    try:
+        return bool(name) and "\ufffd" not in name.decode()
+    except UnicodeDecodeError:
+        return False
 
 
 def _byte_level(tokenizer) -> bool:

@@ -15,6 +15,7 @@ _LIMITS = (10.0, 20.0, 30.0, 50.0, 80.0, 100.0, 200.0, 400.0)
 _ENTRIES = (4096, 1024, 300, 100, 30, 10, 3, 1)
 _REPEATS = 3
 _NEAR_THRESHOLD, _THRESHOLD_REPEATS = 0.2, 12
+_NAMES_CHECKED = 12
 _FLOAT32 = 2.0**-24
 MISSING = -9000.0  # OpenAI writes −9999 for "outside the top"
 
@@ -54,6 +55,9 @@ class Capabilities:
             lists += " after bias" if self.after_bias else " before bias"
             lists += ", the chosen token's included" if self.chosen else ""
         bias = f"bias up to {self.bias_limit:g} on {self.bias_entries} tokens" if self.bias else "no logit bias"
+        if self.chosen or (self.after_bias and self.top > 1):  # its limit does not matter there, and was not measured
+            bias = "logit bias"
+        bias = "bias not needed" if self.full else bias
         steady = "sampled" if self.sampled else "argmax"
         return f"{lists}; {bias}; {steady}, noise {self.noise:.1g}; tokens as {self.names}; {self.queries} queries"
 
@@ -82,8 +86,11 @@ def probe(client: Client, prompt: Prompt) -> Capabilities:
             else:
                 sampled = sampled or _flickers(client, prompt, other, threshold)
                 limit = strength if sampled else _bias_limit(client, prompt, reference, other, threshold)
+        if client.api.names == "strings" and not sampled and strength:
+            _check_names(client, prompt, reference, limit or strength)
         if not chosen and limit:
             entries = _bias_entries(client, prompt, reference, limit, top if after and top > 1 else None)
+    values = _more_values(client, prompt, listed, after)
     return Capabilities(
         reference=reference,
         top=top,
@@ -96,7 +103,7 @@ def probe(client: Client, prompt: Prompt) -> Capabilities:
         names=client.api.names,
         sampled=sampled,
         noise=noise,
-        resolution=_resolution(listed.log_probs),
+        resolution=_resolution(values),
         queries=client.spent - before,
     )
 
@@ -210,6 +217,21 @@ def _bias_limit(client: Client, prompt: Prompt, reference: int, other: int, thre
     return limit
 
 
+def _check_names(client: Client, prompt: Prompt, reference: int, strength: float) -> None:
+    """Raise a dozen tokens in turn: the name that comes back must be theirs. A server that strips spaces, or a
+    tokenizer of another model, would have every later answer taken for another token."""
+    plain = np.setdiff1d(np.arange(client.api.vocab_size), [reference, *client.api.untellable])
+    picked = np.random.default_rng(0).choice(plain, min(_NAMES_CHECKED, len(plain)), replace=False).tolist()
+    answers = client.map([Query(prompt, {token: strength}) for token in picked])
+    for token, answer in zip(picked, answers, strict=True):
+        if answer.token not in (token, reference):
+            raise Malformed(
+                f"token {token} was raised to the top and came back as "
+                f"{'a name that is no token' if answer.token == UNKNOWN else f'token {answer.token}'}: give the "
+                "tokenizer of the very model, and a server that returns token text unaltered"
+            )
+
+
 def _bias_entries(client: Client, prompt: Prompt, reference: int, limit: float, wanted: int | None) -> int:
     """How many tokens a call may bias: nothing refused, and the last of them honoured."""
     vocab_size = client.api.vocab_size
@@ -232,17 +254,33 @@ def _bias_entries(client: Client, prompt: Prompt, reference: int, limit: float, 
 
 
 def _resolution(log_probs: np.ndarray) -> float:
-    """Half a step of the coarsest decimal grid that all values lie on, 0 for what looks like full precision."""
-    if len(log_probs) < 2:
+    """Half a step of the coarsest decimal grid that all values lie on (as fp32 has it), 0 for full precision."""
+    if len(log_probs) < 3:
         return 0.0
     for decimals in range(6):
         scaled = log_probs * 10.0**decimals
-        if np.abs(scaled - scaled.round()).max() < 1e-9 * 10.0**decimals:
+        fp32 = 2 * _FLOAT32 * np.abs(scaled) + 1e-6
+        if fp32.max() < 0.05 and bool((np.abs(scaled - scaled.round()) <= fp32).all()):
             return 0.5 * 10.0**-decimals
     return 0.0
 
 
+def _more_values(client: Client, prompt: Prompt, listed: Answer, after: bool) -> np.ndarray:
+    """Short lists say little of how values are rounded: under a few biases they differ."""
+    if not after or len(listed.ids) >= 8:
+        return listed.log_probs
+    reference = int(listed.ids[0])
+    answers = client.map([Query(prompt, {reference: -0.37 * n}, len(listed.ids)) for n in range(1, 9)])
+    return np.concatenate([listed.log_probs, *(answer.log_probs for answer in answers)])
+
+
 def rounding(capabilities: Capabilities, bias: float) -> float:
     """Bound on the error of a difference of two reported log-probs: fp32 rounding of biased logits and their
-    normaliser, the API's own rounding, and the noise that was seen (doubled: few repeats show it)."""
+    normaliser (sizes up to bias + 64), the API's own rounding, and the noise that was seen (doubled: few repeats
+    show it)."""
     return 8 * _FLOAT32 * (bias + 64.0) + 2 * capabilities.resolution + 2 * capabilities.noise
+
+
+def argmax_rounding(capabilities: Capabilities, bias: np.ndarray | float) -> np.ndarray:
+    """Bound on how far a biased logit may lie on the wrong side of another and still win: two fp32 sums."""
+    return 4 * _FLOAT32 * (np.asarray(bias) + 64.0) + 2 * capabilities.noise

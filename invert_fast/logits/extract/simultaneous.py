@@ -16,7 +16,7 @@ import numpy as np
 
 from .bisection import FIRST_BRACKET, target_width
 from .interface import UNKNOWN, ApiError, Query
-from .probe import rounding
+from .probe import argmax_rounding
 from .work import Work
 
 _GRID = 4096
@@ -34,7 +34,8 @@ def simultaneous(work: Work) -> None:
     while True:
         _narrow(work, box)
         if not box.check(work):
-            return
+            break
+    box.widen()
 
 
 def _narrow(work: Work, box: _Box) -> None:
@@ -69,14 +70,17 @@ class _Box:
     def __init__(self, work: Work):
         self.bounds, self.work, self.lock = work.bounds, work, threading.Lock()
         self.limit = work.capabilities.bias_limit
-        self.slack = rounding(work.capabilities, self.limit)
-        self.width = target_width(work.precision, self.slack) + 2 * self.slack
         self.bracket = min(self.limit, FIRST_BRACKET)
-        self.noise, self.contradictions, self.asked, self.resolved = 0.0, 0, 0, 0
+        self.slack = float(argmax_rounding(work.capabilities, self.bracket))
+        self.width = target_width(work.precision, self.slack) + 2 * self.slack
+        self.noise, self.extra, self.contradictions, self.asked, self.resolved = 0.0, 0.0, 0, 0, 0
         self.unreachable = np.zeros(len(self.bounds.low), bool)
         self.most = max(1, min(work.per_query, work.capabilities.bias_entries))
         order = np.random.default_rng(work.seed).permutation(work.tokens)
-        self.waiting = [int(i) for i in order if self.bounds.width[i] > self.width]
+        todo = [int(i) for i in order if self.bounds.width[i] > self.width]
+        self.odd = work.client.api.untellable
+        self.waiting = [i for i in todo if i not in self.odd]
+        self.waiting_odd = [i for i in todo if i in self.odd]  # at most one of them a call
         self.stopped = False
         self._fit_prior()
 
@@ -93,9 +97,12 @@ class _Box:
             if self.resolved >= _REFIT:
                 self.resolved = 0
                 self._fit_prior()
-            fair = -(-(len(self.waiting) + len(going)) // self.work.client.parallel)
+            fair = -(-(len(self.waiting) + len(going) + 1) // self.work.client.parallel)
             room = max(0, min(self.most, max(fair, 1)) - len(going))
-            fresh, self.waiting = self.waiting[:room], self.waiting[room:]
+            fresh: list[int] = []
+            if room and self.waiting_odd and not self.odd.intersection(going.tolist()):
+                fresh, room = [self.waiting_odd.pop(0)], room - 1
+            fresh, self.waiting = fresh + self.waiting[:room], self.waiting[room:]
             return np.concatenate([going, np.array(fresh, np.int64)])
 
     def biases(self, ids: np.ndarray) -> np.ndarray:
@@ -116,29 +123,35 @@ class _Box:
         """The winner's gap is at most its bias; nobody's is less than its bias less the winner's overshoot."""
         with self.lock:
             self.asked += 1
-            low, high, slack = self.bounds.low, self.bounds.high, self.slack
+            low, high = self.bounds.low, self.bounds.high
+            slack = argmax_rounding(self.work.capabilities, bias) + self.extra
             at = np.flatnonzero(ids == token)
             if len(at):
                 won = float(bias[at[0]])
                 # overshoot = won − gap ≤ won − low
                 floor = bias - (won - low[token]) - slack
                 floor[at[0]] = 0.0
-                self._contradicted(token, low[token] - (won + slack))
-                high[token] = min(high[token], won + slack)
+                most = won + float(slack[at[0]])
+                self._contradicted(token, low[token] - most)
+                high[token] = min(high[token], most)
             elif token == self.work.reference:
                 floor = bias - slack
             else:
-                name = "a token whose name does not tell its id" if token == UNKNOWN else f"token {token}"
+                if token == UNKNOWN:
+                    raise ApiError(
+                        "the API chose a token whose name does not tell its id: give the model's own tokenizer, so that "
+                        "such tokens are raised one at a time"
+                    )
                 raise ApiError(
-                    f"the API chose {name}, which was not raised and is not the most likely one: its argmax is not "
-                    "deterministic; use a method that needs log-probs, or fewer tokens (per_query)"
+                    f"the API chose token {token}, which was not raised and is not the most likely one: its argmax is "
+                    "not deterministic; use a method that needs log-probs"
                 )
             crossed = floor - high[ids]
             for i in np.flatnonzero(crossed > 0):
                 self._contradicted(int(ids[i]), float(crossed[i]))
             floor[crossed > 0] = 0.0  # which of the two answers was wrong is not known
             low[ids] = np.maximum(low[ids], floor)
-            gone = ~np.isfinite(high[ids]) & (low[ids] >= self.limit - 2 * slack)
+            gone = ~np.isfinite(high[ids]) & (low[ids] >= self.limit - 3 * slack)
             self.unreachable[ids[gone]] = True
             if len(at):
                 self.work.on_known(np.array([token]))
@@ -146,6 +159,11 @@ class _Box:
     def _contradicted(self, token: int, by: float) -> None:
         """Answers that cannot all be true: open the interval again, and give up when it is not an exception."""
         if by <= 0:
+            return
+        if by <= self.work.precision / 4:  # noise that the precision has room for: all intervals get it in the end
+            self.extra = max(self.extra, 2 * by)
+            self.bounds.low[token] = max(0.0, self.bounds.low[token] - 2 * by)
+            self.bounds.high[token] += 2 * by
             return
         self.noise, self.contradictions = max(self.noise, by), self.contradictions + 1
         if self.contradictions > 5 + self.asked // 50:
@@ -157,23 +175,36 @@ class _Box:
         self.bounds.high[token] += 2 * by + self.width
 
     def check(self, work: Work) -> bool:
-        """One call for `most` tokens at the low ends of their intervals; True where one of them won and is open again.
+        """One call for `most` tokens, at the low ends of their intervals; True where one of them won and is open again.
 
         Upper ends need no check: each was seen, as a win at that very bias.
         """
         ids = work.tokens[np.isfinite(self.bounds.high[work.tokens]) & (work.tokens != work.reference)]
-        parts = [ids[start : start + self.most] for start in range(0, len(ids), self.most)]
-        margin = 2 * self.slack
+        odd = np.isin(ids, list(self.odd))
+        plain, alone = ids[~odd], ids[odd]  # the odd ones cost a call each
+        parts = [plain[start : start + self.most] for start in range(0, len(plain), self.most)]
+        parts += [alone[i : i + 1] for i in range(len(alone))]
+        margin = 2 * (self.slack + self.extra)
         queries = [
             Query(work.prompt, {int(i): max(0.0, float(self.bounds.low[i]) - margin) for i in part}) for part in parts
         ]
         wrong = []
         for part, answer in zip(parts, work.client.map(queries), strict=True):
             if answer.token in part:
-                self._contradicted(int(answer.token), self.width)
+                self._contradicted(int(answer.token), max(self.work.precision / 8, 1.01 * self.extra / 2))
                 wrong.append(int(answer.token))
-        self.waiting += wrong
+        again = [i for i in wrong if self.bounds.width[i] > self.width]
+        self.waiting += [i for i in again if i not in self.odd]
+        self.waiting_odd += [i for i in again if i in self.odd]
         return bool(wrong)
+
+    def widen(self) -> None:
+        """What noise was seen belongs to every interval."""
+        if self.extra:
+            known = self.work.tokens[np.isfinite(self.bounds.high[self.work.tokens])]
+            known = known[known != self.work.reference]
+            self.bounds.low[known] = np.maximum(0.0, self.bounds.low[known] - self.extra)
+            self.bounds.high[known] += self.extra
 
     def _fit_prior(self) -> None:
         """Where gaps lie: the tokens found so far, smoothed, and a uniform share for surprises."""
