@@ -23,7 +23,8 @@ from .interface import (
 from .local import LocalApi, Restrictions
 from .probe import Capabilities, probe
 from .progress import Progress
-from .subspace import Image
+from .names import TokenNames
+from .subspace import Image, image_of
 
 __all__ = [
     "Answer",
@@ -45,8 +46,10 @@ __all__ = [
     "Refused",
     "Restrictions",
     "Settings",
+    "TokenNames",
     "Unauthorised",
     "Unavailable",
     "extract",
+    "image_of",
     "probe",
 ]

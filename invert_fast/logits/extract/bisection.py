@@ -26,9 +26,7 @@ def bisection(work: Work) -> None:
         reach = np.minimum(limit, np.maximum(FIRST_BRACKET, 2 * low))
         while len(part):
             middle = np.where(bracketed, (low + high) / 2, reach)
-            queries = [
-                Query(work.prompt, {int(token): float(b)}) for token, b in zip(part, middle, strict=True)
-            ]
+            queries = [Query(work.prompt, {int(token): float(b)}) for token, b in zip(part, middle, strict=True)]
             won = np.array(
                 [answer.token == token for token, answer in zip(part, work.client.map(queries), strict=True)], bool
             )

@@ -95,7 +95,9 @@ def extract(
     saved = progress.saved.get(index) if progress else None
     if saved is not None:
         if saved.prompt != hash_of(prompt):
-            raise InputError(f"prompt {index} is not the one in the progress file: give the same prompts, or another file")
+            raise InputError(
+                f"prompt {index} is not the one in the progress file: give the same prompts, or another file"
+            )
         found, already = saved.capabilities, saved.spent
     else:
         found, already = capabilities or probe(client, prompt), 0

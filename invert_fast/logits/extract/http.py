@@ -239,7 +239,9 @@ class HttpApi:
         if code >= 500 or code in (408, 409, 425):
             return Unavailable(f"{url}: server error {code} ({said})")
         if code < 400:
-            return Refused(f"{url} redirects ({code}), which is not followed lest the key goes elsewhere: give the target")
+            return Refused(
+                f"{url} redirects ({code}), which is not followed lest the key goes elsewhere: give the target"
+            )
         return Refused(f"{url} refused the request ({code}: {said})")
 
     def _clean(self, text: str) -> str:

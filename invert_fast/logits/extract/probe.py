@@ -161,9 +161,7 @@ def _bias_works(client: Client, prompt: Prompt, reference: int, listed: Answer) 
     return 0.0, UNKNOWN
 
 
-def _after_bias(
-    client: Client, prompt: Prompt, listed: Answer, noise: float, strength: float
-) -> tuple[bool, bool]:
+def _after_bias(client: Client, prompt: Prompt, listed: Answer, noise: float, strength: float) -> tuple[bool, bool]:
     """Whether log-probs include the bias, and if not, whether the chosen token's is told whatever its rank.
 
     A token outside the list is raised to the top. If the reference's log-prob falls (or leaves the list) they do.

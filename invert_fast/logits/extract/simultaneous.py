@@ -22,6 +22,7 @@ from .work import Work
 _GRID = 4096
 _UNIFORM = 0.15  # of the prior: what no token found so far has prepared for
 _REFIT = 64
+_CHECKS = 5
 
 
 def simultaneous(work: Work) -> None:
@@ -31,11 +32,12 @@ def simultaneous(work: Work) -> None:
     where answers contradict each other, which an argmax without noise never does.
     """
     box = _Box(work)
-    while True:
+    for _ in range(_CHECKS):
         _narrow(work, box)
         if not box.check(work):
-            break
-    box.widen()
+            box.widen()
+            return
+    raise ApiError(box.verdict(f"after {_CHECKS} rounds the low ends of the intervals are still crossed"))
 
 
 def _narrow(work: Work, box: _Box) -> None:
@@ -73,7 +75,8 @@ class _Box:
         self.bracket = min(self.limit, FIRST_BRACKET)
         self.slack = float(argmax_rounding(work.capabilities, self.bracket))
         self.width = target_width(work.precision, self.slack) + 2 * self.slack
-        self.noise, self.extra, self.contradictions, self.asked, self.resolved = 0.0, 0.0, 0, 0, 0
+        self.noise, self.extra = 0.0, 0.0
+        self.small, self.contradictions, self.asked, self.resolved = 0, 0, 0, 0
         self.unreachable = np.zeros(len(self.bounds.low), bool)
         self.most = max(1, min(work.per_query, work.capabilities.bias_entries))
         order = np.random.default_rng(work.seed).permutation(work.tokens)
@@ -161,18 +164,27 @@ class _Box:
         if by <= 0:
             return
         if by <= self.work.precision / 4:  # noise that the precision has room for: all intervals get it in the end
-            self.extra = max(self.extra, 2 * by)
+            self.extra, self.small = max(self.extra, 2 * by), self.small + 1
+            if self.small > 10 + self.asked // 20:
+                raise ApiError(self.verdict(f"{self.small} of {self.asked} answers contradict others"))
             self.bounds.low[token] = max(0.0, self.bounds.low[token] - 2 * by)
             self.bounds.high[token] += 2 * by
             return
         self.noise, self.contradictions = max(self.noise, by), self.contradictions + 1
         if self.contradictions > 5 + self.asked // 50:
             raise ApiError(
-                f"{self.contradictions} of {self.asked} answers contradict others by up to {self.noise:.2g} nats: the "
-                "API's argmax is not deterministic; ask for a coarser precision, or use a method that needs log-probs"
+                self.verdict(
+                    f"{self.contradictions} of {self.asked} answers contradict others by up to {self.noise:.2g} nats"
+                )
             )
         self.bounds.low[token] = max(0.0, self.bounds.low[token] - 2 * by - self.width)
         self.bounds.high[token] += 2 * by + self.width
+
+    def verdict(self, what: str) -> str:
+        return (
+            f"{what}: the API's argmax is not deterministic enough for a precision of {self.work.precision:g} nats; ask "
+            "for a coarser one, or use a method that needs log-probs"
+        )
 
     def check(self, work: Work) -> bool:
         """One call for `most` tokens, at the low ends of their intervals; True where one of them won and is open again.
@@ -191,7 +203,7 @@ class _Box:
         wrong = []
         for part, answer in zip(parts, work.client.map(queries), strict=True):
             if answer.token in part:
-                self._contradicted(int(answer.token), max(self.work.precision / 8, 1.01 * self.extra / 2))
+                self._contradicted(int(answer.token), self.work.precision / 8)
                 wrong.append(int(answer.token))
         again = [i for i in wrong if self.bounds.width[i] > self.width]
         self.waiting += [i for i in again if i not in self.odd]

@@ -11,8 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from ...inverter import Inverter
 from ...types import InputError
 from .bounds import Bounds
+
+_LINEAR = 2e-2  # of the logits' spread; fp16 rounding is below, a cap or a scale far above
 
 
 @dataclass(frozen=True)
@@ -97,3 +100,24 @@ def fill(bounds: Bounds, image: Image, made: Plan) -> float:
     bounds.high[tokens] = np.minimum(bounds.high[tokens], told_high)
     bounds.low[reference] = bounds.high[reference] = 0.0
     return misfit
+
+
+@torch.no_grad()
+def image_of(inverter: Inverter) -> Image:
+    """The unembedding of a loaded model. InputError where its logits are not W h + b of its final states."""
+    decoder = inverter.decoder.full()
+    head = decoder.model.get_output_embeddings()
+    assert head is not None, "a causal language model has a head"
+    weight, bias = head.weight.detach(), getattr(head, "bias", None)
+    ids = (torch.arange(8, device=decoder.device) * 7 % decoder.usable_ids)[None]
+    logits = decoder.model(input_ids=ids, use_cache=False).logits[0].double().cpu()
+    linear = decoder.capture(ids)[0].double().cpu() @ weight.double().cpu().T
+    if bias is not None:
+        linear = linear + bias.detach().double().cpu()
+    off = float((logits - linear).abs().max() / logits.std())
+    if off > _LINEAR:
+        raise InputError(
+            f"this model's logits are not linear in its final states (off by {off:.2g} of their spread; a cap or a "
+            "scale?): leave the unembedding out and extract all tokens"
+        )
+    return Image(weight.double().cpu().numpy(), None if bias is None else bias.detach().double().cpu().numpy())

@@ -31,7 +31,7 @@ def exact(work: Work) -> None:
     together = max(1, min(work.capabilities.top, work.capabilities.bias_entries) - 1)
     bias = _BIAS
     while len(todo := work.open()):
-        parts = [todo[start : start + together] for start in range(0, len(todo), together)]
+        parts = _parts(todo, together, work.client.api.untellable)
         told = 0
         for first in range(0, len(parts), _ROUND):
             group = parts[first : first + _ROUND]
@@ -49,6 +49,18 @@ def exact(work: Work) -> None:
         if not told and bias >= _MOST_BIAS:
             return  # clamped: what is left stays unknown, and is reported so
         bias = min(2 * bias, _MOST_BIAS)
+
+
+def _parts(ids: np.ndarray, together: int, untellable: frozenset[int]) -> list[np.ndarray]:
+    """Groups of `together` tokens, with at most one in each that its name does not tell."""
+    odd = np.isin(ids, list(untellable))
+    plain, alone, parts = ids[~odd], ids[odd].tolist(), []
+    while len(plain) or alone:
+        take = [alone.pop()] if alone else []
+        count = together - len(take)
+        parts.append(np.array([*take, *plain[:count]], np.int64))
+        plain = plain[count:]
+    return parts
 
 
 def chosen(work: Work) -> None:
