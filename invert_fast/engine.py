@@ -53,7 +53,7 @@ class Engine:
         source = iter(texts)
         self.lanes = Lanes(self.decoder, self.slots, self.max_len)
         self.attempts = Attempts(self.slots, self.vocabulary.size, self.decoder.width, self.decoder.device)
-        self.ledger = Ledger(self.lanes, self.attempts, self.vocabulary)
+        self.ledger = Ledger(self.lanes, self.attempts, self.vocabulary, self.tolerances)
         self.proposer = self.strategy.bind(
             Context(
                 self.decoder,

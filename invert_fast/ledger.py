@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .attempts import Attempts
+from .calibrate import Tolerances
 from .lanes import Lanes
 from .trace import Traces
 from .types import Cost, Recovery, Status
@@ -20,9 +21,9 @@ from .vocabulary import Vocabulary
 class Ledger:
     """Arrays `[S, M]` beside the lanes' ids: residual, margin, status, rank, steps, runners-up; seconds `[S]`."""
 
-    def __init__(self, lanes: Lanes, attempts: Attempts, vocabulary: Vocabulary):
+    def __init__(self, lanes: Lanes, attempts: Attempts, vocabulary: Vocabulary, tolerances: Tolerances):
         shape, device = (lanes.slots, lanes.max_len), lanes.targets.device
-        self.lanes, self.attempts, self.vocabulary = lanes, attempts, vocabulary
+        self.lanes, self.attempts, self.vocabulary, self.tolerances = lanes, attempts, vocabulary, tolerances
         self.residual, self.margin = torch.zeros(shape, device=device), torch.zeros(shape, device=device)
         self.status = torch.zeros(shape, dtype=torch.long, device=device)
         self.rank = torch.zeros(shape, dtype=torch.long, device=device)
@@ -80,14 +81,17 @@ class Ledger:
         lane, position = slots[:, None].expand_as(there)[there], there.nonzero()[:, 1]
         residual, status = self.residual[lane, position], self.status[lane, position]
         norm = torch.linalg.vector_norm(lanes.targets[lane, position], dim=-1, dtype=torch.float64)
+        power = norm.square() / lanes.targets.shape[-1]
+        _, tolerance, _ = self.tolerances.at(position)
         tables = (
             lanes.ids[lane, position],
             residual,
-            residual.double().square() * norm.square() / lanes.targets.shape[-1],  # MSE = residual² ‖h‖² / D
+            residual.double().square() * power,  # MSE = residual² ‖h‖² / D
             self.margin[lane, position],
             status.to(torch.int8),
             self.rank[lane, position],
             self.steps[lane, position],
+            tolerance.double().square() * power,
         )
         ends = lengths.cumsum(0)[:-1].cpu().numpy()
         columns = [np.split(table.cpu().numpy(), ends) for table in tables]  # one row a text, no copy
@@ -102,14 +106,15 @@ class Ledger:
         for slot, text, rows, spent, several in zip(
             slots.tolist(), lanes.text[slots].tolist(), zip(*columns, strict=True), cost, unclear, strict=True
         ):
-            ids, _, loss, _, status, *_ = rows
+            ids, _, loss, _, status, *_, ceiling = rows
             recovery = Recovery(
-                *rows,
+                *rows[:-1],
+                loss_ceiling=ceiling,
                 text=lanes.decoder.decode(ids.tolist()),
                 alternatives=self._alternatives(slot, ids, status) if several else {},
                 cost=Cost(*spent),
                 precision=precision,
-                trace=self.traces.take(slot, ids, loss, self.vocabulary.embedding),
+                trace=self.traces.take(slot, ids, loss, ceiling, self.vocabulary.embedding),
             )
             found.append((text, recovery))
         return found

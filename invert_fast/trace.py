@@ -15,7 +15,7 @@ from torch import Tensor
 
 from . import ops
 
-FAILURE_LOSS = 1e-6  # fp32: right tokens stay below 1e-11, wrong ones are above 1e-3
+FAILURE_LOSS = 1e-6  # fp32 states of unit scale: right tokens stay below 1e-11, wrong ones are above 1e-3
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,9 @@ class Traces:
     def add(self, slot: int, position: int, trace: PositionTrace) -> None:
         self._of.setdefault(slot, {})[position] = trace
 
-    def take(self, slot: int, ids: np.ndarray, discrete_loss: np.ndarray, table: Tensor) -> dict[str, Any] | None:
+    def take(
+        self, slot: int, ids: np.ndarray, discrete_loss: np.ndarray, loss_ceiling: np.ndarray, table: Tensor
+    ) -> dict[str, Any] | None:
         """The trace of a finished text, for `Recovery.trace`, or None where nothing was watched.
 
         positions: list of `PositionTrace` (None where a position was found without a search); loss, rank: their loss
@@ -64,19 +66,31 @@ class Traces:
             "rank_at_commit": np.array([-1 if r is None else int(r[-1]) for r in ranks], dtype=np.int64),
             "discrete_loss": discrete_loss,
             "cumulative_loss": np.cumsum(discrete_loss),
-            "first_failure": first_failure(discrete_loss),
+            "first_failure": first_failure(discrete_loss, loss_ceiling),
         }
 
 
-def first_failure(discrete_loss: np.ndarray | Sequence[float], threshold: float = FAILURE_LOSS) -> int | None:
-    """Where a recovery went wrong, told without a reference: the first t with Σ_{i≤t} ℒ_i^disc > threshold (§4.3).
+def first_failure(
+    discrete_loss: np.ndarray | Sequence[float], threshold: float | np.ndarray | Sequence[float] | None = FAILURE_LOSS
+) -> int | None:
+    """Where a recovery went wrong, told without a reference (§4.3), or None where it did not.
 
-    None where it did not. discrete_loss `[T]`: MSE of each committed token's state. The sum of a right recovery stays
-    at the noise floor; a wrong token lifts it by decades, and all that follow lift it further. threshold fits fp32
-    states of unit scale: for coarser or otherwise scaled ones give `(tolerance · rms(h))²` with the calibrated relative
-    tolerance.
+    discrete_loss `[T]`: MSE of each committed token's state. A right token stays at the noise floor; a wrong one lifts
+    the running sum by decades, and all that follow lift it further. threshold `[T]`: what a right token's loss may be
+    (`Recovery.loss_ceiling`: from the calibrated noise of the model, the layer and the precision of these states); the
+    answer is the first t with ℒ_t above it. A single number bounds the running sum instead, as in the paper:
+    the default fits fp32 states of unit scale, and nothing else.
     """
-    wrong = np.flatnonzero(~(np.cumsum(np.asarray(discrete_loss, dtype=np.float64)) <= threshold))
+    loss = np.asarray(discrete_loss, dtype=np.float64)
+    if threshold is None or np.ndim(threshold) == 0:
+        right = np.cumsum(loss) <= (FAILURE_LOSS if threshold is None else threshold)
+    elif np.shape(threshold) == loss.shape:
+        right = loss <= np.asarray(threshold, dtype=np.float64)
+    else:
+        raise ValueError(
+            f"{np.shape(threshold)} thresholds for {loss.shape} losses: expected one a position, or a number"
+        )
+    wrong = np.flatnonzero(~right)
     return int(wrong[0]) if len(wrong) else None
 
 

@@ -105,7 +105,8 @@ class Recovery:
     committed token (2607.00852, §2); margin: distance from the committed token's residual to that of the nearest rival:
     one that was tried, or else the calibrated lower bound for any other token; status: `Status` values; rank: how many
     candidates were tried before the committed one; steps: optimisation steps; alternatives: position → the other ids
-    that fit as well; text: decoded tokens, None without a tokenizer; precision: how states were verified.
+    that fit as well; text: decoded tokens, None without a tokenizer; precision: how states were verified; loss_ceiling:
+    the discrete loss that a right token stays below by the calibrated tolerance (`trace.first_failure` asks for it).
     """
 
     token_ids: np.ndarray
@@ -120,6 +121,7 @@ class Recovery:
     cost: Cost = Cost()
     precision: str = "float32"
     trace: dict | None = None
+    loss_ceiling: np.ndarray | None = None
 
     @property
     def certified(self) -> bool:

@@ -27,7 +27,7 @@ ALLOWED = {
     "cache": {"model"},
     "memory": {"model"},
     "trace": {"ops"},
-    "ledger": {"attempts", "lanes", "trace", "vocabulary"},
+    "ledger": {"attempts", "calibrate", "lanes", "trace", "vocabulary"},
     "calibrate": {"cache", "vocabulary", *CORE},
     "lens": {*CORE, *HELPERS},
     "strategies": {"captured", "lens", *CORE, *HELPERS},
