@@ -201,7 +201,7 @@ def _demo(args: argparse.Namespace) -> int:
             "away\n",
             flush=True,
         )
-    with progress(total=len(STRATEGIES) + 1, unit="step", leave=False) as bar:
+    with progress(total=len(STRATEGIES) + 2, unit="step", leave=False) as bar:
 
         def step(name: str) -> None:
             bar.set_description(name)

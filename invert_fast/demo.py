@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -18,11 +21,15 @@ from .types import States
 _SLOW = {"continuous": 8, "prior": 8, "exhaustive": 1}  # texts for strategies of hundreds of passes a position
 _SHORT = {"continuous": 2}  # tokens of each text, for the one of a thousand passes a position
 _ROUNDS = 3
+_ROOT = Path(__file__).resolve().parents[1]  # of a checkout of the source
+_LOOPS = _ROOT / "bench" / "time_loops.py"
 
 
 @dataclass(frozen=True)
 class Row:
-    """One strategy's result. bare_ratio: wall time over that of the bare batched forward pass of the same tokens."""
+    """One strategy's result. bare_ratio: wall time over that of the bare batched forward pass of the same tokens;
+    times_sipit, times_paper_loop: tokens/s over that of the published loops, unbatched, None where they are not here.
+    """
 
     strategy: str
     texts: int
@@ -30,8 +37,12 @@ class Row:
     exact_match: float
     certified: float
     tokens_per_second: float
+    seconds_per_token: float
     forward_tokens_per_token: float
+    backward_tokens_per_token: float
     bare_ratio: float
+    times_sipit: float | None
+    times_paper_loop: float | None
 
 
 def sentences() -> list[str]:
@@ -44,16 +55,35 @@ def run(inverter: Inverter, texts: list[str], step: Callable[[str], object] = la
     step("capture")
     ids = [inverter.encode(text) for text in texts]
     states = inverter.capture(ids)
+    step("the published loops")
+    loops = published_loops(ids)
     rows = []
     for name in STRATEGIES:
         step(name)
         count = min(len(texts), _SLOW.get(name, len(texts)))
         short = [row[: _SHORT.get(name, len(row))] for row in ids[:count]]
-        rows.append(_row(inverter, name, short, inverter.capture(short) if name in _SHORT else states[:count]))
+        rows.append(_row(inverter, name, short, inverter.capture(short) if name in _SHORT else states[:count], loops))
     return rows
 
 
-def _row(inverter: Inverter, name: str, ids: list[list[int]], states: list[States]) -> Row:
+def published_loops(ids: list[list[int]]) -> dict[str, float]:
+    """Seconds a token of SIPIT as released and of the paper's loop (baseline preset), or nothing in a bare install.
+
+    They are benchmarks, no part of the package: a process of their own runs them on the first text, SIPIT on ten tokens
+    and the loop, which takes a thousand steps for each, on one.
+    """
+    if not (_LOOPS.exists() and (_ROOT / "pyproject.toml").exists()):
+        return {}
+    given = {"model": "bundled", "sipit": [ids[0][:10]], "paper loop": [ids[0][:1]], "threads": torch.get_num_threads()}
+    done = subprocess.run(
+        [sys.executable, _LOOPS], input=json.dumps(given), capture_output=True, text=True, timeout=600
+    )
+    if done.returncode:
+        raise RuntimeError(f"{_LOOPS} failed: {done.stderr.strip().splitlines()[-1:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _row(inverter: Inverter, name: str, ids: list[list[int]], states: list[States], loops: dict[str, float]) -> Row:
     fast = name not in _SLOW
     if fast:
         inverter.invert(states[:1], strategy=name)  # the lens is fitted once, before the clock starts
@@ -68,8 +98,12 @@ def _row(inverter: Inverter, name: str, ids: list[list[int]], states: list[State
         sum(r.token_ids.tolist() == i for r, i in zip(found, ids, strict=True)) / len(ids),
         sum(r.certified for r in found) / len(ids),
         tokens / seconds,
+        seconds / tokens,
         sum(r.cost.forward_tokens for r in found) / tokens,
+        sum(r.cost.backward_tokens for r in found) / tokens,
         seconds / bare,
+        loops["sipit"] * tokens / seconds if "sipit" in loops else None,
+        loops["paper loop"] * tokens / seconds if "paper loop" in loops else None,
     )
 
 
@@ -90,19 +124,33 @@ def show(rows: list[Row], inverter: Inverter) -> str:
             str(r.texts),
             f"{r.exact_match:.3f}",
             f"{r.certified:.3f}",
-            f"{r.tokens_per_second:,.1f}",
+            f"{r.seconds_per_token:.2g}",
             f"{r.forward_tokens_per_token:,.2f}",
+            f"{r.backward_tokens_per_token:,.2f}",
             f"{r.bare_ratio:,.1f}×",
+            _times(r.times_sipit),
+            _times(r.times_paper_loop),
         ]
         for r in rows
     ]
-    head = ["strategy", "texts", "exact match", "certified", "tokens/s", "forward tokens/token", "time / bare forward"]
+    head = ["strategy", "texts", "exact", "certified", "s/token", "forward/token", "backward/token", "time / bare"]
+    head += ["× SIPIT", "× paper loop"]
     device = inverter.decoder.device.type
     return (
         table(head, body) + f"\n{device}, {torch.get_num_threads()} threads, "
         f"{str(inverter.decoder.dtype).removeprefix('torch.')}; median of {_ROUNDS} rounds (slow strategies: one round "
-        "over the first texts, continuous over their first two tokens)"
+        "over the first texts, continuous over their first two tokens). forward, backward: tokens through the model; "
+        "bare: a forward pass of the texts.\n× SIPIT, × paper loop: how many times as fast as the published loops, run "
+        + (
+            "unbatched as they are (bench/baselines) on the first text (the paper's on its first token)"
+            if rows[0].times_sipit is not None
+            else "by bench/paper_tables.py in a checkout of the source: they are no part of the package"
+        )
     )
+
+
+def _times(ratio: float | None) -> str:
+    return "–" if ratio is None else f"{ratio:,.3g}×"
 
 
 def as_json(rows: list[Row]) -> list[dict]:
