@@ -16,10 +16,12 @@ from .model import Decoder, PrefixCall
 
 @dataclass
 class Held:
-    """The prefixes of some lanes, ready for many fan-outs of one token: `positions [b, 1]` and what attention sees."""
+    """The prefixes of some lanes, ready for many fan-outs of one token: `positions [b, 1]`, what attention sees, and how
+    products are computed (`model.products`)."""
 
     call: PrefixCall
     positions: Tensor
+    compute: str = "float32"
 
 
 class Lanes:
@@ -80,17 +82,22 @@ class Lanes:
         held: what `hold` made of the same lanes, where they are asked many times at one position.
         """
         if held is not None:
-            return self._forward(slots, embeds, held.positions, held.call)
+            return self._forward(slots, embeds, held.positions, held.call, held.compute)
         positions = self.length[slots][:, None].expand(embeds.shape[:2])
         return self._run(slots, embeds, positions, causal=False)
 
-    def hold(self, slots: Tensor) -> Held:
-        """The prefixes of these lanes, laid out once for many fan-outs; of no use once one of them moves on."""
+    def hold(self, slots: Tensor, dtype: torch.dtype | None = None, compute: str = "float32") -> Held:
+        """The prefixes of these lanes, laid out once for many fan-outs; of no use once one of them moves on.
+
+        dtype: precision of those fan-outs, where it is not the model's; compute: see `model.products`.
+        """
         call = self._call(slots, causal=False)
         if call.slots is not None and call.keys is not None and call.values is not None:
             call.keys, call.values = [k[call.slots] for k in call.keys], [v[call.slots] for v in call.values]
             call.slots = None
-        return Held(call, self.length[slots][:, None])
+        if dtype is not None and call.keys is not None and call.values is not None:
+            call.keys, call.values = [k.to(dtype) for k in call.keys], [v.to(dtype) for v in call.values]
+        return Held(call, self.length[slots][:, None], compute)
 
     def reserve(self) -> None:
         """Make the prefix storage now, and for good: `in_place` refers to it by address."""
@@ -128,9 +135,11 @@ class Lanes:
             call.lengths, call.slots = lengths, None if in_order else slots
         return call
 
-    def _forward(self, slots: Tensor, embeds: Tensor, positions: Tensor, call: PrefixCall) -> Tensor:
+    def _forward(
+        self, slots: Tensor, embeds: Tensor, positions: Tensor, call: PrefixCall, compute: str = "float32"
+    ) -> Tensor:
         with torch.set_grad_enabled(embeds.requires_grad):
-            hidden = self.decoder.run(embeds, positions, call)
+            hidden = self.decoder.run(embeds, positions, call, compute)
         self.forward_tokens[slots] += embeds.shape[1]
         self._pending = call
         return hidden

@@ -6,6 +6,7 @@ own module objects) that stops at the layer that was captured and whose attentio
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -142,6 +143,7 @@ class Decoder:
         self.model, self.tokenizer = model.eval(), tokenizer
         self.layer = Layer(layer, config.num_hidden_layers)
         self.body = structural_twin(model, self.layer.depth, self.layer.normed, _ATTENTION)
+        self._bodies: dict[torch.dtype, nn.Module] = {}
         self._full: Decoder | None = self if self.layer.near_head else None
         parameter = next(model.parameters())
         self.device, self.dtype = parameter.device, parameter.dtype
@@ -185,14 +187,27 @@ class Decoder:
     def run(self, embeds: Tensor, positions: Tensor, call: PrefixCall, compute: str = "float32") -> Tensor:
         """One pass of the twin: `[B, K, D_embedding]` at `positions [B, K]` → states `[B, K, D]`; KV goes to `call`.
 
-        compute: see `products`; whatever is verified takes the default.
+        It runs in the precision of `embeds`: that of the model, or a lower one for searching. compute: see `products`;
+        whatever is verified takes the default of both.
         """
+        body = self.body if embeds.dtype == self.dtype else self._body_in(embeds.dtype)
         token = _call.set(call)
         try:
             with products(self.device, compute):
-                return self.body(inputs_embeds=embeds, position_ids=positions, use_cache=False).last_hidden_state
+                return body(inputs_embeds=embeds, position_ids=positions, use_cache=False).last_hidden_state
         finally:
             _call.reset(token)
+
+    def _body_in(self, dtype: torch.dtype) -> nn.Module:
+        """A copy of the twin in another precision, made once: the only copy of weights there is."""
+        if dtype not in self._bodies:
+            made = nn.Module.to(copy.deepcopy(self.body), dtype).eval()
+            for ours, theirs in zip(made.modules(), self.body.modules(), strict=True):
+                for name, table in theirs.named_buffers(recurse=False):
+                    if "inv_freq" in name:  # rotation angles grow with the position: models keep them in fp32
+                        setattr(ours, name, table)
+            self._bodies[dtype] = made
+        return self._bodies[dtype]
 
     @torch.no_grad()
     def states(self, ids: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..model import Decoder, verification_precision
+from ..model import Decoder, products
 from ..types import InputError, dtype_named
 
 _PROBE_TOKENS = 8
@@ -41,7 +41,7 @@ class Unembedding:
         """`[..., D] → [..., V]` fp32, rounded where a forward pass in `compute_dtype` rounds."""
         dtype = dtype_named(compute_dtype)
         bias = None if self.bias is None else self.bias.to(dtype)
-        with verification_precision(self.weight.device):
+        with products(self.weight.device):
             z = F.linear(hidden.to(self.weight.device, dtype), self.weight.to(dtype), bias) * self.scale
         return (z if self.softcap is None else torch.tanh(z / self.softcap) * self.softcap).float()
 

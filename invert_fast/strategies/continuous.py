@@ -30,7 +30,8 @@ class Continuous:
     dot, in whose order candidates are tried; first_block, growth, max_block: how many are verified at once; round:
     steps between two looks at the lanes that are done; seed: of random starts; trace: keep loss curves, and proxies
     every `trace_stride` steps; captured: a step is one CUDA graph (None: on CUDA, unless traced), see `captured.py`;
-    search_dtype: float32 | tf32 | bfloat16, in which those compute products.
+    search_dtype: precision of the search, float32 | tf32 (on CUDA) | bfloat16 (None: the model's; verification always
+    is in the model's).
     """
 
     steps: int = 1000
@@ -49,7 +50,7 @@ class Continuous:
     trace: bool = False
     trace_stride: int = 10
     captured: bool | None = None
-    search_dtype: str = "float32"
+    search_dtype: str | None = None
     name: str = "continuous"
 
     @classmethod
@@ -77,7 +78,7 @@ class _Proposer:
 
     def __init__(self, settings: Continuous, context: Context):
         self.settings, self.context = settings, context
-        self.proxies = Proxies(context, settings.init, settings.seed)
+        self.proxies = Proxies(context, settings.init, settings.seed, settings.search_dtype)
         slots = context.lanes.slots
         self.searching = torch.zeros(slots, dtype=torch.bool, device=context.decoder.device)
         self.order = torch.full((slots, context.vocabulary.size), float("-inf"), device=context.decoder.device)
@@ -116,7 +117,7 @@ class _Proposer:
             self._finish(slots, self.captured.run(slots, p.tables, s.round, enough))
             return
         value, exp_avg, exp_avg_sq, step = (t[slots] for t in (p.value, p.exp_avg, p.exp_avg_sq, p.step))
-        target, held = lanes.target(slots), lanes.hold(slots)
+        target, held = lanes.target(slots), p.hold(slots)
         moving = torch.ones_like(step, dtype=torch.bool)
         for _ in range(s.round):
             if s.trace:

@@ -1,7 +1,8 @@
 """SIPIT (2510.15511): step, project to the nearest untried token, verify, ban it if wrong, and step on.
 
-Our form of it: the committed prefix is kept as KV, all lanes share a pass, several tokens may be tried a step, and a
-lane whose budget is spent goes on through the rest of the vocabulary in the order of distance, never committing unseen.
+Our form of it: the committed prefix is kept as KV, all lanes share a pass, the first step is taken on trust, the longer
+a lane searches the more tokens it tries a step, and one whose budget is spent goes on through the rest of the
+vocabulary in the order of distance, never committing unseen.
 """
 
 from __future__ import annotations
@@ -13,38 +14,47 @@ from torch import Tensor
 
 from .. import ops
 from ..captured import Rows
-from .base import Block, Context, Run
+from .base import Block, Context, Run, Working
 from .proxies import Proxies, captured_steps
+
+_EAGER_STEPS, _EAGER = 2, 1.5  # far from the minimum a Polyak step may be longer: 16 % → 23 % and 60 % → 70 % at rank 0
+_SINGULAR = 0.01  # a first step shorter than this share of a row leads nowhere
+_PATIENCE = 2  # projections between two growths of the block
 
 
 @dataclass(frozen=True)
 class PerStepProjection:
     """optimiser: polyak (steps of `lr` times ℒ/‖∇ℒ‖², at home at any scale) | sgd | adam, at a constant rate `lr`;
     clip: gradient norm of a lane for the last two; ℒ = ‖f(e) − h‖²; metric: l1 | l2 | cosine | dot, in which a proxy is
-    projected; candidates_per_step: nearest untried tokens verified after each step; snap_every: the proxy jumps to its
-    nearest row after that many steps (× 1 + ⌊V / 25,000⌋ at the first position); max_steps: steps of a position before
-    the rest of V is tried in the order of distance, rest_block at once (None: give up instead); init: zeros | token |
-    gaussian; seed: of random starts; captured, search_dtype: as in `Continuous`.
+    projected; project_from: the first step after which it is; candidates_per_step: nearest untried tokens verified
+    then, and `growth` times as many after every two projections in vain, up to `largest_block`; snap_every: the proxy
+    jumps to its nearest row after that many steps (× 1 + ⌊V / 25,000⌋ at the first position); max_steps: steps of a
+    position before the rest of V is tried in the order of distance, rest_block at once (None: give up instead);
+    init: zeros | token | gaussian (polyak leaves a start where the model is singular, as an RMSNorm is at zero, for the
+    row of a random token); seed: of random starts; captured, search_dtype: as in `Continuous`.
     """
 
     optimiser: str = "polyak"
     lr: float = 2.0
     clip: float | None = 1.0
     metric: str = "l2"
+    project_from: int = 2
     candidates_per_step: int = 1
+    growth: int = 4
+    largest_block: int = 64
     snap_every: int = 50
     max_steps: int = 200
     rest_block: int | None = 256
     init: str = "zeros"
     seed: int = 42
     captured: bool | None = None
-    search_dtype: str = "float32"
+    search_dtype: str | None = None
     name: str = "sipit"
 
     @classmethod
     def official(cls) -> PerStepProjection:
-        """The released settings: SGD with steps of length 1 from the row of a random token."""
-        return cls(optimiser="sgd", lr=1.0, init="token")
+        """The released settings: SGD with steps of length 1 from the row of a random token, one candidate a step."""
+        return cls(optimiser="sgd", lr=1.0, init="token", project_from=1, growth=1)
 
     def bind(self, context: Context) -> _Proposer:
         if self.optimiser not in ("polyak", "sgd", "adam"):
@@ -55,43 +65,69 @@ class PerStepProjection:
 class _Proposer:
     def __init__(self, settings: PerStepProjection, context: Context):
         self.settings, self.context = settings, context
-        self.proxies = Proxies(context, settings.init, settings.seed)
+        self.proxies = Proxies(context, settings.init, settings.seed, settings.search_dtype)
+        self.row_length = self.proxies.embedding[self.proxies.candidates].norm(dim=-1).mean()
         self.captured = captured_steps(context, self.proxies, settings, self._move_rows)
 
     def begin(self, slots: Tensor) -> None:
         self.proxies.begin(slots)
 
-    def propose(self, slots: Tensor) -> list[Run | Block]:
+    def propose(self, slots: Tensor) -> list[Run | Block | Working]:
         s, p = self.settings, self.proxies
         p.start_new(slots)
         searching = p.step[slots] < s.max_steps
-        items: list[Run | Block] = []
+        items: list[Run | Block | Working] = []
         if bool(searching.any()):
-            items += self._nearest(slots[searching], self._advance(slots[searching]), s.candidates_per_step)
+            items += self._project(slots[searching], self._advance(slots[searching]))
         rest = slots[~searching]
         if len(rest) and s.rest_block is not None:
             items += self._nearest(rest, p.value[rest], s.rest_block)
         return items
 
+    def _project(self, slots: Tensor, value: Tensor) -> list[Run | Block | Working]:
+        """What to verify after a step: lanes that try equally many tokens share a block, so that none is padded."""
+        s = self.settings
+        times = self.proxies.step[slots] - min(s.project_from, s.max_steps)  # projections before this one
+        items: list[Run | Block | Working] = []
+        if bool((times < 0).any()):
+            items.append(Working(slots[times < 0]))
+        for grown in range(int(times.max()) // _PATIENCE + 1):
+            count = s.candidates_per_step * s.growth**grown
+            last = s.growth <= 1 or count >= s.largest_block
+            group = (times >= 0) & (times >= grown * _PATIENCE) & (last | (times < (grown + 1) * _PATIENCE))
+            if bool(group.any()):
+                items += self._nearest(
+                    slots[group], value[group], min(count, max(s.largest_block, s.candidates_per_step))
+                )
+            if last:
+                break
+        return items
+
     def _advance(self, slots: Tensor) -> Tensor:
         """One step of these lanes' proxies; returns where they stand then, `[b, D_e]`."""
         p, lanes = self.proxies, self.context.lanes
-        value = p.value[slots]
-        self._snap(slots, value)
+        before = p.value[slots]
+        self._snap(slots, before)
+        fresh = p.step[slots] == 0
         if self.captured is not None:
-            p.value[slots] = value
+            p.value[slots] = before
             self.captured.run(slots, p.tables, 1)
             value = p.value[slots]
         else:
-            loss, grad = p.gradient(slots, value, lanes.target(slots), lanes.hold(slots))
+            loss, grad = p.gradient(slots, before, lanes.target(slots), p.hold(slots))
             if self.settings.optimiser == "adam":
                 exp_avg, exp_avg_sq, step = p.exp_avg[slots], p.exp_avg_sq[slots], p.step[slots]
+                value = before.clone()
                 self._adam(value, grad, exp_avg, exp_avg_sq, step, torch.ones_like(step, dtype=torch.bool))
                 p.exp_avg[slots], p.exp_avg_sq[slots] = exp_avg, exp_avg_sq
             else:
-                value -= self._change(loss, grad)
-            p.value[slots] = value
+                value = before - self._change(loss, grad, p.step[slots])
             p.step[slots] += 1
+        if self.settings.optimiser == "polyak":
+            nowhere = fresh & ((value - before).norm(dim=-1) < _SINGULAR * self.row_length)
+            if bool(nowhere.any()):
+                value[nowhere] = p.random_rows(slots[nowhere])
+        p.value[slots] = value
         self.context.attempts.steps[slots] += 1
         return value
 
@@ -100,16 +136,18 @@ class _Proposer:
         if self.settings.optimiser == "adam":
             self._adam(rows.value, grad, rows.exp_avg, rows.exp_avg_sq, rows.step, rows.moving)
         else:
-            moved = rows.value - self._change(loss, grad)
+            moved = rows.value - self._change(loss, grad, rows.step)
             rows.value.copy_(torch.where(rows.moving[:, None], moved, rows.value))
             rows.step.add_(rows.moving)
 
-    def _change(self, loss: Tensor, grad: Tensor) -> Tensor:
-        """What to take off the proxies, from MSE `[b]` and gradient `[b, D_e]`; may overwrite the gradient."""
+    def _change(self, loss: Tensor, grad: Tensor, step: Tensor) -> Tensor:
+        """What to take off the proxies, from MSE `[b]` and gradient `[b, D_e]` after `step [b]` steps; may overwrite
+        the gradient."""
         s, width = self.settings, self.context.decoder.width
         grad *= width  # of the sum of squares instead of their mean: that is what is clipped
         if s.optimiser == "polyak":
-            return s.lr * (loss[:, None] * width / grad.square().sum(-1, keepdim=True).clamp_min(1e-30)) * grad
+            rate = torch.where(step < _EAGER_STEPS, _EAGER * s.lr, s.lr)[:, None]
+            return rate * (loss[:, None] * width / grad.square().sum(-1, keepdim=True).clamp_min(1e-30)) * grad
         if s.clip is not None:
             grad *= (s.clip / (grad.norm(dim=-1, keepdim=True) + 1e-6)).clamp_max(1.0)
         return s.lr * grad

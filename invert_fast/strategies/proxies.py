@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ..captured import Advance, CapturedSteps
 from ..lanes import Held
-from ..model import COMPUTE
+from ..model import COMPUTE, products
+from ..types import InputError
 from .base import Context
 
 INITS = ("zeros", "token", "gaussian")
@@ -23,13 +24,18 @@ class Proxies:
     """State of the optimisation of every lane.
 
     value, exp_avg, exp_avg_sq `[S, D_e]` fp32: proxy and Adam moments; step `[S]`: steps taken at this position;
-    position `[S]`: the position they belong to, −1 for none yet.
+    position `[S]`: the position they belong to, −1 for none yet. search_dtype: precision of the passes that gradients
+    are taken of (None: the model's); what is verified is verified in the model's own, whatever this is.
     """
 
-    def __init__(self, context: Context, init: str, seed: int):
+    def __init__(self, context: Context, init: str, seed: int, search_dtype: str | None = None):
         if init not in INITS:
-            raise ValueError(f"init '{init}' is unknown, expected one of {', '.join(INITS)}")
+            raise InputError(f"init '{init}' is unknown, expected one of {', '.join(INITS)}")
+        if search_dtype not in (None, *COMPUTE):
+            raise InputError(f"search_dtype '{search_dtype}' is unknown, expected one of {', '.join(COMPUTE)}")
         self.context, self.init, self.seed = context, init, seed
+        self.dtype = torch.bfloat16 if search_dtype == "bfloat16" else context.decoder.dtype
+        self.compute = "tf32" if search_dtype == "tf32" else "float32"
         self.embedding = context.vocabulary.embedding
         self.candidates = context.vocabulary.allowed.nonzero().flatten()
         lanes = context.lanes
@@ -59,24 +65,36 @@ class Proxies:
         """Where the search begins, `[b, D_e]`: zeros, the row of a random token, or Gaussian of the rows' spread."""
         if self.init == "zeros":
             return torch.zeros(len(slots), self.value.shape[1], device=slots.device)
+        if self.init == "token":
+            return self.random_rows(slots)
+        noise = torch.stack([torch.randn(self.value.shape[1], generator=g) for g in self._generators(slots)])
+        return noise.to(slots.device) * self.embedding[self.candidates].std()
+
+    def random_rows(self, slots: Tensor) -> Tensor:
+        """The embedding row of a random token for each lane, `[b, D_e]`."""
+        chosen = [int(torch.randint(len(self.candidates), (1,), generator=g)) for g in self._generators(slots)]
+        return self.embedding[self.candidates[chosen]]
+
+    def _generators(self, slots: Tensor) -> list[torch.Generator]:
+        """One a lane, seeded by its target row and the seed."""
         bits = self.context.lanes.target(slots).view(torch.int32).long()
         weight = torch.arange(1, bits.shape[1] + 1, device=slots.device)
         keys = ((bits * weight).sum(-1) + self.seed).tolist()
-        generators = [torch.Generator().manual_seed(key & (2**63 - 1)) for key in keys]
-        if self.init == "token":
-            chosen = [int(torch.randint(len(self.candidates), (1,), generator=g)) for g in generators]
-            return self.embedding[self.candidates[chosen]]
-        noise = torch.stack([torch.randn(self.value.shape[1], generator=g) for g in generators])
-        return noise.to(slots.device) * self.embedding[self.candidates].std()
+        return [torch.Generator().manual_seed(key & (2**63 - 1)) for key in keys]
+
+    def hold(self, slots: Tensor) -> Held:
+        """The prefixes of these lanes in the precision of the search, for `gradient`."""
+        return self.context.lanes.hold(slots, self.dtype, self.compute)
 
     def gradient(self, slots: Tensor, value: Tensor, target: Tensor, held: Held) -> tuple[Tensor, Tensor]:
         """MSE(f(e), h) `[b]` and its gradient `[b, D_e]` at `value`, for lanes whose prefixes are held."""
-        lanes, decoder = self.context.lanes, self.context.decoder
+        lanes = self.context.lanes
         with torch.enable_grad():
-            embeds = value.detach().to(decoder.dtype).requires_grad_()
+            embeds = value.detach().to(self.dtype).requires_grad_()
             hidden = lanes.fan_out(slots, embeds[:, None], held)[:, 0]
         error = hidden.detach().float() - target
-        (grad,) = torch.autograd.grad(hidden, embeds, (error * (2 / error.shape[1])).to(hidden.dtype))
+        with products(embeds.device, self.compute):
+            (grad,) = torch.autograd.grad(hidden, embeds, (error * (2 / error.shape[1])).to(hidden.dtype))
         lanes.backward_tokens[slots] += 1
         return error.square().mean(-1), grad.float()
 
@@ -85,15 +103,13 @@ class _Settings(Protocol):
     @property
     def captured(self) -> bool | None: ...
     @property
-    def search_dtype(self) -> str: ...
+    def search_dtype(self) -> str | None: ...
 
 
 def captured_steps(context: Context, proxies: Proxies, settings: _Settings, advance: Advance) -> CapturedSteps | None:
     """What runs steps as a CUDA graph, or None where they are to run as they are."""
-    if settings.search_dtype not in COMPUTE:
-        raise ValueError(f"search_dtype '{settings.search_dtype}' is unknown, expected one of {', '.join(COMPUTE)}")
     on_cuda = context.decoder.device.type == "cuda"
     traced = getattr(settings, "trace", False)  # looks at every step
     if traced or settings.captured is False or (settings.captured is None and not on_cuda):
         return None
-    return CapturedSteps(context.lanes, proxies.value.shape[1], advance, settings.search_dtype)
+    return CapturedSteps(context.lanes, proxies.value.shape[1], advance, settings.search_dtype or "float32")
