@@ -14,6 +14,7 @@ import os
 import platform
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,8 @@ def main(argv: Sequence[str] | None = None, plan: measure.Plan | None = None) ->
     args = _parser().parse_args(argv)
     limit, tokens = args.limit or (8 if args.quick else 100), args.tokens or (2 if args.quick else 10)
     plan = plan or (QUICK if args.quick else measure.Plan())
+    if args.alone:
+        plan = replace(plan, baseline_texts=args.alone, one_lane_texts=args.alone)
     try:
         inverter = Inverter.from_pretrained(args.model, args.layer, args.device)
         texts = _texts(inverter, args.prompts, args.wikipedia, limit, tokens)
@@ -128,6 +131,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--limit", type=int, metavar="N", help="prompts of each kind (default 100; 8 with --quick)")
     parser.add_argument("--tokens", type=int, metavar="T", help="tokens of each prompt (default 10; 2 with --quick)")
+    parser.add_argument(
+        "--alone",
+        type=int,
+        metavar="N",
+        help="prompts that the unbatched loops and our modes at one lane are given (default 3; 1 with --quick)",
+    )
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="parts to measure (default all)")
     parser.add_argument("--quick", action="store_true", help="a look at all tables in under three minutes on one core")
     parser.add_argument(
