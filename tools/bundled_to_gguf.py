@@ -69,7 +69,7 @@ def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: dict, config: dict) -> No
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("output", type=Path, help="model.gguf to write")
     parser.add_argument("--model", type=Path, default=BUNDLED, metavar="FOLDER", help="GPT-2 checkpoint")
     args = parser.parse_args()

@@ -38,8 +38,8 @@ def add(commands: argparse._SubParsersAction) -> None:
     one = commands.add_parser(
         "extract",
         help="limited API → full next-token log-probs",
-        description="Find out what an API gives (top-k log-probs, logit bias, argmax), and recover the log-probs of all "
-        f"tokens with as few queries as that allows. A key is read from the environment ({KEY_VARIABLE}) only.",
+        description="Find out what an API gives (top-k log-probs, logit bias, argmax), and recover the log-probs of "
+        f"all tokens with as few queries as that allows. A key is read from the environment ({KEY_VARIABLE}) only.",
     )
     where = one.add_mutually_exclusive_group(required=True)
     where.add_argument("--api", metavar="URL", help="OpenAI-compatible server, such as http://127.0.0.1:8080/v1")

@@ -12,25 +12,25 @@ from .interface import (
     Answer,
     Api,
     ApiError,
-    BudgetSpent,
-    Malformed,
+    BudgetSpentError,
+    MalformedError,
     Query,
-    RateLimited,
-    Refused,
-    Unauthorised,
-    Unavailable,
+    RateLimitedError,
+    RefusedError,
+    UnauthorisedError,
+    UnavailableError,
 )
 from .local import LocalApi, Restrictions
+from .names import TokenNames
 from .probe import Capabilities, probe
 from .progress import Progress
-from .names import TokenNames
 from .subspace import Image, image_of
 
 __all__ = [
     "Answer",
     "Api",
     "ApiError",
-    "BudgetSpent",
+    "BudgetSpentError",
     "Capabilities",
     "Client",
     "Endpoint",
@@ -38,17 +38,17 @@ __all__ = [
     "HttpApi",
     "Image",
     "LocalApi",
-    "Malformed",
+    "MalformedError",
     "Patience",
     "Progress",
     "Query",
-    "RateLimited",
-    "Refused",
+    "RateLimitedError",
+    "RefusedError",
     "Restrictions",
     "Settings",
     "TokenNames",
-    "Unauthorised",
-    "Unavailable",
+    "UnauthorisedError",
+    "UnavailableError",
     "extract",
     "image_of",
     "probe",

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from .interface import Answer, Api, ApiError, BudgetSpent, Query, RateLimited, Unavailable
+from .interface import Answer, Api, ApiError, BudgetSpentError, Query, RateLimitedError, UnavailableError
 
 log = logging.getLogger("invert_fast")
 _LONGEST_WAIT = 600.0
@@ -46,12 +46,12 @@ class Client:
         self._quiet_until = 0.0
 
     def ask(self, query: Query) -> Answer:
-        """One answer. Raises BudgetSpent before a request too many, and the last error after all retries."""
+        """One answer. Raises BudgetSpentError before a request too many, and the last error after all retries."""
         for attempt in range(self.patience.retries + 1):
             self._charge()
             try:
                 answer = self.api.ask(query)
-            except Unavailable as error:
+            except UnavailableError as error:
                 if attempt == self.patience.retries:
                     raise type(error)(f"{error}; gave up after {attempt + 1} tries") from error
                 self._back_off(error, attempt)
@@ -76,7 +76,7 @@ class Client:
     def _charge(self) -> None:
         with self._lock:
             if self.budget is not None and self.spent >= self.budget:
-                raise BudgetSpent(
+                raise BudgetSpentError(
                     f"the budget of {self.budget} queries is spent: raise it and go on from the progress file"
                 )
             self.spent += 1
@@ -84,9 +84,9 @@ class Client:
         if wait > 0:
             self._sleep(wait)
 
-    def _back_off(self, error: Unavailable, attempt: int) -> None:
+    def _back_off(self, error: UnavailableError, attempt: int) -> None:
         wait = min(self.patience.first_wait * 2.0**attempt, self.patience.longest_wait) * random.uniform(0.75, 1.25)
-        if isinstance(error, RateLimited) and error.retry_after is not None:
+        if isinstance(error, RateLimitedError) and error.retry_after is not None:
             if error.retry_after > _LONGEST_WAIT:
                 raise ApiError(
                     f"the API asks to wait {error.retry_after:.0f} s, longer than {_LONGEST_WAIT:.0f} s: go on later "
@@ -96,7 +96,7 @@ class Client:
         log.warning("%s; try %d of %d in %.1f s", error, attempt + 2, self.patience.retries + 1, wait)
         with self._lock:
             self.retried += 1
-            if isinstance(error, RateLimited):  # everybody's limit, not this thread's alone: `_charge` waits
+            if isinstance(error, RateLimitedError):  # everybody's limit, not this thread's alone: `_charge` waits
                 self._quiet_until = max(self._quiet_until, time.monotonic() + wait)
                 return
         self._sleep(wait)

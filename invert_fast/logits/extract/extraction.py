@@ -11,7 +11,7 @@ from ...types import InputError
 from . import subspace
 from .bounds import Bounds, log_probs
 from .client import Client
-from .interface import BudgetSpent, Prompt
+from .interface import BudgetSpentError, Prompt
 from .methods import SEARCHES, Ask, pick
 from .probe import Capabilities, probe
 from .progress import Progress, hash_of
@@ -40,10 +40,10 @@ class Settings:
 
 @dataclass(frozen=True)
 class Extraction:
-    """log_probs `[V]` fp64 nats, NaN where unknown; error `[V]`: stated bound on |log_probs − truth| (inf where unknown);
-    normalised: False where only differences to the most likely token are known; method; capabilities; queries: requests
-    sent for this prompt, probing (`probe_queries`) included; theory: the number the method should take, probing not
-    included; complete: all wanted tokens are known to the precision; misfit: of the least squares through the
+    """log_probs `[V]` fp64 nats, NaN where unknown; error `[V]`: stated bound on |log_probs − truth|, inf where
+    unknown; normalised: False where only differences to the most likely token are known; queries: requests sent for
+    this prompt, probing (`probe_queries`) included; theory: the number the method should take, probing not included;
+    complete: all wanted tokens are known to the precision; misfit: of the least squares through the
     unembedding, nats, or None; stopped: why it is not complete, or None."""
 
     log_probs: np.ndarray
@@ -134,7 +134,7 @@ def extract(
         stopped = None
         try:
             method.run(work)
-        except BudgetSpent as error:
+        except BudgetSpentError as error:
             stopped = str(error)
 
     misfit = None

@@ -17,13 +17,12 @@ from .interface import (
     UNKNOWN,
     Answer,
     ApiError,
-    Malformed,
-    Prompt,
+    MalformedError,
     Query,
-    RateLimited,
-    Refused,
-    Unauthorised,
-    Unavailable,
+    RateLimitedError,
+    RefusedError,
+    UnauthorisedError,
+    UnavailableError,
 )
 from .names import TokenNames
 
@@ -37,10 +36,10 @@ _SHOWN = 300  # characters of an error that a server sent
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where and how to ask. url: the base, such as http://127.0.0.1:8080/v1; model: its name there (None: the first that
-    the server lists); chat: messages instead of a plain prompt (`system`: a system message); dialect: `llama.cpp` asks
-    for log-probs after bias, `auto` finds out; extra: further fields of every request; vocab_size: where the server
-    does not tell; key_variable: the environment variable that holds the key; timeout: seconds."""
+    """Where and how to ask. url: the base, such as http://127.0.0.1:8080/v1; model: its name there (None: the first
+    that the server lists); chat: messages instead of a plain prompt (`system`: a system message); dialect: `llama.cpp`
+    asks for log-probs after bias, `auto` finds out; extra: further fields of every request; vocab_size: where the
+    server does not tell; key_variable: the environment variable that holds the key; timeout: seconds."""
 
     url: str
     model: str | None = None
@@ -101,7 +100,7 @@ class HttpApi:
         except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
             if isinstance(error, InputError):
                 raise
-            raise Malformed(
+            raise MalformedError(
                 f"{self.endpoint.url}: the answer is not in OpenAI's form ({type(error).__name__}: {error}), expected "
                 "`choices` with a text or message and, where asked for, `logprobs`"
             ) from error
@@ -138,7 +137,7 @@ class HttpApi:
             if not text or "\ufffd" in text:  # nor does llama.cpp of the first bytes of a character
                 return Answer(UNKNOWN if self._tokens is None else self._named(text, query))
             if query.top:
-                raise Malformed(f"{self.endpoint.url}: no logprobs in the answer, though {query.top} were asked for")
+                raise MalformedError(f"{self.endpoint.url}: no logprobs in the answer, {query.top} were asked for")
             return Answer(self._named(text, query))
         if "content" in told:
             first = told["content"][0]
@@ -180,7 +179,7 @@ class HttpApi:
         if isinstance(row.get("id"), int):
             token = row["id"]
             if not 0 <= token < self.vocab_size:
-                raise Malformed(f"token id {token} is outside the vocabulary of {self.vocab_size}: check --vocab-size")
+                raise MalformedError(f"token id {token} is outside the vocabulary of {self.vocab_size}")
             return token
         data = row.get("bytes")
         return self._named(bytes(data) if data else row["token"], query)
@@ -198,7 +197,7 @@ class HttpApi:
         """The first model that the server lists; nothing where it lists none."""
         try:
             listed = self._send("GET", "models", None).get("data") or [{}]
-        except (Refused, Malformed):
+        except (RefusedError, MalformedError):
             return {}
         wanted = [row for row in listed if row.get("id") == self.endpoint.model]
         return (wanted or listed)[0] if isinstance(listed, list) else {}
@@ -211,38 +210,38 @@ class HttpApi:
         try:
             reply = self._http.request(method, path, json=body)
         except httpx.TimeoutException as error:
-            raise Unavailable(f"{url} did not answer within {self.endpoint.timeout:g} s") from error
+            raise UnavailableError(f"{url} did not answer within {self.endpoint.timeout:g} s") from error
         except httpx.HTTPError as error:
-            raise Unavailable(f"{url}: connection lost ({self._clean(str(error)) or type(error).__name__})") from error
+            raise UnavailableError(f"{url}: connection lost ({self._clean(repr(error))})") from error
         if reply.status_code >= 300:
             raise self._failure(reply)
         try:
             answer = json.loads(reply.content)
         except ValueError as error:
-            raise Unavailable(
+            raise UnavailableError(
                 f"{url}: the answer is cut short or no JSON ({len(reply.content)} bytes, {error})"
             ) from error
         if not isinstance(answer, dict):
-            raise Malformed(f"{url}: the answer is a JSON {type(answer).__name__}, expected an object")
+            raise MalformedError(f"{url}: the answer is a JSON {type(answer).__name__}, expected an object")
         return answer
 
     def _failure(self, reply) -> ApiError:
         code, url = reply.status_code, self.endpoint.url
         said = self._clean(reply.text)[:_SHOWN].strip() or reply.reason_phrase
         if code == 429:
-            return RateLimited(f"{url}: too many requests (429)", _retry_after(reply.headers.get("Retry-After")))
+            return RateLimitedError(f"{url}: too many requests (429)", _retry_after(reply.headers.get("Retry-After")))
         if code in (401, 403):
-            return Unauthorised(
+            return UnauthorisedError(
                 f"{url} refused the key ({code}: {said}): put the right one into the environment variable "
                 f"{self.endpoint.key_variable}"
             )
         if code >= 500 or code in (408, 409, 425):
-            return Unavailable(f"{url}: server error {code} ({said})")
+            return UnavailableError(f"{url}: server error {code} ({said})")
         if code < 400:
-            return Refused(
+            return RefusedError(
                 f"{url} redirects ({code}), which is not followed lest the key goes elsewhere: give the target"
             )
-        return Refused(f"{url} refused the request ({code}: {said})")
+        return RefusedError(f"{url} refused the request ({code}: {said})")
 
     def _clean(self, text: str) -> str:
         """Servers quote keys in their errors."""
@@ -251,7 +250,7 @@ class HttpApi:
     def _choice(self, answer: dict[str, Any]) -> dict[str, Any]:
         choices = answer.get("choices")
         if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
-            raise Malformed(f"{self.endpoint.url}: the answer has no `choices`: is this an OpenAI-compatible server?")
+            raise MalformedError(f"{self.endpoint.url}: the answer has no `choices`: is this an OpenAI server?")
         return choices[0]
 
     def __repr__(self) -> str:

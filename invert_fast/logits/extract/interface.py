@@ -62,31 +62,31 @@ class Api(Protocol):
     untellable: frozenset[int]
 
     def ask(self, query: Query) -> Answer:
-        """Raises an ApiError: Refused for what this API will never answer, Unavailable for what may pass."""
+        """Raises an ApiError: RefusedError for what this API will never answer, UnavailableError for what may pass."""
         ...
 
 
 class ApiError(InputError):
-    """The API did not answer, or not in a way that can be used. Not worth another try unless it is Unavailable."""
+    """The API did not answer, or not in a way that can be used. Not worth another try unless it is UnavailableError."""
 
 
-class Refused(ApiError):
+class RefusedError(ApiError):
     """The API will not answer this question (a parameter over its limit, an unknown model)."""
 
 
-class Unauthorised(ApiError):
+class UnauthorisedError(ApiError):
     """The API wants a key, or another one."""
 
 
-class Malformed(ApiError):
+class MalformedError(ApiError):
     """An answer that is complete but lacks what was asked for."""
 
 
-class Unavailable(ApiError):
+class UnavailableError(ApiError):
     """A passing failure: connection lost, server error, an answer cut short. Tried again."""
 
 
-class RateLimited(Unavailable):
+class RateLimitedError(UnavailableError):
     """Too many requests; `retry_after` is the API's own word on how long to wait, in seconds, or None."""
 
     def __init__(self, message: str, retry_after: float | None = None):
@@ -94,5 +94,5 @@ class RateLimited(Unavailable):
         self.retry_after = retry_after
 
 
-class BudgetSpent(ApiError):
+class BudgetSpentError(ApiError):
     """The query budget is used up: what is known by then is kept."""

@@ -11,7 +11,7 @@ import torch
 
 from ...inverter import Inverter
 from ...types import InputError
-from .interface import UNKNOWN, Answer, Prompt, Query, RateLimited, Refused
+from .interface import UNKNOWN, Answer, Prompt, Query, RateLimitedError, RefusedError
 from .names import TokenNames
 
 _CACHED_PROMPTS = 256
@@ -95,7 +95,7 @@ class LocalApi:
         chosen = self._choose(biased)
         top = self.vocab_size if rules.top is None else rules.top
         if query.top > top and rules.refuse:
-            raise Refused(f"logprobs is {query.top}, expected at most {top}")
+            raise RefusedError(f"logprobs is {query.top}, expected at most {top}")
         shown = _log_softmax(biased if rules.after_bias else logits)
         if rules.decimals is not None:
             shown = shown.astype(np.float64).round(rules.decimals)
@@ -111,11 +111,11 @@ class LocalApi:
         if not query.bias or not rules.bias:
             return added
         if rules.bias_entries is not None and len(query.bias) > rules.bias_entries:
-            raise Refused(f"logit_bias has {len(query.bias)} entries, expected at most {rules.bias_entries}")
+            raise RefusedError(f"logit_bias has {len(query.bias)} entries, expected at most {rules.bias_entries}")
         ids, values = np.array(list(query.bias)), np.array(list(query.bias.values()), np.float32)
         if rules.bias_limit is not None:
             if rules.refuse and np.abs(values).max() > rules.bias_limit:
-                raise Refused(f"logit_bias {np.abs(values).max():g} is beyond ±{rules.bias_limit:g}")
+                raise RefusedError(f"logit_bias {np.abs(values).max():g} is beyond ±{rules.bias_limit:g}")
             values = values.clip(-rules.bias_limit, rules.bias_limit)
         added[ids] = values
         return added
@@ -141,7 +141,7 @@ class LocalApi:
         with self._lock:
             now, step = time.monotonic(), 1.0 / self.restrictions.per_second
             if now < self._slots:
-                raise RateLimited("too many requests (429)", self._slots - now)
+                raise RateLimitedError("too many requests (429)", self._slots - now)
             self._slots = now + step
 
 

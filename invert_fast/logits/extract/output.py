@@ -27,7 +27,7 @@ def write(path: Path, found: Sequence[Extraction | None], api: str, model: str |
     """
     rows = [each for each in found if each is not None and len(each.known)]
     lengths = [int(each is not None and len(each.known) > 0) for each in found]
-    tensors = {"offsets": np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)}
+    tensors: dict[str, np.ndarray] = {"offsets": np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)}
     size = len(rows[0].log_probs) if rows else 0
     known = [each.known for each in rows]
     if all(len(ids) == size for ids in known):

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from .client import Client
-from .interface import UNKNOWN, Answer, ApiError, Malformed, Prompt, Query, Refused
+from .interface import UNKNOWN, Answer, ApiError, MalformedError, Prompt, Query, RefusedError
 
 _TOPS = (1000, 100, 20, 5, 1)
 _BIASES = (100.0, 30.0, 10.0, 3.0, 1.0)
@@ -72,7 +72,7 @@ def probe(client: Client, prompt: Prompt) -> Capabilities:
     sampled = len({answer.token for answer in plain}) > 1
     reference = int(listed.ids[0]) if top else _most_common(plain)
     if reference == UNKNOWN:
-        raise Malformed("the most likely token has a name that several ids share: give an API that tells token ids")
+        raise MalformedError("several ids share the name of the most likely token: give an API that tells token ids")
     sampled = sampled or (top > 0 and noise == 0 and any(answer.token != reference for answer in plain))
     strength, other = (0.0, UNKNOWN) if full else _bias_works(client, prompt, reference, listed)
     after, chosen, limit, entries = False, False, strength, 1
@@ -115,10 +115,11 @@ def _most_common(answers: list[Answer]) -> int:
 
 def _listed(client: Client, prompt: Prompt) -> tuple[Answer, float]:
     """The longest list of log-probs the API gives, and its spread over repeats."""
+    refused: ApiError | None = None
     for top in (client.api.vocab_size, *(t for t in _TOPS if t < client.api.vocab_size)):
         try:
             first = client.ask(Query(prompt, top=top))
-        except (Refused, Malformed) as error:
+        except (RefusedError, MalformedError) as error:
             refused = error
             continue
         shown = first.log_probs > MISSING
@@ -131,13 +132,13 @@ def _listed(client: Client, prompt: Prompt) -> tuple[Answer, float]:
                 spread = max(spread, float(np.abs(first.log_probs[a] - again.log_probs[b]).max()))
         if len(first.ids) and not np.isfinite(first.log_probs).all():
             bad = int(first.ids[~np.isfinite(first.log_probs)][0])
-            raise Malformed(
+            raise MalformedError(
                 f"the log-prob of token {bad} is not finite, expected log-probs before any top-k or top-p cut: turn "
                 "truncation off in the request"
             )
         order = np.argsort(-first.log_probs, kind="stable")
         return Answer(first.token, first.ids[order], first.log_probs[order], first.chosen_log_prob), spread
-    if "logprob" not in str(refused).lower() and not isinstance(refused, Malformed):
+    if isinstance(refused, RefusedError) and "logprob" not in str(refused).lower():
         raise refused  # refused for another reason than the log-probs
     return Answer(UNKNOWN), 0.0
 
@@ -147,7 +148,7 @@ def _bias_works(client: Client, prompt: Prompt, reference: int, listed: Answer) 
     for strength in _BIASES:
         try:
             tokens = [client.ask(Query(prompt, {reference: -strength})).token for _ in range(2)]
-        except Refused:
+        except RefusedError:
             continue
         others = [t for t in tokens if t != reference]
         if len(others) == 2:
@@ -157,7 +158,7 @@ def _bias_works(client: Client, prompt: Prompt, reference: int, listed: Answer) 
             second = int(listed.ids[1]) if len(listed.ids) > 1 else UNKNOWN
             if second != UNKNOWN:
                 return strength, second
-            raise Malformed("the second token has a name that several ids share: give an API that tells token ids")
+            raise MalformedError("the second token has a name that several ids share: give an API that tells token ids")
     return 0.0, UNKNOWN
 
 
@@ -207,7 +208,7 @@ def _bias_limit(client: Client, prompt: Prompt, reference: int, other: int, thre
     for size in (s for s in _LIMITS if s > step):
         try:
             answer = client.ask(Query(prompt, {reference: size - step, other: size}))
-        except Refused:
+        except RefusedError:
             break
         if answer.token != other:
             break
@@ -223,7 +224,7 @@ def _check_names(client: Client, prompt: Prompt, reference: int, strength: float
     answers = client.map([Query(prompt, {token: strength}) for token in picked])
     for token, answer in zip(picked, answers, strict=True):
         if answer.token not in (token, reference):
-            raise Malformed(
+            raise MalformedError(
                 f"token {token} was raised to the top and came back as "
                 f"{'a name that is no token' if answer.token == UNKNOWN else f'token {answer.token}'}: give the "
                 "tokenizer of the very model, and a server that returns token text unaltered"
@@ -237,13 +238,13 @@ def _bias_entries(client: Client, prompt: Prompt, reference: int, limit: float, 
     for count in (n for n in _ENTRIES if n < vocab_size):
         count = min(count, wanted) if wanted else count
         picked = others[: count - 1]
-        bias = {i: -limit for i in picked} | {reference: -limit}
+        bias = dict.fromkeys(picked, -limit) | {reference: -limit}
         try:
             answer = client.ask(Query(prompt, bias))
-        except Refused:
+        except RefusedError:
             continue
         except ApiError as error:
-            if count > 1 and not isinstance(error, Malformed):
+            if count > 1 and not isinstance(error, MalformedError):
                 continue  # some servers drop a connection over a body that is too long
             raise
         if answer.token != reference and answer.token not in picked:

@@ -142,8 +142,8 @@ class _Box:
             else:
                 if token == UNKNOWN:
                     raise ApiError(
-                        "the API chose a token whose name does not tell its id: give the model's own tokenizer, so that "
-                        "such tokens are raised one at a time"
+                        "the API chose a token whose name does not tell its id: give the model's own tokenizer, so "
+                        "that such tokens are raised one at a time"
                     )
                 raise ApiError(
                     f"the API chose token {token}, which was not raised and is not the most likely one: its argmax is "
@@ -182,8 +182,8 @@ class _Box:
 
     def verdict(self, what: str) -> str:
         return (
-            f"{what}: the API's argmax is not deterministic enough for a precision of {self.work.precision:g} nats; ask "
-            "for a coarser one, or use a method that needs log-probs"
+            f"{what}: the API's argmax is not deterministic enough for a precision of {self.work.precision:g} nats; "
+            "ask for a coarser one, or use a method that needs log-probs"
         )
 
     def check(self, work: Work) -> bool:
