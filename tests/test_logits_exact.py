@@ -1,4 +1,4 @@
-"""Log-probs back into text: the states are right as far as the numbers tell, and no certificate says more than they do."""
+"""Log-probs back into text: states as right as the numbers tell, and no certificate that says more than they do."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_capped_logits_are_undone_and_capped_log_probs_refused():
     assert unembedding(inv.decoder).softcap == 30.0
     found = StateSolver(inv.decoder).solve(Logits(values, kind="logits"))
     assert off(found.hidden.float(), inv.capture([ids])[0].hidden) < 1e-3
-    with pytest.raises(InputError, match="caps its logits at 30.*kind='logits'"):
+    with pytest.raises(InputError, match=r"caps its logits at 30.*kind='logits'"):
         StateSolver(inv.decoder).solve(Logits(values.log_softmax(-1)))
 
 
@@ -160,8 +160,9 @@ def test_noise_never_makes_a_wrong_certificate(noise, seed, claim):
     values = values + noise * torch.randn(values.shape, generator=generator)
     try:
         (recovery,) = inv.invert_logits(Logits(values, kind="logits", dtype=claim))
-    except InputError as error:
-        assert "unexplained" in str(error)  # too much noise to be of this model
+    except InputError as error:  # too much noise to be of this model
+        if "unexplained" not in str(error):
+            raise
         return
     sure = recovery.status == Status.CERTIFIED
     assert (recovery.token_ids[sure] == np.array(ids)[sure]).all()
@@ -200,7 +201,7 @@ def test_entries_that_say_too_little_are_refused():
     model = build("llama")
     model.lm_head.weight.data[100:300] = model.lm_head.weight.data[100].clone()
     inv = Inverter(model)
-    with pytest.raises(InputError, match="determine only .* of the 64 dimensions"):
+    with pytest.raises(InputError, match=r"determine only .* of the 64 dimensions"):
         inv.invert_logits(Logits(own_logits(inv, some_ids(inv))[:, 60:200], torch.arange(60, 200), kind="logits"))
 
 

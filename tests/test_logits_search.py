@@ -71,7 +71,8 @@ def test_nothing_wrong_is_verified(small, seed, noise, stored):
         record = Logits(values.to(getattr(torch, stored)), kind="logits")
         (found,) = small.invert_vector(record, 2, settings=VectorSearch(rounds=3))
     except InputError as error:
-        assert "unexplained" in str(error)
+        if "unexplained" not in str(error):
+            raise
         return
     assert not found.verified or found.token_ids == ids
 

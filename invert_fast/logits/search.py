@@ -11,6 +11,7 @@ nothing else that was tried, near exchanges among it, comes close to that.
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -163,7 +164,11 @@ class _Run:
         self._add(beam, rows, torch.cat(new))
 
     def _exchanges(self, lens: OffsetLens, rows: Tensor, base: Tensor, count: int | None = None) -> Tensor:
-        """The best exchanges of one token of each prompt, by the linear model: `[p, b, T] → [p, b · n, T]`."""
+        """The best exchanges of one token of each prompt by the linear model, and its reorderings: `[p, b, T]` →
+        `[p, m, T]`.
+
+        Right tokens in a wrong order are a trap for single exchanges, and the commonest one.
+        """
         p, b, T = base.shape
         state = self._states(base.flatten(0, 1)).view(p, b, -1)
         self.forward_tokens[rows] += b * T
@@ -174,7 +179,8 @@ class _Run:
         at = scores.flatten(-2).topk(min(count or self.settings.exchanges, T * size), largest=False).indices
         new = base[:, :, None].repeat(1, 1, at.shape[-1], 1)
         new.scatter_(-1, (at // size)[..., None], (at % size)[..., None])
-        return new.flatten(1, 2)
+        reordered = base[:, :, _reorderings(T).to(base.device)]
+        return torch.cat([new.flatten(1, 2), reordered.flatten(1, 2)], 1)
 
     def _states(self, ids: Tensor) -> Tensor:
         """Last states `[n, T] → [n, D]`."""
@@ -264,6 +270,19 @@ class _Run:
         swapped = best.repeat(T, near.indices.shape[1], 1)
         swapped[torch.arange(T, device=best.device), :, torch.arange(T, device=best.device)] = near.indices
         return torch.cat([guessed, swapped.flatten(0, 1)])[None]
+
+
+@functools.cache
+def _reorderings(length: int) -> Tensor:
+    """`[m, T]` permutations: two places exchanged, or one token moved elsewhere."""
+    start, found = list(range(length)), set()
+    for i in start:
+        for j in start:
+            exchanged, moved = start.copy(), start.copy()
+            exchanged[i], exchanged[j] = exchanged[j], exchanged[i]
+            moved.insert(j, moved.pop(i))
+            found |= {tuple(exchanged), tuple(moved)}
+    return torch.tensor(sorted(found - {tuple(start)})).view(-1, length)
 
 
 def _again(ids: Tensor) -> Tensor:

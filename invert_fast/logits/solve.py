@@ -60,7 +60,8 @@ class SharedSolver:
         return self.rows.split(max(1, _CHUNK_BYTES // (8 * self.rows.shape[1])))
 
     def solve(self, y: Tensor, variance: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """y `[t, n]` fp64, variance `[t, n]` (None: equal) → states `[t, D]`, misfit `[t, n]`, weight `[t]`: the harmonic
+        """y `[t, n]` fp64, variance `[t, n]` (None: equal) → states `[t, D]`, misfit `[t, n]`, weight `[t]`:
+        the harmonic
         mean, so that its inverse times the trace bounds the error from above (equal weights would have it).
 
         Equal weights are solved directly, with one step of refinement. From there to other weights the way is as short
