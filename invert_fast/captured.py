@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from .lanes import Lanes
-from .model import Decoder, PrefixCall, products
+from .model import Decoder, products
+from .prefix import PrefixCall
 
 log = logging.getLogger("invert_fast")
 

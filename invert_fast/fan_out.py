@@ -6,6 +6,9 @@ on masks, copies and bookkeeping; here the prefix is read where it lies.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -17,13 +20,21 @@ try:
 except ImportError:
     _C: Any = None
 
-_FEW = 8  # tokens a lane; for many, one matrix product over all of them is faster
+_recording: ContextVar[bool] = ContextVar("invert_fast_recording", default=False)
+FEW = 8  # tokens a lane; for many, one matrix product over all of them is faster
+
+
+def available() -> bool:
+    """Whether the library was built."""
+    return _C is not None
 
 
 def fits(query: Tensor, causal: bool, softcap: float | None) -> bool:
     """Whether `attention` below computes this case of `prefix_attention`."""
     alone = not causal or query.shape[2] == 1
-    return _C is not None and alone and query.shape[2] <= _FEW and query.dtype == torch.float32 and softcap is None
+    if _recording.get():  # a recording stands for any number of tokens
+        return _C is not None and alone and query.dtype == torch.float32 and softcap is None
+    return _C is not None and alone and query.shape[2] <= FEW and query.dtype == torch.float32 and softcap is None
 
 
 def attention(
@@ -39,36 +50,85 @@ def attention(
     window: int | None = None,
 ) -> Tensor:
     """Contract of `kernels.reference.prefix_attention` with causal=False and no softcap. The prefix has no gradient."""
-    return _FanOut.apply(query, key, value, prefix_key, prefix_value, lengths, slots, scale, window)  # type: ignore[return-value]
+    op = _Recorded if _recording.get() else _FanOut
+    return op.apply(query, key, value, prefix_key, prefix_value, lengths, slots, scale, window)  # type: ignore[return-value]
+
+
+@contextmanager
+def recording() -> Iterator[None]:
+    """Within it `attention` goes through operators that a recording can name."""
+    token = _recording.set(True)
+    try:
+        yield
+    finally:
+        _recording.reset(token)
+
+
+def _forward(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    prefix_key: Tensor | None,
+    prefix_value: Tensor | None,
+    lengths: Tensor | None,
+    slots: Tensor | None,
+    scale: float,
+    window: int | None,
+) -> tuple[Tensor, Tensor]:
+    """(out `[B, N, Hq, d]`, weights `[B, Hq, N, L + 1]`)."""
+    call, kept = _pack(query, key, value, prefix_key, prefix_value, lengths, slots, scale, window)
+    B, Hq, N, d = query.shape
+    out, weights = query.new_empty(B, N, Hq, d), query.new_empty(B, Hq, N, call[3][5] + 1)
+    _C.fan_out_forward(*call, out.data_ptr(), weights.data_ptr(), torch.get_num_threads())
+    del kept
+    return out, weights
+
+
+def _backward(grad: Tensor, weights: Tensor, *given: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients by query, key and value; given: the arguments of `_forward`."""
+    call, kept = _pack(*given)
+    grad = grad.transpose(1, 2)
+    grad = grad if grad.stride(-1) == 1 else grad.contiguous()
+    query, key, value = (torch.empty(t.shape, dtype=t.dtype) for t in kept[:3])
+    pointers = [query.data_ptr(), key.data_ptr(), value.data_ptr()]
+    _C.fan_out_backward(*call, _view(grad), weights.data_ptr(), pointers, torch.get_num_threads())
+    return query, key, value
+
+
+def _pack(query, key, value, prefix_key, prefix_value, lengths, slots, scale, window):
+    """The arguments as the library takes them, and the tensors that must live until it returns."""
+    B, Hq, N, d = query.shape
+    query, key, value = (t if t.stride(-1) == 1 else t.contiguous() for t in (query, key, value))
+    longest = 0
+    if prefix_key is None:
+        prefix_key = prefix_value = query  # not looked at
+        lengths = slots = None
+    else:
+        longest = prefix_key.shape[2]
+        if prefix_key.stride(-1) != 1 or prefix_value.stride(-1) != 1:
+            prefix_key, prefix_value = prefix_key.contiguous(), prefix_value.contiguous()
+        lengths = lengths.contiguous()
+        slots = None if slots is None else slots.contiguous()
+    kept = (query, key, value, prefix_key, prefix_value, lengths, slots)
+    call = (
+        [_view(t) for t in kept[:5]],
+        0 if lengths is None else lengths.data_ptr(),
+        0 if slots is None else slots.data_ptr(),
+        (B, Hq, key.shape[1], N, d, longest),
+        window or 0,
+        scale,
+    )
+    return call, kept
 
 
 class _FanOut(torch.autograd.Function):
     @staticmethod
     def forward(ctx, query, key, value, prefix_key, prefix_value, lengths, slots, scale, window):
+        call, ctx.kept = _pack(query, key, value, prefix_key, prefix_value, lengths, slots, scale, window)
         B, Hq, N, d = query.shape
-        query, key, value = (t if t.stride(-1) == 1 else t.contiguous() for t in (query, key, value))
-        longest = 0
-        if prefix_key is None:
-            prefix_key = prefix_value = query  # not looked at
-            lengths = slots = None
-        else:
-            longest = prefix_key.shape[2]
-            if prefix_key.stride(-1) != 1 or prefix_value.stride(-1) != 1:
-                prefix_key, prefix_value = prefix_key.contiguous(), prefix_value.contiguous()
-            lengths = lengths.contiguous()
-            slots = None if slots is None else slots.contiguous()
-        out, weights = query.new_empty(B, N, Hq, d), query.new_empty(B, Hq, N, longest + 1)
-        kept = (query, key, value, prefix_key, prefix_value, lengths, slots)
-        call = (
-            [_view(t) for t in kept[:5]],
-            0 if lengths is None else lengths.data_ptr(),
-            0 if slots is None else slots.data_ptr(),
-            (B, Hq, key.shape[1], N, d, longest),
-            window or 0,
-            scale,
-        )
+        out, weights = query.new_empty(B, N, Hq, d), query.new_empty(B, Hq, N, call[3][5] + 1)
         _C.fan_out_forward(*call, out.data_ptr(), weights.data_ptr(), torch.get_num_threads())
-        ctx.call, ctx.kept, ctx.weights = call, kept, weights  # plain attributes: no version check, nothing to free
+        ctx.call, ctx.weights = call, weights  # plain attributes: no version check, nothing to free
         return out
 
     @staticmethod
@@ -85,3 +145,34 @@ class _FanOut(torch.autograd.Function):
 
 def _view(tensor: Tensor) -> tuple[int, int, int, int]:
     return tensor.data_ptr(), tensor.stride(0), tensor.stride(1), tensor.stride(2)
+
+
+class _Recorded(torch.autograd.Function):
+    """`_FanOut` by way of `torch.ops`, while a pass is recorded."""
+
+    @staticmethod
+    def forward(ctx, *given):
+        out, weights = torch.ops.invert_fast.fan_out(*given)
+        ctx.given, ctx.weights = given, weights
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):  # type: ignore[override]
+        return *torch.ops.invert_fast.fan_out_backward(grad, ctx.weights, *ctx.given), *[None] * 6
+
+
+_GIVEN = (
+    "Tensor query, Tensor key, Tensor value, Tensor? prefix_key, Tensor? prefix_value, Tensor? lengths, Tensor? slots, "
+    "float scale, int? window"
+)
+_library = torch.library.Library("invert_fast", "DEF")
+_library.define(f"fan_out({_GIVEN}) -> (Tensor, Tensor)")
+_library.define(f"fan_out_backward(Tensor grad, Tensor weights, {_GIVEN}) -> (Tensor, Tensor, Tensor)")
+_library.impl("fan_out", _forward, "CPU")
+_library.impl("fan_out_backward", _backward, "CPU")
+# Operators of a recording, and what a replay calls in their place: without the dispatcher's share.
+RECORDED = {
+    torch.ops.invert_fast.fan_out.default: _forward,
+    torch.ops.invert_fast.fan_out_backward.default: _backward,
+}

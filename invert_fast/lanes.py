@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .model import Decoder, PrefixCall
+from .model import Decoder
+from .prefix import PrefixCall
 
 
 @dataclass
@@ -138,8 +139,12 @@ class Lanes:
     def _forward(
         self, slots: Tensor, embeds: Tensor, positions: Tensor, call: PrefixCall, compute: str = "float32"
     ) -> Tensor:
-        with torch.set_grad_enabled(embeds.requires_grad):
-            hidden = self.decoder.run(embeds, positions, call, compute)
+        hidden = None
+        if not call.causal and not embeds.requires_grad:
+            hidden = self.decoder.programs.fan_out(embeds, positions, call)
+        if hidden is None:
+            with torch.set_grad_enabled(embeds.requires_grad):
+                hidden = self.decoder.run(embeds, positions, call, compute)
         self.forward_tokens[slots] += embeds.shape[1]
         self._pending = call
         return hidden

@@ -11,7 +11,6 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -20,6 +19,8 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
 from . import ops
+from .prefix import PrefixCall
+from .program import Programs
 from .twin import final_norm, find_blocks, structural_twin
 from .types import InputError, dtype_named
 
@@ -29,22 +30,6 @@ _ATTENTION = "invert_fast_prefix"
 _FINGERPRINT_VALUES = 4096
 COMPUTE = ("float32", "tf32", "bfloat16")
 _TWIN_RESIDUAL = 0.05  # relative L2; bf16 passes of one model differ by 0.02
-
-
-@dataclass
-class PrefixCall:
-    """What one forward pass of the twin sees of the lanes, and the KV it leaves behind.
-
-    keys, values: per layer `[S, Hkv, M, d]` storage or None for an empty prefix; lengths `[B]`; slots: the row of
-    storage of each lane, None for row b. own: layer → the (key, value) `[B, Hkv, K, d]` of the tokens just run.
-    """
-
-    causal: bool
-    keys: list[Tensor] | None = None
-    values: list[Tensor] | None = None
-    lengths: Tensor | None = None
-    slots: Tensor | None = None
-    own: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
 
 _call: ContextVar[PrefixCall] = ContextVar("invert_fast_prefix_call")
@@ -156,6 +141,7 @@ class Decoder:
         self.width = config.hidden_size if self.layer.depth < self.layer.blocks else _output_width(self)
         self.blocks = self.layer.depth
         self.max_length = getattr(config, "max_position_embeddings", None) or 2**31
+        self.programs = Programs(self)
         self.usable_ids = min(self.vocab_size, len(tokenizer)) if tokenizer is not None else self.vocab_size
 
         self._check_twin()

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 from baselines import continuous_loop, sipit, vma
 from baselines.common import BEFORE_NORM, Result, capture
 
@@ -113,6 +114,10 @@ def batched(inverter: Inverter, ids: list[list[int]], strategy: Strategy, lanes:
         **_accuracy(inverter, [r.token_ids.tolist() for r in found], ids),
         "lanes": min(lanes, len(ids)),
         "detector_right": sum(detected) / len(ids),
+        "first_try": sum(
+            int(((r.token_ids == np.array(i)) & (r.rank == 0)).sum()) for r, i in zip(found, ids, strict=True)
+        )
+        / tokens,
         "certified": sum(r.certified for r in found) / len(ids),
         "seconds_per_token": seconds / tokens,
         "steps_per_token": sum(int(r.steps.sum()) for r in found) / tokens,

@@ -1,0 +1,23 @@
+"""What one pass of a model sees of the lanes' prefixes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+
+@dataclass
+class PrefixCall:
+    """What one forward pass of the twin sees of the lanes, and the KV it leaves behind.
+
+    keys, values: per layer `[S, Hkv, M, d]` storage or None for an empty prefix; lengths `[B]`; slots: the row of
+    storage of each lane, None for row b. own: layer → the (key, value) `[B, Hkv, K, d]` of the tokens just run.
+    """
+
+    causal: bool
+    keys: list[Tensor] | None = None
+    values: list[Tensor] | None = None
+    lengths: Tensor | None = None
+    slots: Tensor | None = None
+    own: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)

@@ -1,0 +1,259 @@
+"""A fan-out pass as a straight-line program: the operations of the twin, recorded once, replayed without its modules.
+
+At few lanes a pass is bound by Python: module calls, hooks and the bookkeeping of autograd take two thirds of an
+optimisation step. Recorded (PyTorch's `make_fx`, no code per architecture), forward and backward are one flat list of
+kernel calls. The recording is made at two primes as batch sizes, which then stand for any other; it is believed only
+after it has reproduced the twin at other sizes, and dropped, for the twin itself, where anything is in doubt.
+"""
+
+from __future__ import annotations
+
+import logging
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.fx import CodeGen, Graph, GraphModule, Node
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from . import fan_out
+from .prefix import PrefixCall
+
+log = logging.getLogger("invert_fast")
+
+_B, _N = 13, 11  # sizes while recording; no width of a model is divisible by both
+_CHECKED = ((1, 1), (3, 2), (5, 1))  # lanes, tokens a lane
+_OFF = 1e-4  # relative; the same kernels on the same numbers, so it is rounding of another batch shape at most
+_VIEWS = ("t", "transpose", "view", "unsqueeze", "expand", "detach", "slice", "select")
+_MET = {"view": "view", "transpose": "transpose", "t": "t", "unsqueeze": "unsqueeze", "squeeze": "squeeze"}
+_PLAIN = {"add": operator.add, "mul": operator.mul, "sub": operator.sub}
+
+WARM_UP = 64  # calls of a kind before it is recorded, which takes as long as about 150
+
+# embeds [B, N, D_e], positions [B, N], for a gradient the target [B, D], and of the prefix, if there is one,
+# lengths [B], slots [B], the keys of every layer and the values of every layer.
+Pass = Callable[..., tuple[Tensor, ...]]
+
+
+def record(
+    run: Pass, example: Callable[[int, int], Sequence[Tensor]], tokens: Sequence[int] | None = None
+) -> Pass | None:
+    """The program of `run`, or None when it cannot be recorded faithfully.
+
+    example: arguments of a call for `B` lanes of `N` tokens; tokens: the N there can be (default any).
+    """
+    many = _N if tokens is None else tokens[0]
+    try:
+        with fan_out.recording():
+            module = make_fx(run)(*example(_B, many))
+        found = _program(module, many)
+        for lanes, each in _CHECKED:
+            arguments = example(lanes, each if tokens is None else tokens[0])
+            for ours, theirs in zip(found(*arguments), run(*arguments), strict=True):
+                if ours.shape != theirs.shape or not _close(ours, theirs):
+                    raise ValueError(f"the recording is off at {lanes} lanes of {each}")
+    except Exception as error:  # whatever a family does in its forward pass: it runs as before, only more slowly
+        log.debug("a pass was not recorded: %s: %s", type(error).__name__, error)
+        return None
+    return found
+
+
+def _close(ours: Tensor, theirs: Tensor) -> bool:
+    return bool((ours - theirs).abs().max() <= _OFF * theirs.abs().max().clamp_min(1e-30)) if ours.numel() else True
+
+
+def _program(module: GraphModule, many: int) -> Pass:
+    graph = module.graph
+    if any(
+        node.target in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.item.default) for node in graph.nodes
+    ):
+        raise ValueError("the pass looks at values of tensors")  # what it then does may not hold for others
+    first = next(iter(graph.nodes))
+    with graph.inserting_after(_last_input(graph)):
+        lanes = graph.call_function(torch.Tensor.size, (first, 0))
+    with graph.inserting_after(lanes):
+        each = graph.call_function(torch.Tensor.size, (first, 1))
+    with graph.inserting_after(each):
+        rows = graph.call_function(operator.mul, (lanes, each))
+    sizes = {_B: lanes, _B * many: rows, **({many: each} if many > 1 else {})}
+    for node in list(graph.nodes):
+        if node.op != "call_function" or node in (lanes, each, rows):
+            continue
+        if node.target in fan_out.RECORDED:
+            node.target = fan_out.RECORDED[node.target]
+            continue
+        node.args = _general(node.args, sizes, node)
+        _simplify(graph, node)
+    graph.eliminate_dead_code()
+    constants = _bind_constants(module, graph)
+    graph.set_codegen(CodeGen())
+    graph.lint()
+    made = GraphModule(torch.nn.Module(), graph)
+    forward = type(made).forward
+
+    def call(*arguments: Tensor) -> tuple[Tensor, ...]:
+        with torch.no_grad():
+            return forward(made, *constants, *arguments)
+
+    return call
+
+
+def _bind_constants(module: GraphModule, graph: Graph) -> list[Tensor]:
+    """Turn weights, and views of weights, into leading arguments; returns them in order."""
+    values: dict[Node, Tensor] = {}
+    for node in list(graph.nodes):
+        if node.op == "get_attr":
+            values[node] = getattr(module, node.target).detach()
+        elif node.op in ("call_method", "call_function") and node.all_input_nodes:
+            name = node.target if node.op == "call_method" else getattr(node.target, "_opname", "")
+            if name in _VIEWS and all(n in values for n in node.all_input_nodes):
+                call = getattr(torch.Tensor, name) if node.op == "call_method" else node.target
+                values[node] = call(*torch.fx.node.map_arg(node.args, values.__getitem__))
+    first, constants = next(iter(graph.nodes)), []
+    for number, (node, value) in enumerate(values.items()):
+        if all(user in values for user in node.users):
+            continue  # only a step on the way to another constant
+        with graph.inserting_before(first):
+            given = graph.placeholder(f"constant_{number}")
+        node.replace_all_uses_with(given, lambda user: user not in values)
+        constants.append(value)
+    for node in reversed(values):
+        if not node.users:
+            graph.erase_node(node)
+    return constants
+
+
+def _last_input(graph: Graph) -> Node:
+    return [node for node in graph.nodes if node.op == "placeholder"][-1]
+
+
+def _general(arguments: Any, sizes: dict[int, Node], node: Node) -> Any:
+    """The arguments with recorded sizes replaced by those of the call, in lists of sizes alone."""
+    changed = []
+    for value in arguments:
+        if isinstance(value, (list, tuple)) and value and all(isinstance(v, (int, Node)) for v in value):
+            changed.append([sizes.get(v, v) if isinstance(v, int) else v for v in value])
+        elif isinstance(value, int) and value in sizes:
+            raise ValueError(f"{node.target} takes {value} as a number")
+        else:
+            changed.append(value)
+    return tuple(changed)
+
+
+def _simplify(graph: Graph, node: Node) -> None:
+    """Say in a cheaper way what a node does."""
+    target = node.target
+    name = getattr(target, "_opname", "")
+    if target is torch.ops.aten.detach.default:
+        node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
+        graph.erase_node(node)
+    elif name in _MET and not node.kwargs:
+        node.op, node.target = "call_method", _MET[name]
+    elif name in _PLAIN and not node.kwargs and len(node.args) == 2:
+        node.target = _PLAIN[name]
+    elif name in ("addmm", "mm") and not node.kwargs:
+        node.target = getattr(torch, name)
+
+
+class Twin(Protocol):
+    """What is recorded: `model.Decoder`, as far as it is looked at here."""
+
+    dtype: torch.dtype
+    blocks: int
+    width: int
+    usable_ids: int
+
+    def embed(self, ids: Tensor) -> Tensor: ...
+
+    def run(self, embeds: Tensor, positions: Tensor, call: PrefixCall) -> Tensor: ...
+
+
+class Programs:
+    """The programs of one decoder's fan-outs: recorded when a kind of call has been made often enough to be worth it.
+
+    Each method answers None where there is no program (yet): the caller then runs the twin.
+    """
+
+    def __init__(self, decoder: Twin):
+        self.decoder = decoder
+        self._calls: dict[tuple[str, bool], int] = {}
+        self._made: dict[tuple[str, bool], Pass | None] = {}
+
+    def gradient(
+        self, embeds: Tensor, positions: Tensor, target: Tensor, call: PrefixCall
+    ) -> tuple[Tensor, Tensor] | None:
+        """MSE(f(e), h) `[B]` and its gradient `[B, D_e]` at `embeds [B, D_e]`, for targets `[B, D]`."""
+        program = self._program("gradient", embeds, call)
+        if program is None:
+            return None
+        loss, grad = program(embeds[:, None], positions, target, *_prefix(call, len(embeds)))
+        return loss, grad
+
+    def fan_out(self, embeds: Tensor, positions: Tensor, call: PrefixCall) -> Tensor | None:
+        """As `Decoder.run` for a fan-out of a few tokens a lane, without gradient; KV goes to `call`."""
+        if embeds.shape[1] > fan_out.FEW:
+            return None
+        program = self._program("fan_out", embeds, call)
+        if program is None:
+            return None
+        hidden, *own = program(embeds, positions, *_prefix(call, len(embeds)))
+        call.own = dict(enumerate(zip(own[::2], own[1::2], strict=True)))
+        return hidden
+
+    def _program(self, kind: str, embeds: Tensor, call: PrefixCall) -> Pass | None:
+        if (
+            not fan_out.available()
+            or embeds.device.type != "cpu"
+            or not embeds.dtype == self.decoder.dtype == torch.float32
+        ):
+            return None
+        key = (kind, call.keys is not None)
+        if key not in self._made:
+            self._calls[key] = self._calls.get(key, 0) + 1
+            if self._calls[key] <= WARM_UP or not self.decoder.blocks:
+                return None
+            run, tokens = (self._gradient, (1,)) if kind == "gradient" else (self._fan_out, None)
+            with torch.no_grad():
+                self._made[key] = record(run, lambda B, N: self._example(kind, B, N, call), tokens)
+        return self._made[key]
+
+    def _gradient(self, embeds: Tensor, positions: Tensor, target: Tensor, *prefix: Tensor) -> tuple[Tensor, ...]:
+        embeds = embeds.detach().requires_grad_()
+        with torch.enable_grad():
+            hidden = self.decoder.run(embeds, positions, self._call(prefix))[:, 0]
+        error = hidden.detach() - target
+        (grad,) = torch.autograd.grad(hidden, embeds, error * (2 / error.shape[1]))
+        return error.square().mean(-1), grad[:, 0]
+
+    def _fan_out(self, embeds: Tensor, positions: Tensor, *prefix: Tensor) -> tuple[Tensor, ...]:
+        call = self._call(prefix)
+        with torch.no_grad():
+            hidden = self.decoder.run(embeds, positions, call)
+        return (hidden, *(t for layer in range(self.decoder.blocks) for t in call.own[layer]))
+
+    def _call(self, prefix: Sequence[Tensor]) -> PrefixCall:
+        if not prefix:
+            return PrefixCall(False)
+        lengths, slots, *tables = prefix
+        return PrefixCall(False, tables[: self.decoder.blocks], tables[self.decoder.blocks :], lengths, slots)
+
+    def _example(self, kind: str, B: int, N: int, call: PrefixCall) -> list[Tensor]:
+        """Arguments for a recording or a check: rows of the embedding matrix, at different positions."""
+        rows = torch.arange(B * N) * 7 % self.decoder.usable_ids
+        longest = 0 if call.keys is None else call.keys[0].shape[2]
+        lengths = torch.arange(B) % (longest + 1)
+        given = [self.decoder.embed(rows.view(B, N)), lengths[:, None].expand(B, N).contiguous()]
+        if kind == "gradient":
+            given.append(torch.linspace(-1, 1, B * self.decoder.width).view(B, -1))
+        if call.keys is None or call.values is None:
+            return given
+        tables = [t[:1, :, :longest].expand(B, -1, -1, -1).contiguous() for t in (*call.keys, *call.values)]
+        return [*given, lengths, torch.arange(B).flip(0).contiguous(), *tables]
+
+
+def _prefix(call: PrefixCall, lanes: int) -> list[Tensor]:
+    if call.keys is None or call.values is None or call.lengths is None:
+        return []
+    return [call.lengths, torch.arange(lanes) if call.slots is None else call.slots, *call.keys, *call.values]
