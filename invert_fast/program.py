@@ -15,8 +15,10 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.fx import CodeGen, Graph, GraphModule, Node
+from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.graph import CodeGen
+from torch.fx.node import map_arg
 
 from . import fan_out
 from .prefix import PrefixCall
@@ -110,7 +112,7 @@ def _bind_constants(module: GraphModule, graph: Graph) -> list[Tensor]:
             name = node.target if node.op == "call_method" else getattr(node.target, "_opname", "")
             if name in _VIEWS and all(n in values for n in node.all_input_nodes):
                 call = getattr(torch.Tensor, name) if node.op == "call_method" else node.target
-                values[node] = call(*torch.fx.node.map_arg(node.args, values.__getitem__))
+                values[node] = call(*map_arg(node.args, values.__getitem__))
     first, constants = next(iter(graph.nodes)), []
     for number, (node, value) in enumerate(values.items()):
         if all(user in values for user in node.users):
