@@ -18,7 +18,7 @@ from .model import BUNDLED
 from .report import table
 from .types import States
 
-_SLOW = {"continuous": 4, "prior": 8, "exhaustive": 1}  # texts for strategies of hundreds of passes a position
+_SLOW = {"continuous": 3, "prior": 8, "exhaustive": 1}  # texts for strategies of hundreds of passes a position
 _SHORT = {"continuous": 2}  # tokens of each text, for the one of a thousand passes a position
 _ROUNDS, _ONCE = 3, ("sipit",)
 _ROOT = Path(__file__).resolve().parents[1]  # of a checkout of the source
@@ -140,9 +140,10 @@ def show(rows: list[Row], inverter: Inverter) -> str:
     device = inverter.decoder.device.type
     return (
         table(head, body) + f"\n{device}, {torch.get_num_threads()} threads, "
-        f"{str(inverter.decoder.dtype).removeprefix('torch.')}; median of {_ROUNDS} rounds (sipit and the slow strategies: "
-        "one round, the slow ones over the first texts, continuous over their first two tokens). forward, backward: tokens through the model; "
-        "bare: a forward pass of the texts.\n× SIPIT, × paper loop: how many times as fast as the published loops, run "
+        f"{str(inverter.decoder.dtype).removeprefix('torch.')}; median of {_ROUNDS} rounds (sipit and the slow "
+        "strategies: one round, the slow ones over the first texts, continuous over their first two tokens). forward, "
+        "backward: tokens through the model; bare: a forward pass of the texts.\n"
+        "× SIPIT, × paper loop: how many times as fast as the published loops, run "
         + (
             "unbatched as they are (bench/baselines) on the first text (the paper's on its first token)"
             if rows[0].times_sipit is not None
