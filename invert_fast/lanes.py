@@ -17,8 +17,8 @@ from .prefix import PrefixCall
 
 @dataclass
 class Held:
-    """The prefixes of some lanes, ready for many fan-outs of one token: `positions [b, 1]`, what attention sees, and how
-    products are computed (`model.products`)."""
+    """The prefixes of some lanes, ready for many fan-outs of one token: `positions [b, 1]`, what attention sees, and
+    how products are computed (`model.products`)."""
 
     call: PrefixCall
     positions: Tensor

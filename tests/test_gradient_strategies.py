@@ -15,7 +15,6 @@ from invert_fast import Chain, Continuous, Exhaustive, Inverter, PerStepProjecti
 from invert_fast.cli import main
 from invert_fast.engine import Engine
 from invert_fast.inverter import strategy_named
-from invert_fast.lanes import Lanes
 from invert_fast.strategies import proxies
 from invert_fast.strategies.base import Block
 from invert_fast.trace import first_failure, true_ranks
@@ -246,14 +245,13 @@ def test_the_same_seed_gives_the_same_run_and_another_one_another(mode, init):
 def test_a_lane_that_is_done_takes_the_next_text_while_the_others_go_on(mode, monkeypatch):
     truth, inv = texts(1, 6, 1, 1), inverter("gpt2")
     states, together = inv.capture(truth), []
-    fan_out = Lanes.fan_out
+    gradient = proxies.Proxies.gradient
 
-    def watched(self: Lanes, slots: Tensor, embeds: Tensor, *held) -> Tensor:
-        if embeds.requires_grad:
-            together.append({int(i) for i in self.text[slots]})
-        return fan_out(self, slots, embeds, *held)
+    def watched(self: proxies.Proxies, slots: Tensor, *rest):
+        together.append({int(i) for i in self.context.lanes.text[slots]})
+        return gradient(self, slots, *rest)
 
-    monkeypatch.setattr(Lanes, "fan_out", watched)
+    monkeypatch.setattr(proxies.Proxies, "gradient", watched)
     assert exact(inv.invert(states, MODES[mode], batch_size=2), truth)
     assert all(len(group) <= 2 for group in together)
     assert all(any({1, short} == group for group in together) for short in (0, 2, 3)), "the long text waits for nobody"
