@@ -42,7 +42,6 @@ ALLOWED = {
     "report": {"inverter", "files"},
     "demo": {"inverter", "report", "model", "files"},
     "integrations": {"inverter", "files", "report", "strategies"},
-    "logits": {"inverter", "files", "report", "engine", "strategies", "lens", *CORE, *HELPERS},
     "fit_command": {"inverter", "files", "lens", "report"},
     "options": {"inverter"},
     "invert_command": {"calibrate", "files", "inverter", "options", "strategies"},
