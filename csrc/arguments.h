@@ -30,7 +30,8 @@ inline Residuals pack_residuals(std::uintptr_t predictions, std::uintptr_t targe
             pred_stride_c,
             target_stride_b,
             pred_is_bf16,
-            target_is_bf16};
+            target_is_bf16,
+            nullptr};
 }
 
 }  // namespace invert_fast

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "clones.h"
 #include "parallel.h"
@@ -10,10 +11,10 @@
 namespace invert_fast {
 namespace {
 
-// sqrt(sum_i term(i)^2). The partial sums are spelled out, so that the loop vectorises without any -ffast-math flag
+// sum_i term(i)^2. The partial sums are spelled out, so that the loop vectorises without any -ffast-math flag
 // (NaN stays NaN), hides the latency of the additions, and rounds less than one long sum.
 template <class Term>
-INVERT_FAST_INLINE float norm(std::int64_t width, Term term) {
+INVERT_FAST_INLINE float squares(std::int64_t width, Term term) {
     constexpr int kLanes = 32;
     float sums[kLanes] = {};
     const std::int64_t whole = width - width % kLanes;
@@ -28,7 +29,7 @@ INVERT_FAST_INLINE float norm(std::int64_t width, Term term) {
     for (int half = kLanes / 2; half > 0; half /= 2) {
         for (int lane = 0; lane < half; ++lane) sums[lane] += sums[lane + half];
     }
-    return std::sqrt(sums[0] + tail);
+    return sums[0] + tail;
 }
 
 // Rows [begin, end) of the B*C rows.
@@ -42,10 +43,14 @@ INVERT_FAST_INLINE void residual_rows(const Residuals& op, std::int64_t begin, s
         const auto* prediction = static_cast<const Prediction*>(op.predictions) + b * op.prediction_stride_b +
                                  c * op.prediction_stride_c;
         if (b != seen) {
-            scale = std::max(norm(op.width, [=](std::int64_t i) { return widen(target[i]); }), kSmallestNorm);
+            scale = squares(op.width, [=](std::int64_t i) { return widen(target[i]); });
+            scale = std::max(std::sqrt(scale), kSmallestNorm);
             seen = b;
         }
-        op.out[row] = norm(op.width, [=](std::int64_t i) { return widen(prediction[i]) - widen(target[i]); }) / scale;
+        const float distance =
+            squares(op.width, [=](std::int64_t i) { return widen(prediction[i]) - widen(target[i]); });
+        op.out[row] = std::sqrt(distance) / scale;
+        if (op.squared) op.squared[row] = distance;
     }
 }
 
@@ -75,6 +80,30 @@ void residuals(const Residuals& op, int threads) {
             op.target_is_bf16 ? rows_f32_bf16(op, begin, end) : rows_f32_f32(op, begin, end);
         }
     });
+}
+
+void closest(const Residuals& op, const Closest& closest, int threads) {
+    constexpr float kFar = std::numeric_limits<float>::infinity();
+    residuals(op, threads);
+    for (std::int64_t b = 0; b < op.batch; ++b) {
+        float nearest = kFar, second = kFar;
+        std::int64_t best = -1, first = -1;
+        for (std::int64_t c = 0; c < op.candidates; ++c) {
+            float& residual = op.out[b * op.candidates + c];
+            if (std::isnan(residual)) residual = kFar;
+            if (residual < nearest) {
+                second = nearest;
+                nearest = residual;
+                best = c;
+            } else {
+                second = std::min(second, residual);
+            }
+            if (first < 0 && residual <= closest.tolerance[b] && residual < kFar) first = c;
+        }
+        closest.best[b] = best;
+        closest.runner_up[b] = second;
+        closest.first[b] = first;
+    }
 }
 
 }  // namespace invert_fast

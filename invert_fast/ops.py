@@ -55,6 +55,28 @@ def _native_residuals(predictions: Tensor, targets: Tensor) -> Tensor:
     return out
 
 
+def _native_closest(predictions: Tensor, targets: Tensor, tolerance: Tensor) -> reference.Closest:
+    """csrc/residuals.cpp: the same pass, and what it says of each lane."""
+    B, C, D = predictions.shape
+    predictions, targets, tolerance = _rows(predictions), _rows(targets), tolerance.float().contiguous()
+    found = reference.Closest(
+        torch.empty(B, C),
+        torch.empty(B, C),
+        torch.empty(B, dtype=torch.long),
+        torch.empty(B),
+        torch.empty(B, dtype=torch.long),
+    )
+    _C.closest(
+        *(t.data_ptr() for t in (predictions, targets, tolerance, *found)),
+        (B, C, D),
+        (predictions.stride(0), predictions.stride(1), targets.stride(0)),
+        predictions.dtype == torch.bfloat16,
+        targets.dtype == torch.bfloat16,
+        torch.get_num_threads(),
+    )
+    return found
+
+
 def _native_nearest_tokens(
     queries: Tensor, table: Tensor, count: int, metric: str = "l1", banned: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -140,6 +162,11 @@ BACKENDS: dict[str, dict[str, Callable]] = {
         "cpp": _native_residuals,
         "reference": reference.residuals,
     },
+    "closest": {
+        "triton": _triton("residuals_triton", "closest"),
+        "cpp": _native_closest,
+        "reference": reference.closest,
+    },
     "nearest_tokens": {
         "triton": _triton("nearest_triton", "nearest_tokens"),
         "cpp": _native_nearest_tokens,
@@ -177,16 +204,33 @@ def _backend(op: str, name: str, device: torch.device) -> Callable:
 
 def residuals(predictions: Tensor, targets: Tensor, *, backend: str = "auto") -> Tensor:
     """Relative L2 distance of every candidate's state to its lane's target, `[B, C, D], [B, D] → [B, C]` fp32."""
-    if predictions.dim() != 3 or targets.shape != (predictions.shape[0], predictions.shape[2]):
-        raise ValueError(
-            f"residuals of predictions {list(predictions.shape)} and targets {list(targets.shape)}: "
-            "expected [B, C, D] and [B, D]"
-        )
-    if backend == "auto" and (
-        predictions.requires_grad or predictions.dtype not in _NATIVE_DTYPES or targets.dtype not in _NATIVE_DTYPES
-    ):
+    _check_candidates("residuals", predictions, targets)
+    if backend == "auto" and (predictions.requires_grad or not _stored_plainly(predictions, targets)):
         backend = "reference"
     return _backend("residuals", backend, predictions.device)(predictions, targets)
+
+
+def closest(predictions: Tensor, targets: Tensor, tolerance: Tensor, *, backend: str = "auto") -> reference.Closest:
+    """`residuals`, squared distances, and of each lane the nearest candidate, the runner-up's residual and the first
+    candidate within `tolerance [B]`, in one pass: see `kernels.reference.closest`. Takes no gradient."""
+    _check_candidates("closest", predictions, targets)
+    if tolerance.shape != predictions.shape[:1]:
+        raise ValueError(f"closest with tolerance {list(tolerance.shape)}: expected [{len(predictions)}], one a lane")
+    if backend == "auto" and not _stored_plainly(predictions, targets):
+        backend = "reference"
+    return _backend("closest", backend, predictions.device)(predictions.detach(), targets.detach(), tolerance)
+
+
+def _check_candidates(op: str, predictions: Tensor, targets: Tensor) -> None:
+    if predictions.dim() != 3 or targets.shape != (predictions.shape[0], predictions.shape[2]):
+        raise ValueError(
+            f"{op} of predictions {list(predictions.shape)} and targets {list(targets.shape)}: "
+            "expected [B, C, D] and [B, D]"
+        )
+
+
+def _stored_plainly(*tensors: Tensor) -> bool:
+    return all(t.dtype in _NATIVE_DTYPES for t in tensors)
 
 
 def nearest_tokens(

@@ -5,6 +5,8 @@ B lanes, C or N candidates, V vocabulary rows, D width, L prefix length, K queri
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -14,6 +16,37 @@ def residuals(predictions: Tensor, targets: Tensor) -> Tensor:
     predictions, targets = predictions.float(), targets.float()
     distance = torch.linalg.vector_norm(predictions - targets[:, None], dim=-1)
     return distance / torch.linalg.vector_norm(targets, dim=-1).clamp_min(1e-30)[:, None]
+
+
+class Closest(NamedTuple):
+    """residual, squared `[B, C]` fp32: relative L2 distance and Σ of squared differences; best `[B]`: column of the
+    least residual, the lowest of equals; runner_up `[B]`: the residual of the next one, +inf for none; first `[B]`: the
+    lowest column within the tolerance. Columns are −1 for none."""
+
+    residual: Tensor
+    squared: Tensor
+    best: Tensor
+    runner_up: Tensor
+    first: Tensor
+
+
+def closest(predictions: Tensor, targets: Tensor, tolerance: Tensor) -> Closest:
+    """`residuals`, and which candidate it speaks for: `[B, C, D], [B, D], [B] → Closest`. NaN is infinitely far.
+
+    The first within the tolerance is the one that 2607.00852 takes (Algorithm 1), the nearest and its margin to the
+    runner-up is what a certificate asks for.
+    """
+    B, C = predictions.shape[:2]
+    residual = residuals(predictions, targets).nan_to_num(nan=torch.inf, posinf=torch.inf)
+    squared = (predictions.float() - targets.float()[:, None]).square().sum(-1)
+    far = residual.new_full((B, 2), torch.inf)
+    nearest, order = torch.cat([residual, far], 1).sort(dim=-1, stable=True)
+    best = order[:, 0].masked_fill(nearest[:, 0].isposinf(), -1)
+    within = (residual <= tolerance[:, None]) & residual.isfinite()
+    column = torch.arange(C, device=residual.device).expand(B, C)
+    none = column.new_full((B, 1), C)
+    first = torch.cat([column.masked_fill(~within, C), none], 1).amin(-1)
+    return Closest(residual, squared, best, nearest[:, 1], first.masked_fill(first == C, -1))
 
 
 def nearest_tokens(

@@ -121,6 +121,9 @@ def cases():
         strides = dict.fromkeys(["prediction_stride_b", "prediction_stride_c", "target_stride_b"], "i32")
         constants = {"D": 768, "BC": 8, "BD": 256}
         yield f"residuals {dtype}", residuals_triton.residual_rows, signature | strides, constants, {}
+    signature = {"predictions": "*fp32", "targets": "*fp32", "tolerance": "*fp32", "residual": "*fp32"}
+    signature |= {"squared": "*fp32", "best": "*i64", "runner_up": "*fp32", "first": "*i64", "C": "i32"} | strides
+    yield "closest fp32", residuals_triton.closest_rows, signature, {"D": 768, "BC": 8, "BD": 256}, {}
     yield from attention_cases()
     for decoupled in (False, True):
         tables = ["proxy", "grad", "exp_avg", "exp_avg_sq"]

@@ -192,6 +192,38 @@ def test_residuals_of_any_precision_and_with_gradients(dtype):
     assert ops.residuals(leaf, targets).requires_grad
 
 
+@pytest.mark.parametrize("backend", backends("closest"))
+@pytest.mark.parametrize("shape", [(3, 5, 64), (1, 1, 1), (2, 37, 33), (5, 0, 7), (0, 4, 8), (4, 8, 300)], ids=str)
+def test_closest_says_which_candidate_a_lane_should_take(shape, backend):
+    B, C, D = shape
+    predictions, targets = random(*shape), random(B, D, seed=1)
+    if C > 2 and B:
+        predictions[0, 2] = predictions[0, 0]  # equals
+        predictions[-1, 1] = torch.nan
+    wanted = ops.residuals(predictions, targets, backend="reference").nan_to_num(nan=torch.inf)
+    tolerance = wanted.quantile(0.4, dim=1, interpolation="lower") if B * C else torch.ones(B)
+    found = ops.closest(predictions, targets, tolerance, backend=backend)
+    torch.testing.assert_close(found.residual, wanted, rtol=2e-6, atol=0)
+    squares = (predictions.double() - targets.double()[:, None]).square().sum(-1)
+    torch.testing.assert_close(found.squared.double(), squares, rtol=2e-6, atol=0, equal_nan=True)
+    for b in range(B):
+        row = found.residual[b].tolist()  # what follows from it is exact
+        fine = [r for r in row if r < torch.inf]
+        assert int(found.best[b]) == (row.index(min(row)) if fine else -1)
+        assert float(found.runner_up[b]) == ([*sorted(row), torch.inf, torch.inf][1])
+        assert int(found.first[b]) == next((c for c, r in enumerate(row) if r <= tolerance[b] and r < torch.inf), -1)
+
+
+@pytest.mark.parametrize("backend", backends("closest"))
+def test_nothing_is_closest_where_nothing_is_near(backend):
+    far = torch.full((2, 3, 4), torch.nan)
+    found = ops.closest(far, random(2, 4), torch.tensor([1.0, torch.inf]), backend=backend)
+    assert found.best.tolist() == found.first.tolist() == [-1, -1]
+    assert found.runner_up.isposinf().all()
+    one = ops.closest(random(1, 1, 4), random(1, 4, seed=1), torch.zeros(1), backend=backend)
+    assert (one.best.item(), one.first.item(), one.runner_up.item()) == (0, -1, torch.inf)
+
+
 # ---- nearest_tokens
 
 
@@ -270,6 +302,8 @@ def test_a_query_with_every_row_banned_finds_none(backend):
     [
         lambda: ops.residuals(random(2, 3, 4), random(3, 4)),
         lambda: ops.residuals(random(2, 4), random(2, 4)),
+        lambda: ops.closest(random(2, 3, 4), random(3, 4), torch.ones(2)),
+        lambda: ops.closest(random(2, 3, 4), random(2, 4), torch.ones(3)),
         lambda: ops.nearest_tokens(random(2, 3), random(5, 4), 1),
         lambda: ops.nearest_tokens(random(3), random(5, 3), 1),
         lambda: ops.nearest_tokens(random(2, 3), random(5, 3), 0),
