@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import random
 import threading
 import time
@@ -14,6 +15,8 @@ from .interface import Answer, Api, ApiError, BudgetSpentError, Query, RateLimit
 
 log = logging.getLogger("invert_fast")
 _LONGEST_WAIT = 600.0
+_LIMITED = 10  # so many times more patience with a rate limit than with a failure
+_SLOWEST = 1.0  # seconds between two requests
 
 
 @dataclass(frozen=True)
@@ -43,23 +46,29 @@ class Client:
         self.api, self.budget, self.parallel, self.patience = api, budget, parallel, patience
         self.spent, self.answered, self.retried = spent, 0, 0
         self._sleep, self._lock = sleep, threading.Lock()
-        self._quiet_until = 0.0
+        self._next_turn, self._pace, self._said = 0.0, 0.0, -math.inf
 
     def ask(self, query: Query) -> Answer:
         """One answer. Raises BudgetSpentError before a request too many, and the last error after all retries."""
-        for attempt in range(self.patience.retries + 1):
+        attempt = limited = 0
+        while True:
             self._charge()
             try:
                 answer = self.api.ask(query)
             except UnavailableError as error:
+                if isinstance(error, RateLimitedError) and limited < _LIMITED * self.patience.retries:
+                    limited += 1  # the API works, and other threads may have taken the turn
+                    self._slow_down(error, limited)
+                    continue
                 if attempt == self.patience.retries:
                     raise type(error)(f"{error}; gave up after {attempt + 1} tries") from error
                 self._back_off(error, attempt)
+                attempt += 1
             else:
                 with self._lock:
                     self.answered += 1
+                    self._pace *= 0.99
                 return answer
-        raise AssertionError("unreachable")
 
     def map(self, queries: Iterable[Query]) -> Iterator[Answer]:
         """Answers in the order of the queries, `parallel` at a time; an error stops what was not sent yet."""
@@ -80,23 +89,36 @@ class Client:
                     f"the budget of {self.budget} queries is spent: raise it and go on from the progress file"
                 )
             self.spent += 1
-            wait = self._quiet_until - time.monotonic()
+            now = time.monotonic()
+            wait = self._next_turn - now
+            if self._pace > 1e-4:  # turns in a row, so that threads do not all come back at once
+                self._next_turn = max(now, self._next_turn) + self._pace
         if wait > 0:
             self._sleep(wait)
 
+    def _slow_down(self, error: RateLimitedError, limited: int) -> None:
+        """A limit on the rate is everybody's: all threads wait, and then go more slowly than before."""
+        wait = error.retry_after
+        if wait is None:
+            wait = min(self.patience.first_wait * 2.0 ** min(limited - 1, 20), self.patience.longest_wait)
+        if wait > _LONGEST_WAIT:
+            raise ApiError(
+                f"the API asks to wait {wait:.0f} s, longer than {_LONGEST_WAIT:.0f} s: go on later, from the progress "
+                "file"
+            ) from error
+        with self._lock:
+            self.retried += 1
+            now = time.monotonic()
+            told = now - self._said < 10
+            self._said = self._said if told else now
+            self._pace = min(_SLOWEST, max(1.5 * self._pace, min(wait, 0.05) / self.parallel))
+            self._next_turn = max(self._next_turn, now + wait)
+        if not told:
+            log.warning("%s; waiting %.1f s", error, wait)
+
     def _back_off(self, error: UnavailableError, attempt: int) -> None:
         wait = min(self.patience.first_wait * 2.0**attempt, self.patience.longest_wait) * random.uniform(0.75, 1.25)
-        if isinstance(error, RateLimitedError) and error.retry_after is not None:
-            if error.retry_after > _LONGEST_WAIT:
-                raise ApiError(
-                    f"the API asks to wait {error.retry_after:.0f} s, longer than {_LONGEST_WAIT:.0f} s: go on later "
-                    "from the progress file"
-                ) from error
-            wait = error.retry_after
         log.warning("%s; try %d of %d in %.1f s", error, attempt + 2, self.patience.retries + 1, wait)
         with self._lock:
             self.retried += 1
-            if isinstance(error, RateLimitedError):  # everybody's limit, not this thread's alone: `_charge` waits
-                self._quiet_until = max(self._quiet_until, time.monotonic() + wait)
-                return
         self._sleep(wait)

@@ -1,0 +1,318 @@
+"""Extraction from a model in this process, behind every kind of restriction; the oracle is its own logits."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from invert_fast import InputError, Inverter
+from invert_fast.logits.extract import (
+    Answer,
+    ApiError,
+    Client,
+    Image,
+    LocalApi,
+    Patience,
+    Progress,
+    Query,
+    RateLimitedError,
+    Restrictions,
+    Settings,
+    UnavailableError,
+    extract,
+    image_of,
+    probe,
+)
+from invert_fast.logits.extract.output import write
+from invert_fast.logits.extract.simultaneous import share
+
+PROMPT = "The river was"
+EVERY_16TH = tuple(range(0, 4096, 16))
+
+
+@pytest.fixture(scope="module")
+def inverter() -> Inverter:
+    return Inverter.from_pretrained("bundled", device="cpu")
+
+
+def truth(inverter: Inverter, prompt: str = PROMPT) -> np.ndarray:
+    logits = LocalApi(inverter).logits(prompt).astype(np.float64)
+    return logits - np.log(np.exp(logits - logits.max()).sum()) - logits.max()
+
+
+def deviation(found, true: np.ndarray) -> np.ndarray:
+    """Of the known entries, from the truth; differences to the best token where the normaliser is unknown."""
+    return np.abs(found.log_probs - (true if found.normalised else true - true.max()))[found.known]
+
+
+def check(found, true: np.ndarray, known: int) -> float:
+    """Every stated bound holds; returns the largest error."""
+    off = deviation(found, true)
+    assert len(found.known) == known
+    assert (off <= found.error[found.known]).all()
+    assert np.isnan(np.delete(found.log_probs, found.known)).all()
+    return float(off.max())
+
+
+@pytest.mark.parametrize(
+    ("rules", "method", "per_token", "error"),
+    [
+        (Restrictions(), "one-call", 1 / 4096, 1e-4),
+        (Restrictions(top=5), "exact", 1 / 4, 1e-4),
+        (Restrictions(top=20, bias_limit=100, refuse=True, bias_entries=300), "exact", 1 / 19, 1e-4),
+        (Restrictions(top=5, temperature=1.0), "exact", 1 / 4, 1e-4),
+        (Restrictions(top=5, after_bias=False), "chosen", 1.0, 1e-4),
+        (Restrictions(top=1), "one-of-k", 2.0, 4e-4),
+        (Restrictions(top=0), "simultaneous", 2.4, 1e-3),
+    ],
+    ids=["full", "top-5", "clamped", "sampled", "before-bias", "top-1", "argmax-only"],
+)
+def test_the_whole_vector_by_the_cheapest_method(inverter, rules, method, per_token, error):
+    found = extract(Client(LocalApi(inverter, rules)), PROMPT, bar=False)
+    assert found.method == method
+    assert found.complete
+    assert found.normalised
+    assert check(found, truth(inverter), 4096) <= found.bound <= error
+    spent = found.queries - found.probe_queries
+    assert spent <= 1.02 * per_token * 4096 + 3
+    assert spent >= 0.99 * found.theory  # a number below theory would be a wrong count
+
+
+@pytest.mark.parametrize("method", ["bisection", "simultaneous"])
+def test_argmax_alone_gives_differences_for_some_tokens(inverter, method):
+    settings = Settings(method, 1e-3, tokens=EVERY_16TH)
+    found = extract(Client(LocalApi(inverter, Restrictions(top=0))), PROMPT, settings, bar=False)
+    assert not found.normalised  # the rest of the mass is unknown
+    assert check(found, truth(inverter), 257) <= 5e-4  # the reference is known as well
+    per_token = (found.queries - found.probe_queries) / 256
+    assert per_token < (18 if method == "bisection" else 4)
+
+
+def test_threads_find_the_same(inverter):
+    settings = Settings(tokens=EVERY_16TH)
+    found = extract(Client(LocalApi(inverter, Restrictions(top=0)), parallel=4), PROMPT, settings, bar=False)
+    assert check(found, truth(inverter), 257) <= 5e-4
+
+
+@pytest.mark.parametrize("rules", [Restrictions(top=5), Restrictions(top=0), Restrictions(top=400, bias=False)])
+def test_a_known_unembedding_needs_only_the_width_of_the_state(inverter, rules):
+    image = image_of(inverter)
+    found = extract(Client(LocalApi(inverter, rules)), PROMPT, Settings(precision=5e-3), image=image, bar=False)
+    assert found.complete
+    assert "unembedding" in found.method
+    assert check(found, truth(inverter), 4096) <= 1e-3
+    assert found.queries - found.probe_queries <= (1300 if rules.top == 0 else 90)
+
+
+def test_another_models_unembedding_is_noticed(inverter):
+    image = image_of(inverter)
+    wrong = Image(image.weight[np.random.default_rng(0).permutation(4096)])
+    with pytest.raises(InputError, match="another model"):
+        extract(Client(LocalApi(inverter, Restrictions(top=5))), PROMPT, image=wrong, bar=False)
+
+
+def test_tokens_that_come_back_as_text(inverter):
+    """Byte fragments share the text U+FFFD: they are kept apart by being raised one at a time."""
+    rules = Restrictions(top=5, strings=True)
+    found = extract(Client(LocalApi(inverter, rules)), PROMPT, bar=False)
+    assert found.complete
+    assert check(found, truth(inverter), 4096) < 1e-4
+    some = (*range(90, 140), 4095)
+    rules = Restrictions(top=0, strings=True)
+    found = extract(Client(LocalApi(inverter, rules)), PROMPT, Settings(tokens=some), bar=False)
+    assert check(found, truth(inverter), len(some) + 1) < 1e-3
+
+
+def test_the_probe_sees_what_is_there(inverter):
+    def seen(**rules):
+        return probe(Client(LocalApi(inverter, Restrictions(**rules))), PROMPT)
+
+    found = seen(top=7, after_bias=False, chosen=False, bias_limit=60, bias_entries=300)
+    assert (found.top, found.bias, found.after_bias, found.chosen, found.sampled) == (7, True, False, False, False)
+    assert found.bias_limit == 50  # the largest size tried below the clamp
+    assert found.bias_entries == 300
+    assert seen(top=5).after_bias
+    assert seen(top=5, after_bias=False).chosen
+    assert not seen(top=5, bias=False).bias
+    assert seen(top=0, temperature=0.05).sampled  # a peaked sample looks like an argmax, except at a threshold
+    assert not seen(top=0).sampled
+    assert seen(top=20, noise=1e-2).noise > 1e-3
+    assert seen(top=5, decimals=3).resolution == pytest.approx(5e-4)
+    assert seen(top=1, decimals=2).resolution == pytest.approx(5e-3)
+    assert seen(top=5).resolution == 0
+    assert seen(top=5, strings=True).names == "strings"
+
+
+@pytest.mark.parametrize("rules", [Restrictions(top=5, noise=1e-3), Restrictions(top=5, decimals=3)])
+def test_noise_and_rounding_are_in_the_stated_bound(inverter, rules):
+    found = extract(Client(LocalApi(inverter, rules)), PROMPT, bar=False)
+    assert 1e-3 < found.bound < 5e-2
+    check(found, truth(inverter), 4096)
+
+
+def test_what_cannot_be_had_is_said(inverter):
+    with pytest.raises(InputError, match="not enough for any method"):
+        extract(Client(LocalApi(inverter, Restrictions(top=0, temperature=1.0))), PROMPT, bar=False)
+    with pytest.raises(InputError, match="use chosen or"):
+        extract(Client(LocalApi(inverter, Restrictions(top=5, after_bias=False))), PROMPT, Settings("exact"), bar=False)
+    found = extract(Client(LocalApi(inverter, Restrictions(top=20, bias=False))), PROMPT, bar=False)
+    assert (found.method, found.complete, len(found.known)) == ("top", False, 20)
+    assert "never told" in (found.stopped or "")
+    found = extract(
+        Client(LocalApi(inverter, Restrictions(top=0, bias_limit=12))), PROMPT, Settings(tokens=EVERY_16TH), bar=False
+    )
+    assert not found.complete  # a clamp below the largest gaps
+    beyond = np.intersect1d(np.flatnonzero(truth(inverter).max() - truth(inverter) > 12), EVERY_16TH)
+    assert len(beyond)
+    assert np.isnan(found.log_probs[beyond]).all()
+    check(found, truth(inverter), len(found.known))
+
+
+def test_an_argmax_with_noise_is_refused_at_a_precision_it_does_not_have(inverter):
+    api = LocalApi(inverter, Restrictions(top=0, noise=1e-3))
+    with pytest.raises(ApiError, match="not deterministic"):
+        extract(Client(api), PROMPT, Settings(precision=1e-3, tokens=EVERY_16TH), bar=False)
+
+
+@pytest.mark.parametrize("prompt", ["", tuple([1] * 2000), (5000,)])
+def test_prompts_without_a_next_token_are_refused(inverter, prompt):
+    with pytest.raises(InputError, match=r"prompt has|outside"):
+        extract(Client(LocalApi(inverter)), prompt, bar=False)
+
+
+def test_rate_limits_are_waited_for(inverter):
+    waits: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        time.sleep(seconds)
+
+    client = Client(LocalApi(inverter, Restrictions(top=100, per_second=200)), sleep=sleep, parallel=3)
+    found = extract(client, PROMPT, bar=False)
+    assert found.complete
+    assert client.retried > 0
+    assert 0 < max(waits) < 1  # the API's own word, not the back-off
+    assert client.spent == client.answered + client.retried
+
+
+class Failing:
+    """Fails the first `failures` questions of each kind of error."""
+
+    name, vocab_size, names, untellable = "failing", 16, "ids", frozenset()
+
+    def __init__(self, failures: int, error: ApiError):
+        self.failures, self.error = failures, error
+
+    def ask(self, query: Query) -> Answer:
+        if self.failures:
+            self.failures -= 1
+            raise self.error
+        return Answer(3)
+
+
+def test_retries_back_off_and_end():
+    waits: list[float] = []
+    client = Client(Failing(3, UnavailableError("gone")), sleep=waits.append)
+    assert client.ask(Query("x")).token == 3
+    assert [round(w) for w in np.log2(np.array(waits) / 0.5)] == [0, 1, 2]  # doubled each time, within the jitter
+    assert (client.spent, client.answered, client.retried) == (4, 1, 3)
+    client = Client(Failing(99, UnavailableError("gone")), sleep=waits.append, patience=Patience(retries=2))
+    with pytest.raises(UnavailableError, match="gave up after 3 tries"):
+        client.ask(Query("x"))
+    client = Client(Failing(1, RateLimitedError("slow", 7.5)), sleep=waits.append)
+    client.ask(Query("x"))
+    assert waits[-1] == pytest.approx(7.5, abs=0.1)
+    client = Client(Failing(1, RateLimitedError("slow", 1e5)), sleep=waits.append)
+    with pytest.raises(ApiError, match="go on later"):
+        client.ask(Query("x"))
+
+
+def test_a_budget_ends_the_work_and_the_progress_file_goes_on(inverter, tmp_path):
+    rules, path = Restrictions(top=3), tmp_path / "progress.jsonl"
+
+    def run(budget):
+        api = LocalApi(inverter, rules)
+        client, progress = Client(api, budget=budget), Progress(path, api.name, api.vocab_size)
+        try:
+            return client, extract(client, PROMPT, progress=progress, bar=False)
+        finally:
+            progress.close()
+
+    client, first = run(1000)
+    assert client.spent == 1000
+    assert not first.complete
+    assert "budget of 1000" in (first.stopped or "")
+    check(first, truth(inverter), len(first.known))
+    assert PROMPT not in path.read_text()
+    with path.open("a") as file:
+        file.write('{"prompt": 0, "ids": [1, 2')  # what a kill leaves
+    client, second = run(None)
+    assert second.complete
+    assert check(second, truth(inverter), 4096) < 1e-4
+    assert second.queries == 1000 + client.spent  # probing is not repeated, and both runs are counted
+    assert client.spent + 1000 <= 4096 / 2 + second.probe_queries + 300  # at most one round was asked twice
+    api = LocalApi(inverter, rules)
+    progress = Progress(path, api.name, api.vocab_size)
+    with pytest.raises(InputError, match="not the one"):
+        extract(Client(api), "Another prompt", progress=progress, bar=False)
+    progress.close()
+    with pytest.raises(InputError, match="belongs to"):
+        Progress(path, "another api", 4096)
+    path.write_text("no json\n")
+    with pytest.raises(InputError, match="line 1"):
+        Progress(path, api.name, api.vocab_size)
+
+
+def test_kill_nine_costs_no_answer(inverter, tmp_path):
+    path = tmp_path / "progress.jsonl"
+    api = LocalApi(inverter, Restrictions(top=0))
+    api.logits(PROMPT)  # before the fork: the child then computes with NumPy alone
+    child = os.fork()
+    if child == 0:
+        try:
+            progress = Progress(path, api.name, api.vocab_size)
+            extract(Client(api), PROMPT, Settings(tokens=EVERY_16TH), progress=progress, bar=False)
+        finally:
+            os._exit(1)
+    end = time.monotonic() + 60
+    while time.monotonic() < end and not (path.exists() and path.read_bytes().count(b"\n") > 100):
+        time.sleep(0.001)
+    os.kill(child, signal.SIGKILL)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    rows = [json.loads(line) for line in path.read_bytes().split(b"\n")[1:-1]]
+    asked = rows[-1]["spent"]
+    progress = Progress(path, api.name, api.vocab_size)
+    client = Client(api)
+    found = extract(client, PROMPT, Settings(tokens=EVERY_16TH), progress=progress, bar=False)
+    progress.close()
+    assert check(found, truth(inverter), 257) < 1e-3
+    alone = extract(Client(api), PROMPT, Settings(tokens=EVERY_16TH), bar=False)
+    assert client.spent < alone.queries - 0.5 * (asked - alone.probe_queries)  # what was answered need not be asked
+
+
+def test_output_has_the_layout_of_logits_files(inverter, tmp_path):
+    api, path = LocalApi(inverter), tmp_path / "log_probs.safetensors"
+    full = [extract(Client(api), prompt, bar=False) for prompt in (PROMPT, "A")]
+    write(path, [full[0], None, full[1]], api.name, "fingerprint")
+    tensors = load_file(path)
+    assert tensors["values"].shape == (2, 4096)
+    assert tensors["offsets"].tolist() == [0, 1, 1, 2]
+    assert np.abs(tensors["values"][0] - truth(inverter)).max() < 1e-5
+    assert "ids" not in tensors
+    some = [extract(Client(LocalApi(inverter, Restrictions(top=top, bias=False))), PROMPT, bar=False) for top in (5, 9)]
+    write(path, some, api.name)
+    tensors = load_file(path)
+    assert tensors["ids"].shape == tensors["values"].shape == tensors["error"].shape == (2, 5)
+    assert (tensors["ids"][0] == tensors["ids"][1]).all()  # the five most likely of both
+
+
+def test_the_share_of_a_call_is_a_half_for_one_token_and_falls_with_many():
+    assert share(1) == pytest.approx(0.5, abs=0.01)
+    assert share(2) > share(64) > share(1024)
+    assert 1.0 < 1024 * share(1024) < 5.0
