@@ -124,5 +124,6 @@ def pick(name: str, found: Capabilities, ask: Ask) -> Method:
             raise InputError(f"method '{name}' needs {lacks}: {could}")
         return METHODS[name]
     if not usable:
-        raise InputError(f"this API gives {found.describe()}: not enough for any method")
+        hint = " (or it is asked with another model's tokenizer)" if found.names == "strings" and not found.bias else ""
+        raise InputError(f"this API gives {found.describe()}: not enough for any method{hint}")
     return METHODS[min(usable, key=usable.__getitem__)]
