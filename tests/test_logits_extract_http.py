@@ -199,8 +199,12 @@ def scripted(script: Script) -> Iterator[str]:
 
 def asked(script: Script, names: TokenNames, waits: list[float]):
     with scripted(script) as url:
-        client = Client(HttpApi(Endpoint(url, timeout=10), names), sleep=waits.append)
-        return client, client.ask(Query(PROMPT)).token
+        api = HttpApi(Endpoint(url, timeout=10), names)
+        client = Client(api, sleep=waits.append)
+        try:
+            return client, client.ask(Query(PROMPT)).token
+        finally:
+            api.close()
 
 
 @pytest.mark.parametrize("failure", ["drop", "cut", "short", (500, {}, b"oops"), (503, {}, b""), (200, {}, b"<html>")])

@@ -149,6 +149,8 @@ def _extract(args: argparse.Namespace) -> int:
             found.append(one)
     finally:
         progress.close()
+        if isinstance(api, HttpApi):
+            api.close()
     complete = sum(each is not None and each.complete for each in found)
     write(args.output, found, api.name, known.decoder.fingerprint() if known else None)
     if complete == len(prompts):
