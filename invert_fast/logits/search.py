@@ -28,17 +28,20 @@ from .offsets import OffsetLens, offset_lenses
 
 _RUNNER_UP_FACTOR = 3.0  # as in the engine: a rival within this many times max(noise, best) makes the answer ambiguous
 _PASS = 4096  # tokens a forward pass
+_WIDE_EVERY = 4  # rounds
 _START_ROUNDS = 3  # of coordinate descent on the linear model, from each random start
 
 
 @dataclass(frozen=True)
 class VectorSearch:
-    """beam: prompts exchanged further a round; exchanges: tried of each; rounds: at most; starts: random starts;
-    pool: nearest prompts kept; rivals: near exchanges tried of what was found; seed: of the starts."""
+    """beam: prompts exchanged further a round; exchanges: tried of each; rounds: at most; wide: exchanges tried of a
+    single prompt in every fourth round, of the nearest first; starts: random starts; pool: nearest prompts kept;
+    rivals: near exchanges tried of what was found; seed: of the starts."""
 
     beam: int = 8
     exchanges: int = 32
-    rounds: int = 48
+    rounds: int = 24
+    wide: int = 1024
     starts: int = 32
     pool: int = 512
     rivals: int = 64
@@ -100,9 +103,9 @@ def search_states(
     run = _Run(decoder, vocabulary, targets.to(decoder.device).float(), tolerances, settings)
     beams = {length: run.begin(lenses[length - 1]) for length in sorted(set(lengths))}
     active = torch.arange(len(targets), device=decoder.device)
-    for _ in tqdm(range(settings.rounds), desc="search", unit="round", delay=2, leave=False):
+    for turn in tqdm(range(settings.rounds), desc="search", unit="round", delay=2, leave=False):
         for beam in beams.values():
-            run.expand(beam, active)
+            run.expand(beam, active, turn // _WIDE_EVERY if turn % _WIDE_EVERY == _WIDE_EVERY - 1 else None)
         active = active[~run.found(beams)[active]]
         if not len(active):
             break
@@ -150,17 +153,21 @@ class _Run:
         self._add(beam, torch.arange(P, device=ids.device), ids)
         return beam
 
-    def expand(self, beam: _Beam, rows: Tensor) -> None:
-        """Try the most promising exchanges of the nearest prompts that were not exchanged before."""
+    def expand(self, beam: _Beam, rows: Tensor, wide: int | None = None) -> None:
+        """Try the most promising exchanges of the nearest prompts that were not exchanged before; with `wide`, many
+        more of the `wide`-th nearest alone: one token may be wrong, and the linear model not see it."""
         if not len(rows):
             return
-        waiting = beam.distance[rows].masked_fill(beam.expanded[rows], torch.inf)
-        count = min(self.settings.beam, waiting.shape[1])
-        chosen = waiting.topk(count, largest=False).indices
-        beam.expanded[rows[:, None], chosen] = True
+        waiting, exchanges = beam.distance[rows].masked_fill(beam.expanded[rows], torch.inf), None
+        if wide is None:
+            chosen = waiting.topk(min(self.settings.beam, waiting.shape[1]), largest=False).indices
+            beam.expanded[rows[:, None], chosen] = True
+        else:
+            at = min(wide, waiting.shape[1] - 1)
+            chosen, exchanges = beam.distance[rows].argsort(-1)[:, at : at + 1], self.settings.wide
         base = beam.ids[rows[:, None], chosen]
         parts = range(len(rows))
-        new = [self._exchanges(beam.lens, rows[part : part + 1], base[part : part + 1]) for part in parts]
+        new = [self._exchanges(beam.lens, rows[p : p + 1], base[p : p + 1], exchanges) for p in parts]
         self._add(beam, rows, torch.cat(new))
 
     def _exchanges(self, lens: OffsetLens, rows: Tensor, base: Tensor, count: int | None = None) -> Tensor:
