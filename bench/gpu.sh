@@ -88,19 +88,17 @@ stage() {
 
 # Without isolation and without an index: what is not installed here cannot be had. Failing that, a folder of links
 # that has the package without its extensions.
-build() {
-    rm -rf "$site"
-    mkdir -p "$site"
-    if "$python" -m pip install --no-build-isolation --no-deps --no-index -q --target "$site" . ; then return; fi
-    echo "the build failed: going on without the C++ and CUDA extensions"
+build=("$python" -m pip install --no-build-isolation --no-deps --no-index -q --target "$site" .)
+link_sources() {
+    [ $mode = dry ] && return
+    echo "the build failed: going on without the C++ and CUDA extensions" | tee -a "$out/stages.txt"
     rm -rf "$site"
     mkdir -p "$site/invert_fast"
     ln -s "$PWD"/invert_fast/* "$site/invert_fast/"
     rm -f "$site"/invert_fast/*.so "$site"/invert_fast/kernels
     ln -s "$PWD/kernels" "$site/invert_fast/kernels"
 }
-export -f build
-export python site
+[ $mode = dry ] || rm -rf "$site"
 
 # -P: the working folder must not shadow the build, nor make kernels/ importable.
 tests=("$python" -P -m pytest -q -p no:cacheprovider)
@@ -110,7 +108,7 @@ export TRITON_CACHE_DIR=$PWD/$work/triton
 
 if [ $mode = rehearse ]; then
     export INVERT_FAST_REHEARSE=1 INVERT_FAST_CUDA=off
-    stage build 300 bash -c build
+    stage build 300 "${build[@]}" || link_sources
     stage test-gpu 200 "${tests[@]}" tests/test_captured.py -k "noticed or stops or stays"
     stage captured 200 "${bench[@]}" bench/bench_captured.py -k "steps and 3-float32"
     stage kernels 200 "${bench[@]}" bench/bench_kernels.py -k "adam and cpp"
@@ -121,7 +119,7 @@ else
         INVERT_FAST_CUDA_ARCHS=$("$python" -c 'import torch; print("%d%d-real" % torch.cuda.get_device_capability())')
         export INVERT_FAST_CUDA_ARCHS
     fi
-    stage build 120 bash -c build
+    stage build 120 "${build[@]}" || link_sources
     # Kernels compiled for this GPU: TRITON_INTERPRET=0 takes the tests out of Triton's interpreter.
     stage test-gpu 120 env TRITON_INTERPRET=0 "${tests[@]}" tests/test_triton.py tests/test_captured.py
     stage captured 120 "${bench[@]}" bench/bench_captured.py -k steps

@@ -280,11 +280,11 @@ class _PrefixAttention(torch.autograd.Function):
         use_slots = prefix and slots is not None
         (query,), own = _alike(query), _alike(key, value)
         stored = _alike(prefix_key, prefix_value) if prefix else (query, query)  # where there is none: not looked at
-        rows = lengths.contiguous() if prefix else query
+        rows = lengths.contiguous() if lengths is not None and prefix else query
         # Full precision where the gradient takes it up again: it is the difference of nearly equal numbers.
         out = torch.empty(B, K, HQ, head, dtype=torch.float32, device=query.device)
         sums = torch.empty(B, HQ, K, dtype=torch.float32, device=query.device)
-        ctx.inputs = (query, *own, *stored, rows, slots.contiguous() if use_slots else query)
+        ctx.inputs = (query, *own, *stored, rows, slots.contiguous() if slots is not None and prefix else query)
         ctx.numbers = (float(scale), 1.0 if softcap is None else float(softcap), 0 if window is None else window, K)
         ctx.strides = [stride for t in (query, own[0], stored[0]) for stride in t.stride()[:3]]
         ctx.sizes = {"HKV": key.shape[1], "GROUPS": groups, "HEAD": head, "BD": max(16, triton.next_power_of_2(head))}
