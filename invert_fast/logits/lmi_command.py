@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 
+from ..files import read_prompts
 from ..model import load
+from ..report import table
 from ..types import InputError
-from .lmi.network import Architecture
-from .lmi.prompts import gather, read_sentences
+from .lmi import baselines, checkpoint
+from .lmi.evaluate import SWEEPS, by_length, evaluate, sweep
+from .lmi.metrics import Score
+from .lmi.network import Architecture, build
+from .lmi.prompts import cut, gather, read_sentences
 from .lmi.target import Target
-from .lmi.training import Training
+from .lmi.training import Training, train
 from .lmi.view import KINDS, View
 
+_EXAMPLES = 4
 _OPTIONS = {(View, "kind"): "input", (View, "steps"): "shown-steps"}
 _SMALL_BODY = {
     "body": "tiny",
@@ -52,6 +59,7 @@ _PRESETS = {
 def add(subparsers: argparse._SubParsersAction) -> None:
     """Declare both commands and their options."""
     _add_train(subparsers)
+    _add_evaluate(subparsers)
 
 
 def _add_train(subparsers: argparse._SubParsersAction) -> None:
@@ -81,7 +89,9 @@ def _add_train(subparsers: argparse._SubParsersAction) -> None:
                 to = {"int": int, "float": float, "str": str, "int | None": int}[str(field.type)]
                 option = _OPTIONS.get((kind, field.name), field.name.replace("_", "-"))
                 chosen.add_argument(f"--{option}", dest=f"{kind.__name__}.{field.name}", type=to, help=text)
-    chosen.add_argument("--bf16", dest="Training.bf16", action="store_true", default=None, help="run the network in bf16")
+    chosen.add_argument(
+        "--bf16", dest="Training.bf16", action="store_true", default=None, help="run the network in bf16"
+    )
     one.set_defaults(command=_train)
 
 
@@ -94,9 +104,6 @@ def _settings(args: argparse.Namespace, kind):
 
 
 def _train(args: argparse.Namespace) -> int:
-    from .lmi.network import build
-    from .lmi.training import train
-
     if min(args.prompts, args.held, args.test) < 1:
         raise InputError(f"{args.prompts} prompts, {args.held} held, {args.test} test, expected at least 1 of each")
     view, architecture, how = (_settings(args, kind) for kind in (View, Architecture, Training))
@@ -119,3 +126,76 @@ def _train(args: argparse.Namespace) -> int:
             f"{report.path}; measure it with `invert-fast logits evaluate --inverter {args.output}`"
         )
     return 0
+
+
+def _add_evaluate(subparsers: argparse._SubParsersAction) -> None:
+    one = subparsers.add_parser(
+        "evaluate",
+        help="measure a trained inverter on held-out prompts",
+        description="BLEU, token F1 and exact match, in per cent with 95 % bootstrap intervals, on the prompts that "
+        "the training held out or on a file of others.",
+    )
+    one.add_argument("--inverter", required=True, metavar="FOLDER", help="the --output of `logits train`")
+    one.add_argument("--model", required=True, help="the target, or another model with its tokenizer (transfer)")
+    one.add_argument("--prompts", type=Path, metavar="FILE", help=".txt or .jsonl (default: test.jsonl in FOLDER)")
+    one.add_argument(
+        "--prompt-tokens", type=int, nargs=2, metavar=("FROM", "TO"), help="cut other prompts as the training did"
+    )
+    one.add_argument("--limit", type=int, help="only the first so many prompts")
+    one.add_argument("--beams", type=int, default=1, help="beams of the search (1: greedy)")
+    one.add_argument("--ask", action="store_true", help="let the target's answers to all beams choose among them")
+    one.add_argument("--sweep", nargs="+", choices=tuple(SWEEPS), default=(), help="also blur the target's answers")
+    one.add_argument("--baselines", action="store_true", help="also ask the model itself, in words")
+    one.add_argument("--output", type=Path, metavar="FILE", help="write each prompt and what was recovered, .jsonl")
+    one.add_argument("--device", default="cpu")
+    one.add_argument("--json", action="store_true", help="print everything as JSON")
+    one.set_defaults(command=_evaluate)
+
+
+def _evaluate(args: argparse.Namespace) -> int:
+    net, _ = checkpoint.read(args.inverter)
+    target = Target(*load(args.model, args.device))
+    net = net.to(target.device)
+    prompts = _prompts(args, target)
+    if args.baselines and len(prompts) <= _EXAMPLES:
+        raise InputError(
+            f"{len(prompts)} prompts, expected more than the {_EXAMPLES} that --baselines shows as examples"
+        )
+    result = evaluate(net, target, prompts, args.beams, args.ask)
+    name = f"{args.beams} beams, asked" if args.ask else f"{args.beams} beams" if args.beams > 1 else "greedy"
+    rows: list[tuple[str, Score]] = [(name, result.score)]
+    if args.sweep:
+        swept = sweep(net, target, prompts, args.sweep)
+        rows += [(f"{what} {value:g}" if value else what, score) for what, value, score in swept]
+    if args.baselines:
+        rows += list(baselines.jailbreak(target, prompts).items())
+        rows.append(("few-shot", baselines.few_shot(target, prompts[_EXAMPLES:], prompts[:_EXAMPLES])))
+    lengths = by_length(result, target, prompts)
+    if args.output:
+        pairs = zip(target.decode(prompts), result.found, strict=True)
+        lines = [json.dumps({"text": text, "found": found}, ensure_ascii=False) for text, found in pairs]
+        args.output.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    if args.json:
+        summary = {"results": [{"name": name, **asdict(score)} for name, score in rows]}
+        summary |= {"by_length": {n: {"prompts": m, "exact": 100 * share} for n, (m, share) in lengths.items()}}
+        summary |= {"verified": result.verified, "false": result.false, "queries": result.queries}
+        print(json.dumps(summary))
+        return 0
+    print(table(("", "prompts", "BLEU", "token F1", "exact %"), [_row(*row) for row in rows]))
+    print("exact by length in tokens: " + ", ".join(f"{n}: {100 * share:.1f} %" for n, (_, share) in lengths.items()))
+    if args.ask:
+        print(f"{result.verified} verified by asking ({result.queries} queries), {result.false} of them wrong")
+    return 0
+
+
+def _row(name: str, score: Score) -> Sequence[str]:
+    return name, str(score.prompts), str(score.bleu), str(score.f1), str(score.exact)
+
+
+def _prompts(args: argparse.Namespace, target: Target) -> list[list[int]]:
+    """Token ids of the prompts to measure on."""
+    path = args.prompts or Path(args.inverter) / "test.jsonl"
+    texts = read_prompts(path, args.limit)
+    if not args.prompt_tokens:
+        return target.encode(texts)
+    return [list(ids) for ids in dict.fromkeys(map(tuple, cut(target, texts, tuple(args.prompt_tokens), 0)))]

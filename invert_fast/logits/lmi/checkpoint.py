@@ -50,7 +50,9 @@ def read(path: str | Path) -> tuple[PromptInverter, dict[str, Any]]:
     except (KeyError, TypeError, ValueError) as error:  # InputError is a ValueError
         raise InputError(f"{path} does not describe an inverter ({error}): train one with `logits train`") from error
     view.check(vocab_size)
-    net = PromptInverter(shape, from_config(config), None if architecture.body == "tiny" else load_tokenizer(architecture.body))
+    net = PromptInverter(
+        shape, from_config(config), None if architecture.body == "tiny" else load_tokenizer(architecture.body)
+    )
     fill(net, tensors, path)
     return net.eval(), about
 

@@ -6,6 +6,7 @@ paper's `t5-base`), which speaks its own tokenizer, or one built from a config, 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from ...types import InputError
 from .estimates import Estimates
 from .target import Target
-from .unroll import RunningMean, Unroll
+from .unroll import RunningMean, TextRows, Unroll
 from .view import View, check_vectors
 from .whiten import Whiten
 
@@ -84,12 +85,17 @@ class PromptInverter(nn.Module):
         super().__init__()
         view, how = shape.view, shape.architecture
         self.shape, self.tokenizer = shape, tokenizer
+        if view.kind == "text" and (how.whiten or how.estimates):
+            raise InputError("text has nothing to whiten or estimate from: --whiten 0 --estimates 0")
         width = view.width(shape.vocab_size)
         self.whiten = Whiten(width, min(how.whiten, width)) if how.whiten else None
         seen = min(how.whiten, width) if how.whiten else width
         d = body.get_input_embeddings().weight.shape[1]
-        self.mean = RunningMean(view.steps, seen, how.ema)
-        self.unroll = Unroll(view.steps, seen, d, how.bottleneck or d, how.dropout)
+        if view.kind == "text":
+            self.front: nn.Module = TextRows(shape.vocab_size, d)
+        else:
+            self.mean = RunningMean(view.steps, seen, how.ema)
+            self.unroll = Unroll(view.steps, seen, d, how.bottleneck or d, how.dropout)
         self.estimates = Estimates(view.steps, seen, d, how.estimates) if how.estimates else None
         self.body = body
 
@@ -106,6 +112,8 @@ class PromptInverter(nn.Module):
 
     def embeddings(self, vectors: Tensor) -> Tensor:
         """The row of pseudo-embeddings that the encoder reads, `[B, steps·chunks + 2·estimates, d]`."""
+        if self.shape.view.kind == "text":
+            return self.front(vectors)
         if self.whiten is not None:
             vectors = self.whiten(vectors)
         rows = self.unroll(self.mean(vectors))
@@ -154,6 +162,7 @@ class PromptInverter(nn.Module):
             num_beams=beams,
             num_return_sequences=kept,
             do_sample=False,
+            use_cache=_equally_deep(config),
             pad_token_id=config.pad_token_id,
             eos_token_id=config.eos_token_id,
             decoder_start_token_id=config.decoder_start_token_id,
@@ -173,7 +182,13 @@ class PromptInverter(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self.unroll.matrices.device
+        return self.body.device
+
+
+def _equally_deep(config) -> bool:
+    """Hugging Face sizes the decoder's cache by the encoder's depth: without it where they differ."""
+    pairs = (("num_layers", "num_decoder_layers"), ("encoder_layers", "decoder_layers"))
+    return all(getattr(config, a, None) == getattr(config, b, None) for a, b in pairs)
 
 
 def build(
@@ -193,7 +208,12 @@ def build(
                 _start_table(body, vocab_size, table)
         else:
             body, tokenizer = load_body(architecture.body)
-        return PromptInverter(Shape(vocab_size, view, architecture, body.config.to_dict()), body, tokenizer)
+        config = json.loads(body.config.to_json_string(use_diff=False))  # as a file gives it back
+        net = PromptInverter(Shape(vocab_size, view, architecture, config), body, tokenizer)
+        if view.kind == "text" and architecture.body == "tiny":  # both ends speak the target's ids
+            with torch.no_grad():
+                net.front.table.weight.copy_(body.get_input_embeddings().weight[:vocab_size])
+        return net
 
 
 @torch.no_grad()

@@ -38,10 +38,9 @@ def read_sentences(path: str | Path) -> list[str]:
     if not path.is_file():
         raise InputError(f"{path} does not exist, expected a .txt or .jsonl file of training text (also as .xz)")
     try:
-        opened = lzma.open(path, "rt", encoding="utf-8") if path.suffix == ".xz" else path.open(encoding="utf-8")
-        with opened as file:
-            text = file.read()
-    except (UnicodeDecodeError, lzma.LZMAError, EOFError) as error:
+        raw = path.read_bytes()
+        text = (lzma.decompress(raw) if path.suffix == ".xz" else raw).decode("utf-8")
+    except (UnicodeDecodeError, lzma.LZMAError) as error:
         raise InputError(f"{path} cannot be read ({error}), expected UTF-8 text, or the same as .xz") from error
     if ".jsonl" not in path.suffixes:
         return _sentences(text)

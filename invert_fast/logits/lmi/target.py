@@ -46,7 +46,8 @@ class Target:
         """`[prompts, steps, entries or V]` fp32 on the CPU. Steps after the first follow greedily generated tokens.
 
         Prompts of equal length share a batch, so nothing is padded; what a prompt is batched with changes its vector
-        by rounding only. InputError for an empty prompt, one that is too long or an id outside of the vocabulary.
+        by rounding only (noise and sampled text are drawn in batch order, from the view's seed). InputError for an
+        empty prompt, one that is too long or an id outside of the vocabulary.
         """
         view.check(self.vocab_size)
         self._check(prompts, view.steps)
@@ -66,8 +67,13 @@ class Target:
             more = step + 1 < view.steps
             out = self.model(input_ids=ids, past_key_values=past, use_cache=more, logits_to_keep=1)
             logits, past = out.logits[:, -1], out.past_key_values if more else None
-            shown.append(show(logits, view, generator))
-            ids = logits.argmax(-1, keepdim=True)
+            if view.kind == "text":
+                chances = (logits.float().cpu() / view.temperature).softmax(-1)
+                ids = torch.multinomial(chances, 1, generator=generator).to(self.device)
+                shown.append(ids.float())
+            else:
+                shown.append(show(logits, view, generator))
+                ids = logits.argmax(-1, keepdim=True)
         return torch.stack(shown, 1)
 
     @torch.no_grad()
@@ -76,14 +82,15 @@ class Target:
         prompt, in order; deterministic from the seed."""
         self._check(prompts, tokens)
         out: list[list[int]] = [[] for _ in prompts]
-        generator = torch.Generator(self.device).manual_seed(seed)
+        generator = torch.Generator().manual_seed(seed)
         for rows in _equal_lengths(prompts):
             ids, past, written = torch.tensor([list(prompts[i]) for i in rows], device=self.device), None, []
             for _ in range(tokens):
                 got = self.model(input_ids=ids, past_key_values=past, use_cache=True, logits_to_keep=1)
                 logits, past = got.logits[:, -1].float(), got.past_key_values
                 if temperature:
-                    ids = torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator)
+                    chances = (logits.cpu() / temperature).softmax(-1)
+                    ids = torch.multinomial(chances, 1, generator=generator).to(self.device)
                 else:
                     ids = logits.argmax(-1, keepdim=True)
                 written.append(ids)
@@ -92,11 +99,12 @@ class Target:
         return out
 
     def _check(self, prompts: Sequence[Sequence[int]], more: int) -> None:
+        most = self.max_length - more + 1
         for index, ids in enumerate(prompts):
-            if not 0 < len(ids) <= self.max_length - more + 1:
+            if not 0 < len(ids) <= most:
                 raise InputError(
-                    f"prompt {index} has {len(ids)} tokens, expected 1 to {self.max_length - more + 1}: the target sees "
-                    f"{self.max_length} with what it generates"
+                    f"prompt {index} has {len(ids)} tokens, expected 1 to {most}: the target sees {self.max_length} "
+                    "with what it generates"
                 )
             if min(ids) < 0 or max(ids) >= self.vocab_size:
                 raise InputError(
@@ -110,6 +118,4 @@ def _equal_lengths(prompts: Sequence[Sequence[int]]) -> list[list[int]]:
     by_length: dict[int, list[int]] = {}
     for index, ids in enumerate(prompts):
         by_length.setdefault(len(ids), []).append(index)
-    return [
-        rows[i : i + _BATCH] for _, rows in sorted(by_length.items()) for i in range(0, len(rows), _BATCH)
-    ]
+    return [rows[i : i + _BATCH] for _, rows in sorted(by_length.items()) for i in range(0, len(rows), _BATCH)]

@@ -171,7 +171,7 @@ class _Loop:
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(_mixed(how.seed, self.step))
             with torch.autocast(net.device.type, torch.bfloat16, enabled=how.bf16):
-                loss = net.loss(vectors, labels[:, : int((labels >= 0).sum(1).max())])
+                loss = net.loss(vectors, labels[:, : int((labels >= 0).sum(1).max())].contiguous())
             loss.backward()
         torch.nn.utils.clip_grad_norm_(net.parameters(), how.clip)
         for optimizer in self.optimizers:
@@ -264,6 +264,8 @@ def _optimizers(net: PromptInverter, how: Training) -> list[torch.optim.Optimize
     """Adam for all, or Muon for matrices; the embedding table and vectors always have Adam."""
     table = {id(net.body.get_input_embeddings().weight), id(net.body.get_output_embeddings().weight)}
     matrices, tables, rest = [], [], []
+    if net.shape.view.kind == "text":
+        table.add(id(net.front.table.weight))
     for name, parameter in net.named_parameters():
         small = parameter.dim() < 2 or "relative" in name or name.endswith("place")
         chosen = tables if id(parameter) in table else rest if small or how.optimizer == "adam" else matrices

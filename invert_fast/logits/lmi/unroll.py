@@ -54,3 +54,14 @@ class Unroll(nn.Module):
         chunks = padded.unflatten(-1, (self.chunks, self.d))
         mixed = torch.einsum("bsci,cio->bsco", chunks, self.matrices)
         return (self.mlp(mixed) + self.place).flatten(1, 2)
+
+
+class TextRows(nn.Module):
+    """The text-only baseline's input: ids of sampled tokens `[B, steps, 1] → [B, steps, d]`, an embedding each."""
+
+    def __init__(self, vocab_size: int, d: int):
+        super().__init__()
+        self.table = nn.Embedding(vocab_size, d)
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        return self.table(vectors[..., 0].round().long())

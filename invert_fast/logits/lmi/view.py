@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ...types import InputError
 
-KINDS = ("log-probs", "logits")
+KINDS = ("log-probs", "logits", "text")
 _LEFT_OVER = 1e-4  # mass of all that is not shown where nothing says how much it is: an API shows no zeros
 
 
@@ -23,8 +23,9 @@ _LEFT_OVER = 1e-4  # mass of all that is not shown where nothing says how much i
 class View:
     """What is seen of the distribution after a prompt.
 
-    kind: `log-probs` or raw `logits`; steps: how many greedily generated positions are seen, 1 = the prompt's last
-    alone; entries: log-probs of this many tokens, chosen by `seed`, None = all V of them; top_k: only the k largest
+    kind: `log-probs`, raw `logits`, or `text`: only the tokens that the target samples (a baseline); steps: how many
+    greedily generated positions are seen, 1 = the prompt's last alone (of `text`: how many tokens are sampled);
+    entries: log-probs of this many tokens, chosen by `seed`, None = all V of them; top_k: only the k largest
     probabilities are shown, the rest of the mass lies evenly on the others (0 = all are); temperature, top_p: the
     provider's sampling settings; noise: standard deviation of Gaussian noise on the log-probs, in nats.
     """
@@ -47,14 +48,21 @@ class View:
                 "none given, for all) and top-k ≥ 0 (0: all)"
             )
         if not (math.isfinite(self.temperature) and self.temperature > 0):
-            raise InputError(f"temperature {self.temperature}, expected more than 0 (greedy text shows no distribution)")
+            raise InputError(
+                f"temperature {self.temperature}, expected more than 0 (greedy text shows no distribution)"
+            )
         if not 0 < self.top_p <= 1 or not (math.isfinite(self.noise) and self.noise >= 0):
             raise InputError(f"top-p {self.top_p} and noise {self.noise}, expected 0 < top-p ≤ 1 and noise ≥ 0 nats")
+        blurred = self.top_k or self.top_p < 1 or self.noise or self.entries is not None
+        if self.kind == "text" and blurred:
+            raise InputError("text shows no probabilities: entries, top-k, top-p and noise do not go with it")
         if self.kind == "logits" and (self.top_k or self.top_p < 1 or self.temperature != 1):
             raise InputError("top-k, top-p and temperature act on probabilities, expected the input `log-probs`")
 
     def width(self, vocab_size: int) -> int:
-        """Entries of a vector a step."""
+        """Entries of a vector a step; of `text` one: the token's id."""
+        if self.kind == "text":
+            return 1
         return vocab_size if self.entries is None else self.entries
 
     def check(self, vocab_size: int) -> None:
@@ -130,6 +138,10 @@ def check_vectors(vectors: Tensor, view: View, vocab_size: int) -> None:
         raise InputError(
             f"vector {int(bad.nonzero()[0])} has an entry that is infinite or not a number, expected finite log-probs: "
             "a provider that masks tokens shows no value for them; choose other entries, or top_k"
+        )
+    if view.kind == "text" and not bool(((vectors >= 0) & (vectors < vocab_size) & (vectors == vectors.round())).all()):
+        raise InputError(
+            f"the text has ids that are none of 0 to {vocab_size - 1}: encode it with the target's tokenizer"
         )
     if view.kind == "log-probs":
         mass = vectors.double().exp().sum(-1)
