@@ -19,8 +19,9 @@ help:  ## list the targets
 demo: $(INSTALLED)  ## recover text from the hidden states of the bundled model
 	@$(VENV)/bin/invert-fast demo
 
+# Files side by side, one thread each: what they compute is too small to share a thread's work.
 test: $(INSTALLED)  ## run the tests
-	@$(VENV)/bin/pytest
+	@$(VENV)/bin/pytest -n auto --dist loadfile
 
 bench: $(INSTALLED)  ## run the benchmarks
 	@$(VENV)/bin/pytest bench --benchmark-only

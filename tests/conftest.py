@@ -6,6 +6,8 @@ import os
 
 os.environ.setdefault("TRITON_INTERPRET", "1")  # read when a kernel is decorated, so before any import of ours
 os.environ["HF_HUB_OFFLINE"] = "1"
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # several with all threads each only wait for each other
 
 import signal
 from collections.abc import Iterator

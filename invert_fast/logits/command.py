@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from . import capture_command, invert_command, search_command
+from . import capture_command, extract_command, invert_command, lmi_command, search_command
 
 
 def add_logits(commands: argparse._SubParsersAction) -> None:
@@ -18,3 +18,5 @@ def add_logits(commands: argparse._SubParsersAction) -> None:
     capture_command.add(commands)
     invert_command.add(commands)
     search_command.add(commands)
+    extract_command.add(commands)
+    lmi_command.add(commands)
