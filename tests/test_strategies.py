@@ -280,11 +280,11 @@ def test_running_out_of_memory_for_the_prefix_storage_loses_nothing(monkeypatch,
     inv.invert(states[:1])
     storage, failures = Lanes._storage, [1]
 
-    def once(self, part):
+    def once(self, call, part):
         if failures:
             failures.pop()
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return storage(self, part)
+        return storage(self, call, part)
 
     work = engine(inv, inv_strategy("auto"), 1000)
     monkeypatch.setattr(Lanes, "_storage", once)

@@ -289,7 +289,7 @@ def _reorderings(length: int) -> Tensor:
             exchanged[i], exchanged[j] = exchanged[j], exchanged[i]
             moved.insert(j, moved.pop(i))
             found |= {tuple(exchanged), tuple(moved)}
-    return torch.tensor(sorted(found - {tuple(start)})).view(-1, length)
+    return torch.tensor(sorted(found - {tuple(start)}), dtype=torch.long).view(-1, length)
 
 
 def _again(ids: Tensor) -> Tensor:
