@@ -104,7 +104,7 @@ def simulated(inverter: Inverter) -> list[dict]:
 
 def served(inverter: Inverter) -> list[dict]:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-    import llama_server
+    import llama_server  # pyright: ignore[reportMissingImports]
 
     names = TokenNames.of(inverter.decoder.tokenizer, inverter.decoder.vocab_size)
     with tempfile.TemporaryDirectory() as folder, llama_server.serve(Path(folder)) as url:

@@ -45,7 +45,9 @@ def next_ids(slots: Tensor, stands: Tensor, count: int) -> Tensor:
 def recorded(lanes: Lanes, monkeypatch: pytest.MonkeyPatch) -> list[PrefixCall]:
     """Every PrefixCall that these lanes make from now on."""
     calls, run = [], lanes.decoder.run
-    monkeypatch.setattr(lanes.decoder, "run", lambda e, p, call, compute: (calls.append(call), run(e, p, call, compute))[1])
+    monkeypatch.setattr(
+        lanes.decoder, "run", lambda e, p, call, compute: (calls.append(call), run(e, p, call, compute))[1]
+    )
     return calls
 
 

@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
+from typing import TypeVar
 
 from ..files import read_prompts
 from ..model import load
@@ -22,7 +23,7 @@ from .lmi.training import Training, train
 from .lmi.view import KINDS, View
 
 _EXAMPLES = 4
-_OPTIONS = {(View, "kind"): "input", (View, "steps"): "shown-steps"}
+_OPTIONS: dict[tuple[type, str], str] = {(View, "kind"): "input", (View, "steps"): "shown-steps"}
 _SMALL_BODY = {
     "body": "tiny",
     "width": 128,
@@ -54,6 +55,9 @@ _PRESETS = {
         (View, "entries"): 288,
     },
 }
+
+
+_Kind = TypeVar("_Kind", View, Architecture, Training)
 
 
 def add(subparsers: argparse._SubParsersAction) -> None:
@@ -95,7 +99,7 @@ def _add_train(subparsers: argparse._SubParsersAction) -> None:
     one.set_defaults(command=_train)
 
 
-def _settings(args: argparse.Namespace, kind):
+def _settings(args: argparse.Namespace, kind: type[_Kind]) -> _Kind:
     """The dataclass from the preset and the options that were given."""
     names = [field.name for field in fields(kind)]
     given = {n: getattr(args, f"{kind.__name__}.{n}", None) for n in names}
@@ -106,7 +110,7 @@ def _settings(args: argparse.Namespace, kind):
 def _train(args: argparse.Namespace) -> int:
     if min(args.prompts, args.held, args.test) < 1:
         raise InputError(f"{args.prompts} prompts, {args.held} held, {args.test} test, expected at least 1 of each")
-    view, architecture, how = (_settings(args, kind) for kind in (View, Architecture, Training))
+    view, architecture, how = _settings(args, View), _settings(args, Architecture), _settings(args, Training)
     target = Target(*load(args.model, args.device))
     net = build(target.vocab_size, view, architecture, how.seed, target.table).to(target.device)
     sources = [read_sentences(path) for path in args.text]

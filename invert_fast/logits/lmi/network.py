@@ -211,8 +211,10 @@ def build(
         config = json.loads(body.config.to_json_string(use_diff=False))  # as a file gives it back
         net = PromptInverter(Shape(vocab_size, view, architecture, config), body, tokenizer)
         if view.kind == "text" and architecture.body == "tiny":  # both ends speak the target's ids
+            rows = net.front.table
+            assert isinstance(rows, nn.Embedding)
             with torch.no_grad():
-                net.front.table.weight.copy_(body.get_input_embeddings().weight[:vocab_size])
+                rows.weight.copy_(body.get_input_embeddings().weight[:vocab_size])
         return net
 
 

@@ -265,7 +265,7 @@ def _optimizers(net: PromptInverter, how: Training) -> list[torch.optim.Optimize
     table = {id(net.body.get_input_embeddings().weight), id(net.body.get_output_embeddings().weight)}
     matrices, tables, rest = [], [], []
     if net.shape.view.kind == "text":
-        table.add(id(net.front.table.weight))
+        table.add(id(net.front.get_parameter("table.weight")))
     for name, parameter in net.named_parameters():
         small = parameter.dim() < 2 or "relative" in name or name.endswith("place")
         chosen = tables if id(parameter) in table else rest if small or how.optimizer == "adam" else matrices
