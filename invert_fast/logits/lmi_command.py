@@ -23,6 +23,7 @@ from .lmi.training import Training, train
 from .lmi.view import KINDS, View
 
 _EXAMPLES = 4
+_OF_VECTORS = ("entries", "whiten", "estimates")
 _OPTIONS: dict[tuple[type, str], str] = {(View, "kind"): "input", (View, "steps"): "shown-steps"}
 _SMALL_BODY = {
     "body": "tiny",
@@ -103,7 +104,10 @@ def _settings(args: argparse.Namespace, kind: type[_Kind]) -> _Kind:
     """The dataclass from the preset and the options that were given."""
     names = [field.name for field in fields(kind)]
     given = {n: getattr(args, f"{kind.__name__}.{n}", None) for n in names}
-    preset = {n: v for (owner, n), v in _PRESETS[args.preset].items() if owner is kind}
+    text = getattr(args, "View.kind") == "text"  # shows no probabilities to choose from
+    preset = {
+        n: v for (owner, n), v in _PRESETS[args.preset].items() if owner is kind and not (text and n in _OF_VECTORS)
+    }
     return kind(**(preset | {n: v for n, v in given.items() if v is not None}))
 
 
