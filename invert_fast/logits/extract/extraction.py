@@ -121,7 +121,9 @@ def extract(
     else:
         method = pick(settings.method, found, ask)
 
-    with tqdm(total=len(tokens), desc=method.name, unit="token", delay=2, disable=not bar) as shown:
+    with tqdm(
+        total=len(tokens), desc=method.name, unit="token", delay=2, **({} if bar else {"disable": True})
+    ) as shown:
 
         def on_known(ids: np.ndarray) -> None:
             if progress:
