@@ -259,6 +259,7 @@ def test_the_key_is_sent_and_never_shown(names, monkeypatch, caplog, tmp_path):
                 api.ask(Query(PROMPT))
             said += [str(raised.value), repr(raised.value), "[key]" in str(raised.value)]
         api.ask(Query(PROMPT))
+        api.close()
     assert {seen[0] for seen in script.seen} == {f"Bearer {SECRET}"}  # it was sent
     shown = [*map(str, said), repr(api), repr(api.endpoint), api.name, caplog.text]
     assert not any(SECRET in text for text in shown)
