@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 import numpy as np
@@ -122,7 +123,11 @@ def extract(
         method = pick(settings.method, found, ask)
 
     with tqdm(
-        total=len(tokens), desc=method.name, unit="token", delay=2, **({} if bar else {"disable": True})
+        total=len(tokens),
+        desc=method.name,
+        unit="token",
+        delay=2,
+        disable=not bar or bool(os.environ.get("TQDM_DISABLE")),
     ) as shown:
 
         def on_known(ids: np.ndarray) -> None:
