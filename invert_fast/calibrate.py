@@ -56,11 +56,9 @@ class Tolerances:
 
     def at(self, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """noise, tolerance and slope of the class of each position."""
-        rest = (positions > 0).long()
-        return tuple(
-            torch.tensor(pair, device=positions.device)[rest]  # type: ignore[return-value]
-            for pair in (self.noise, self.tolerance, self.slope)
-        )
+        first = positions == 0
+        noise, tolerance, slope = (torch.where(first, *pair) for pair in (self.noise, self.tolerance, self.slope))
+        return noise, tolerance, slope
 
     def describe(self) -> str:
         rows = zip(("first", "rest"), self.noise, self.tolerance, self.wrong, self.decades, strict=True)

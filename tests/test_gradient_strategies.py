@@ -82,6 +82,33 @@ def test_every_start_and_metric(metric, init):
         assert exact(inv.invert(states, strategy), truth)
 
 
+@pytest.mark.parametrize("layer", [-1, "block:1"])
+def test_a_search_from_the_prior_begins_at_its_mean_row(layer):
+    """By the model's own logits, which inner layers ask a second pass for."""
+    truth, inv = texts(4), inverter("llama", layer)
+    (found,) = inv.invert(inv.capture(truth), replace(QUICK, init="prior", trace=True, trace_stride=1))
+    assert exact([found], truth)
+    model = inv.decoder.model
+    with torch.no_grad():
+        prior = model(torch.tensor(truth)).logits[0].softmax(-1)
+    rows = model.get_input_embeddings().weight.detach()
+    expected = [rows.mean(0), *(prior[:-1] @ rows)]
+    assert len(found.trace["positions"]) == len(expected)
+    for position, start in zip(found.trace["positions"], expected, strict=True):
+        assert np.allclose(position.proxies[0], start, atol=1e-5)
+
+
+def test_a_row_that_says_nothing_spoils_no_start():
+    """The prior of a position comes from the row before it, which may be anything."""
+    truth, inv = texts(5), inverter("gpt2")
+    states = inv.capture(truth)[0].hidden.clone()
+    states[2] *= 1e38
+    (found,) = inv.invert(states, replace(SIPIT, max_steps=2, rest_block=VOCAB))
+    assert (found.token_ids[:2] == truth[0][:2]).all()
+    assert (found.status[:2] == Status.CERTIFIED).all()
+    assert not (found.status[2:] == Status.CERTIFIED).any()
+
+
 @pytest.mark.parametrize(
     "strategy",
     [
@@ -281,7 +308,7 @@ def test_what_was_tried_is_banned(strategy, monkeypatch):
 
 @pytest.mark.parametrize(
     "strategy",
-    [replace(QUICK, steps=2, candidates=2), replace(SIPIT, max_steps=4, rest_block=None)],
+    [replace(QUICK, steps=2, candidates=2), replace(SIPIT, max_steps=1, rest_block=None)],
     ids=["continuous", "sipit"],
 )
 def test_too_small_a_budget_fails_honestly_and_the_discrete_loss_says_where(strategy):
@@ -363,7 +390,7 @@ def test_without_being_asked_nothing_is_traced():
 
 def test_positions_found_without_a_search_have_no_trace():
     truth, inv = texts(5, seed=2), inverter("gpt2")
-    chain = Chain(PerStepProjection(max_steps=1, rest_block=None), replace(QUICK, trace=True))
+    chain = Chain(replace(PerStepProjection.official(), max_steps=1, rest_block=None), replace(QUICK, trace=True))
     (found,) = inv.invert(inv.capture(truth), chain)
     assert found.trace is not None
     missing = [t for t, position in enumerate(found.trace["positions"]) if position is None]

@@ -1,8 +1,8 @@
 """SIPIT (2510.15511): step, project to the nearest untried token, verify, ban it if wrong, and step on.
 
-Our form of it: the committed prefix is kept as KV, all lanes share a pass, the first step is taken on trust, the longer
-a lane searches the more tokens it tries a step, and one whose budget is spent goes on through the rest of the
-vocabulary in the order of distance, never committing unseen.
+Our form of it: the committed prefix is kept as KV, all lanes share a pass, a search begins at the mean row under the
+model's next-token prior, the longer a lane searches the more tokens it tries a step, and one whose budget is spent goes
+on through the rest of the vocabulary in the order of distance, never committing unseen.
 """
 
 from __future__ import annotations
@@ -17,35 +17,37 @@ from ..captured import Rows
 from .base import Block, Context, Run, Working
 from .proxies import Proxies, captured_steps
 
-_EAGER_STEPS, _EAGER = 2, 1.5  # far from the minimum a Polyak step may be longer: 16 % → 23 % and 60 % → 70 % at rank 0
+_EAGER = (2.0, 1.5)  # far from the minimum a Polyak step may be longer: 36 % → 54 % and 81 % → 86 % at rank 0
 _SINGULAR = 0.01  # a first step shorter than this share of a row leads nowhere
-_PATIENCE = 2  # projections between two growths of the block
+_PATIENCE = 3  # projections between two growths of the block
 
 
 @dataclass(frozen=True)
 class PerStepProjection:
     """optimiser: polyak (steps of `lr` times ℒ/‖∇ℒ‖², at home at any scale) | sgd | adam, at a constant rate `lr`;
-    clip: gradient norm of a lane for the last two; ℒ = ‖f(e) − h‖²; metric: l1 | l2 | cosine | dot, in which a proxy is
-    projected; project_from: the first step after which it is; candidates_per_step: nearest untried tokens verified
-    then, and `growth` times as many after every two projections in vain, up to `largest_block`; snap_every: the proxy
-    jumps to its nearest row after that many steps (× 1 + ⌊V / 25,000⌋ at the first position); max_steps: steps of a
-    position before the rest of V is tried in the order of distance, rest_block at once (None: give up instead);
-    init: zeros | token | gaussian (polyak leaves a start where the model is singular, as an RMSNorm is at zero, for the
-    row of a random token); seed: of random starts; captured, search_dtype: as in `Continuous`.
+    clip: gradient norm of a lane for the last two; ℒ = ‖f(e) − h‖²; metric: l1 | l2 | cosine | dot, in which a proxy
+    is projected; project_from: the first step after which it is (None: 1 from `prior`, else 2); candidates_per_step:
+    nearest untried tokens verified then, and `growth` times as many after every three projections in vain, up to
+    `largest_block`; snap_every: the proxy jumps to its nearest row after that many steps (× 1 + ⌊V / 25,000⌋ at the
+    first position); max_steps: steps of a position before the rest of V is tried in the order of distance, rest_block
+    at once (None: give up instead);
+    init: zeros | token | gaussian | prior (the mean row under the model's next-token prior); None: prior where the
+    layer gives it for nothing, else zeros. polyak leaves a start where the model is singular, as an RMSNorm is at zero,
+    for the row of a random token. seed: of random starts; captured, search_dtype: as in `Continuous`.
     """
 
     optimiser: str = "polyak"
     lr: float = 2.0
     clip: float | None = 1.0
-    metric: str = "l2"
-    project_from: int = 2
+    metric: str = "cosine"
+    project_from: int | None = None
     candidates_per_step: int = 1
     growth: int = 4
     largest_block: int = 64
     snap_every: int = 50
     max_steps: int = 200
     rest_block: int | None = 256
-    init: str = "zeros"
+    init: str | None = None
     seed: int = 42
     captured: bool | None = None
     search_dtype: str | None = None
@@ -54,7 +56,7 @@ class PerStepProjection:
     @classmethod
     def official(cls) -> PerStepProjection:
         """The released settings: SGD with steps of length 1 from the row of a random token, one candidate a step."""
-        return cls(optimiser="sgd", lr=1.0, init="token", project_from=1, growth=1)
+        return cls(optimiser="sgd", lr=1.0, metric="l2", init="token", project_from=1, growth=1)
 
     def bind(self, context: Context) -> _Proposer:
         if self.optimiser not in ("polyak", "sgd", "adam"):
@@ -65,7 +67,9 @@ class PerStepProjection:
 class _Proposer:
     def __init__(self, settings: PerStepProjection, context: Context):
         self.settings, self.context = settings, context
-        self.proxies = Proxies(context, settings.init, settings.seed, settings.search_dtype)
+        init = settings.init or ("prior" if context.decoder.layer.near_head else "zeros")
+        self.project_from = min(settings.project_from or (1 if init == "prior" else 2), settings.max_steps)
+        self.proxies = Proxies(context, init, settings.seed, settings.search_dtype)
         self.row_length = self.proxies.embedding[self.proxies.candidates].norm(dim=-1).mean()
         self.captured = captured_steps(context, self.proxies, settings, self._move_rows)
 
@@ -87,7 +91,7 @@ class _Proposer:
     def _project(self, slots: Tensor, value: Tensor) -> list[Run | Block | Working]:
         """What to verify after a step: lanes that try equally many tokens share a block, so that none is padded."""
         s = self.settings
-        times = self.proxies.step[slots] - min(s.project_from, s.max_steps)  # projections before this one
+        times = self.proxies.step[slots] - self.project_from  # projections before this one
         items: list[Run | Block | Working] = []
         if bool((times < 0).any()):
             items.append(Working(slots[times < 0]))
@@ -146,7 +150,7 @@ class _Proposer:
         s, width = self.settings, self.context.decoder.width
         grad *= width  # of the sum of squares instead of their mean: that is what is clipped
         if s.optimiser == "polyak":
-            rate = torch.where(step < _EAGER_STEPS, _EAGER * s.lr, s.lr)[:, None]
+            rate = torch.where(step == 0, _EAGER[0] * s.lr, torch.where(step == 1, _EAGER[1] * s.lr, s.lr))[:, None]
             return rate * (loss[:, None] * width / grad.square().sum(-1, keepdim=True).clamp_min(1e-30)) * grad
         if s.clip is not None:
             grad *= (s.clip / (grad.norm(dim=-1, keepdim=True) + 1e-6)).clamp_max(1.0)

@@ -16,8 +16,10 @@ from ..lanes import Held
 from ..model import COMPUTE, products
 from ..types import InputError
 from .base import Context
+from .prior import NextTokenPrior
 
-INITS = ("zeros", "token", "gaussian")
+INITS = ("zeros", "token", "gaussian", "prior")
+_PRIORS_AT_ONCE = 256  # `[b, V]` scores are held for so many lanes at most
 
 
 class Proxies:
@@ -43,6 +45,7 @@ class Proxies:
         self.exp_avg, self.exp_avg_sq = torch.zeros_like(self.value), torch.zeros_like(self.value)
         self.step = torch.zeros_like(lanes.length)
         self.position = torch.full_like(lanes.length, -1)
+        self.prior = NextTokenPrior(context) if init == "prior" else None
 
     @property
     def tables(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -51,6 +54,8 @@ class Proxies:
     def begin(self, slots: Tensor) -> None:
         """New texts stand in these lanes."""
         self.position[slots] = -1
+        if self.prior is not None:
+            self.prior.begin(slots)
 
     def start_new(self, slots: Tensor) -> Tensor:
         """Start afresh those of `slots` that moved on since the last look; returns them."""
@@ -62,11 +67,15 @@ class Proxies:
         return fresh
 
     def _starts(self, slots: Tensor) -> Tensor:
-        """Where the search begins, `[b, D_e]`: zeros, the row of a random token, or Gaussian of the rows' spread."""
+        """Where the search begins, `[b, D_e]`: zeros, the row of a random token, Gaussian of the rows' spread, or the
+        mean row under the model's own next-token prior (the mean of all rows at the first position)."""
         if self.init == "zeros":
             return torch.zeros(len(slots), self.value.shape[1], device=slots.device)
         if self.init == "token":
             return self.random_rows(slots)
+        if self.prior is not None:
+            parts = [self.prior.scores(part).softmax(-1) @ self.embedding for part in slots.split(_PRIORS_AT_ONCE)]
+            return torch.cat(parts).nan_to_num()  # a spoilt row before this one must not spoil this one
         noise = torch.stack([torch.randn(self.value.shape[1], generator=g) for g in self._generators(slots)])
         return noise.to(slots.device) * self.embedding[self.candidates].std()
 
