@@ -87,13 +87,16 @@ class Lanes:
         positions = self.length[slots][:, None].expand(embeds.shape[:2])
         return self._run(slots, embeds, positions, causal=False)
 
-    def hold(self, slots: Tensor, dtype: torch.dtype | None = None, compute: str = "float32") -> Held:
+    def hold(
+        self, slots: Tensor, dtype: torch.dtype | None = None, compute: str = "float32", *, once: bool = False
+    ) -> Held:
         """The prefixes of these lanes, laid out once for many fan-outs; of no use once one of them moves on.
 
-        dtype: precision of those fan-outs, where it is not the model's; compute: see `model.products`.
+        dtype: precision of those fan-outs, where it is not the model's; compute: see `model.products`; once: there will
+        be one fan-out only, for which they stay where they are.
         """
         call = self._call(slots, causal=False)
-        if call.slots is not None and call.keys is not None and call.values is not None:
+        if not once and call.slots is not None and call.keys is not None and call.values is not None:
             call.keys, call.values = [k[call.slots] for k in call.keys], [v[call.slots] for v in call.values]
             call.slots = None
         if dtype is not None and call.keys is not None and call.values is not None:

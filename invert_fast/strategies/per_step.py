@@ -118,7 +118,7 @@ class _Proposer:
             self.captured.run(slots, p.tables, 1)
             value = p.value[slots]
         else:
-            loss, grad = p.gradient(slots, before, lanes.target(slots), p.hold(slots))
+            loss, grad = p.gradient(slots, before, lanes.target(slots), p.hold(slots, once=True))
             if self.settings.optimiser == "adam":
                 exp_avg, exp_avg_sq, step = p.exp_avg[slots], p.exp_avg_sq[slots], p.step[slots]
                 value = before.clone()

@@ -91,9 +91,9 @@ class Proxies:
         keys = ((bits * weight).sum(-1) + self.seed).tolist()
         return [torch.Generator().manual_seed(key & (2**63 - 1)) for key in keys]
 
-    def hold(self, slots: Tensor) -> Held:
-        """The prefixes of these lanes in the precision of the search, for `gradient`."""
-        return self.context.lanes.hold(slots, self.dtype, self.compute)
+    def hold(self, slots: Tensor, *, once: bool = False) -> Held:
+        """The prefixes of these lanes in the precision of the search, for `gradient` (once: for one call of it)."""
+        return self.context.lanes.hold(slots, self.dtype, self.compute, once=once)
 
     def gradient(self, slots: Tensor, value: Tensor, target: Tensor, held: Held) -> tuple[Tensor, Tensor]:
         """MSE(f(e), h) `[b]` and its gradient `[b, D_e]` at `value`, for lanes whose prefixes are held."""
