@@ -3,10 +3,7 @@
 #include <pybind11/stl.h>
 
 #include <array>
-#include <limits>
-#include <stdexcept>
 #include <string>
-#include <utility>
 #include <vector>
 
 #include "adam.h"
@@ -69,29 +66,9 @@ void nearest_tokens(std::uintptr_t queries, std::uintptr_t table, std::uintptr_t
                     std::uintptr_t ids, std::int64_t B, std::int64_t V, std::int64_t D, std::int64_t count,
                     std::int64_t query_stride, std::int64_t table_stride, std::int64_t banned_stride, int metric,
                     bool table_is_bf16, int threads) {
-    constexpr int kMetrics = 4;
-    for (const auto& [name, value] : {std::pair{"B", B}, {"V", V}, {"D", D}, {"count", count}}) {
-        invert_fast::require_non_negative(name, value);
-    }
+    const auto op = invert_fast::pack_nearest(queries, table, banned, distances, ids, B, V, D, count, query_stride,
+                                              table_stride, banned_stride, metric, table_is_bf16);
     invert_fast::require_non_negative("threads", threads);
-    if (V > std::numeric_limits<std::uint32_t>::max()) throw std::invalid_argument("V must fit in 32 bits");
-    if (metric < 0 || metric >= kMetrics) {
-        throw std::invalid_argument("metric must be 0 to 3, got " + std::to_string(metric));
-    }
-    const invert_fast::Nearest op{reinterpret_cast<const float*>(queries),
-                                  reinterpret_cast<const void*>(table),
-                                  reinterpret_cast<const std::uint8_t*>(banned),
-                                  reinterpret_cast<float*>(distances),
-                                  reinterpret_cast<std::int64_t*>(ids),
-                                  B,
-                                  V,
-                                  D,
-                                  count,
-                                  query_stride,
-                                  table_stride,
-                                  banned_stride,
-                                  static_cast<invert_fast::Metric>(metric),
-                                  table_is_bf16};
     py::gil_scoped_release unlocked;
     invert_fast::nearest_tokens(op, threads);
 }

@@ -21,6 +21,10 @@ try:
     from . import _C  # type: ignore[attr-defined]
 except ImportError:  # no compiler at install time: everything runs, more slowly
     _C: Any = None
+try:
+    from . import _cuda  # type: ignore[attr-defined]
+except ImportError:  # no nvcc at install time: Triton runs on GPUs anyway
+    _cuda: Any = None
 
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
 _METRICS = ("l1", "l2", "cosine", "dot")  # in the order of csrc/nearest.h
@@ -33,12 +37,12 @@ def _rows(tensor: Tensor) -> Tensor:
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
-def _native_residuals(predictions: Tensor, targets: Tensor) -> Tensor:
-    """csrc/residuals.cpp: one pass over the predictions, no `[B, C, D]` temporary."""
+def _residuals(call: Callable, predictions: Tensor, targets: Tensor, last: int) -> Tensor:
+    """One pass over the predictions, no `[B, C, D]` temporary. last: the argument that differs, threads or a stream."""
     B, C, D = predictions.shape
     predictions, targets = _rows(predictions), _rows(targets)
-    out = torch.empty(B, C, dtype=torch.float32)
-    _C.residuals(
+    out = torch.empty(B, C, dtype=torch.float32, device=predictions.device)
+    call(
         predictions.data_ptr(),
         targets.data_ptr(),
         out.data_ptr(),
@@ -50,9 +54,20 @@ def _native_residuals(predictions: Tensor, targets: Tensor) -> Tensor:
         targets.stride(0),
         predictions.dtype == torch.bfloat16,
         targets.dtype == torch.bfloat16,
-        torch.get_num_threads(),
+        last,
     )
     return out
+
+
+def _native_residuals(predictions: Tensor, targets: Tensor) -> Tensor:
+    """csrc/residuals.cpp"""
+    return _residuals(_C.residuals, predictions, targets, torch.get_num_threads())
+
+
+def _cuda_residuals(predictions: Tensor, targets: Tensor) -> Tensor:
+    """csrc/cuda/residuals.cu"""
+    stream = _stream(predictions, targets)
+    return _residuals(_cuda.residuals, predictions, targets, stream)
 
 
 def _native_closest(predictions: Tensor, targets: Tensor, tolerance: Tensor) -> reference.Closest:
@@ -103,6 +118,51 @@ def _native_nearest_tokens(
         torch.get_num_threads(),
     )
     return distances, ids
+
+
+def _cuda_nearest_tokens(
+    queries: Tensor, table: Tensor, count: int, metric: str = "l1", banned: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """csrc/cuda/nearest.cu. For more than one nearest row, ranks of all of them are written; no two are equal, so topk
+    has no ties to break."""
+    queries, table = _rows(queries.float()), _rows(table if table.dtype in _NATIVE_DTYPES else table.float())
+    banned = None if banned is None else _rows(banned)
+    stream = _stream(*(t for t in (queries, table, banned) if t is not None))
+    (B, D), V = queries.shape, len(table)
+    distances = torch.empty(B, count, dtype=torch.float32, device=queries.device)
+    ids = torch.empty(B, count, dtype=torch.long, device=queries.device)
+    parts = _cuda.rank_parts(queries.get_device(), B, V)
+    ranks = torch.empty(B, parts if count == 1 else V, dtype=torch.long, device=queries.device)
+    _cuda.rank_rows(
+        queries.data_ptr(),
+        table.data_ptr(),
+        0 if banned is None else banned.data_ptr(),
+        ranks.data_ptr(),
+        B,
+        V,
+        D,
+        parts,
+        queries.stride(0),
+        table.stride(0),
+        0 if banned is None else banned.stride(0),
+        _METRICS.index(metric),
+        table.dtype == torch.bfloat16,
+        count > 1,
+        stream,
+    )
+    best = ranks if count == 1 else ranks.topk(count, largest=False).values.contiguous().view(-1, 1)
+    _cuda.unpack_ranks(best.data_ptr(), distances.data_ptr(), ids.data_ptr(), B * count, best.shape[1], stream)
+    return distances, ids
+
+
+def _stream(*tensors: Tensor) -> int:
+    """The stream on which PyTorch queues work of these tensors, all of one GPU."""
+    if _cuda is None:
+        raise ValueError("backend 'cuda' needs invert_fast._cuda: install with INVERT_FAST_CUDA=on where nvcc is")
+    devices = {t.device for t in tensors}
+    if len(devices) > 1 or tensors[0].device.type != "cuda":
+        raise ValueError(f"backend 'cuda' got tensors on {sorted(map(str, devices))}: expected all on one GPU")
+    return torch.cuda.current_stream(tensors[0].device).cuda_stream
 
 
 def _native_adam_step(
@@ -159,6 +219,7 @@ def _native_prefix_attention(query: Tensor, key: Tensor, *rest: Any, causal: boo
 BACKENDS: dict[str, dict[str, Callable]] = {
     "residuals": {
         "triton": _triton("residuals_triton", "residuals"),
+        "cuda": _cuda_residuals,
         "cpp": _native_residuals,
         "reference": reference.residuals,
     },
@@ -169,6 +230,7 @@ BACKENDS: dict[str, dict[str, Callable]] = {
     },
     "nearest_tokens": {
         "triton": _triton("nearest_triton", "nearest_tokens"),
+        "cuda": _cuda_nearest_tokens,
         "cpp": _native_nearest_tokens,
         "reference": reference.nearest_tokens,
     },
@@ -187,7 +249,7 @@ BACKENDS: dict[str, dict[str, Callable]] = {
 
 
 def choose(op: str, device: torch.device) -> str:
-    """The backend that runs `op` on `device` when none is asked for."""
+    """The backend that runs `op` on `device` when none is asked for; "cuda" only cross-checks "triton"."""
     if device.type == "cpu" and _C is not None:
         return "cpp"
     if device.type == "cuda" and _HAS_TRITON:

@@ -128,28 +128,3 @@ def test_build_info():
     assert set(info) == {"version", "compiler", "clones", "sanitized"}
     assert info["sanitized"] == ("INVERT_FAST_SANITIZE" in os.environ), "not the library that was meant"
     assert "default" in info["clones"]
-
-
-@pytest.mark.cuda
-@pytest.mark.parametrize("dtypes", all_dtypes, ids=str)
-@pytest.mark.parametrize("width", [0, 1, 30, 768, 1001, 4096])
-@pytest.mark.parametrize("offset", [0, 1])  # 1: rows start off the alignment of the wide loads
-def test_cuda_matches_float64(width, dtypes, offset):
-    cuda = pytest.importorskip("invert_fast._cuda", reason="invert_fast._cuda is not built (INVERT_FAST_CUDA, nvcc)")
-    if not cuda.device_count():
-        pytest.skip("no GPU")
-    predictions = states(3, 7, width + offset, dtype=dtypes[0]).cuda()[:, :, offset:]
-    targets = states(3, width + offset, dtype=dtypes[1], seed=1).cuda()[:, offset:]
-    if width:
-        predictions[1, 2, width // 2] = float("nan")
-        targets[2, width - 1] = float("nan")
-    out = torch.full((3, 7), -7.0, device="cuda")
-    cuda.residuals(
-        *(predictions.data_ptr(), targets.data_ptr(), out.data_ptr()),
-        *(3, 7, width),
-        *(predictions.stride(0), predictions.stride(1), targets.stride(0)),
-        *(dtypes[0] == torch.bfloat16, dtypes[1] == torch.bfloat16),
-        torch.cuda.current_stream().cuda_stream,
-    )
-    expected = oracle(predictions, targets)
-    torch.testing.assert_close(out.cpu().double(), expected, rtol=TOLERANCE, atol=0, equal_nan=True)

@@ -15,10 +15,16 @@ TOLERANCE = {torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 
 
 def backends(op: str) -> list:
-    """Those of the op's table; what cannot run on this machine is skipped by name."""
-    missing = {"cpp": ops._C is None, "triton": not ops._HAS_TRITON}  # Triton runs in its interpreter, see conftest.py
+    """Those of the op's table; what cannot run here is skipped by name. Triton runs in its interpreter."""
+    missing = {
+        "cpp": "invert_fast._C is not built" if ops._C is None else None,
+        "triton": None if ops._HAS_TRITON else "Triton is not installed",
+        "cuda": "it takes tensors of a GPU: see test_cuda.py, and test_cuda_on_cpu.py",
+    }
     return [
-        pytest.param(name, marks=pytest.mark.skipif(missing.get(name, False), reason=f"backend {name} cannot run here"))
+        pytest.param(
+            name, marks=pytest.mark.skipif(bool(missing.get(name)), reason=f"backend {name}: {missing.get(name)}")
+        )
         for name in ["auto", *sorted(ops.BACKENDS[op])]
     ]
 

@@ -1,25 +1,12 @@
 // The `residuals` op on a GPU: one warp a row, both norms in one pass over the row.
 #include "residuals.cuh"
 
+#include "kernel.cuh"
+
 namespace invert_fast {
 namespace {
 
-constexpr int kWarp = 32;
 constexpr int kWarpsPerBlock = 4;
-
-// `count` neighbouring scalars, moved by one load.
-template <class Scalar, int count>
-struct alignas(sizeof(Scalar) * count) Pack {
-    Scalar values[count];
-};
-
-__device__ float widen(float value) { return value; }
-__device__ float widen(std::uint16_t bf16) { return __uint_as_float(static_cast<unsigned>(bf16) << 16); }
-
-__device__ float warp_sum(float value) {
-    for (int offset = kWarp / 2; offset > 0; offset /= 2) value += __shfl_xor_sync(0xffffffffu, value, offset);
-    return value;
-}
 
 template <class Prediction, class Target, int count>
 __global__ void __launch_bounds__(kWarp* kWarpsPerBlock) residual_rows(Residuals op) {
@@ -55,25 +42,22 @@ __global__ void __launch_bounds__(kWarp* kWarpsPerBlock) residual_rows(Residuals
 // Whether every row starts at, and holds a whole number of, packs of `count` scalars.
 template <class Prediction, class Target, int count>
 bool packs(const Residuals& op) {
-    const auto aligned = [](const void* pointer, std::size_t scalar) {
-        return reinterpret_cast<std::uintptr_t>(pointer) % (scalar * count) == 0;
-    };
-    return aligned(op.predictions, sizeof(Prediction)) && aligned(op.targets, sizeof(Target)) &&
-           op.width % count == 0 && op.prediction_stride_b % count == 0 && op.prediction_stride_c % count == 0 &&
-           op.target_stride_b % count == 0;
+    const auto* predictions = static_cast<const Prediction*>(op.predictions);
+    const auto* targets = static_cast<const Target*>(op.targets);
+    constexpr std::int64_t prediction_bytes = sizeof(Prediction) * count, target_bytes = sizeof(Target) * count;
+    return op.width % count == 0 && rows_start_at(predictions, op.prediction_stride_b, prediction_bytes) &&
+           rows_start_at(predictions, op.prediction_stride_c, prediction_bytes) &&
+           rows_start_at(targets, op.target_stride_b, target_bytes);
 }
 
 template <class Prediction, class Target>
-void launch(const Residuals& op, cudaStream_t stream) {
+cudaError_t launch(const Residuals& op, cudaStream_t stream) {
     constexpr std::int64_t kMostBlocks = 1 << 20;  // further rows are reached by the stride of the grid
     const std::int64_t rows = op.batch * op.candidates;
     const std::int64_t blocks = (rows + kWarpsPerBlock - 1) / kWarpsPerBlock;
-    const auto grid = static_cast<unsigned>(blocks < kMostBlocks ? blocks : kMostBlocks);
-    if (packs<Prediction, Target, 4>(op)) {
-        residual_rows<Prediction, Target, 4><<<grid, kWarp * kWarpsPerBlock, 0, stream>>>(op);
-    } else {
-        residual_rows<Prediction, Target, 1><<<grid, kWarp * kWarpsPerBlock, 0, stream>>>(op);
-    }
+    const auto kernel = packs<Prediction, Target, 4>(op) ? residual_rows<Prediction, Target, 4>
+                                                         : residual_rows<Prediction, Target, 1>;
+    return enqueue(kernel, blocks < kMostBlocks ? blocks : kMostBlocks, kWarp * kWarpsPerBlock, stream, op);
 }
 
 }  // namespace
@@ -81,11 +65,10 @@ void launch(const Residuals& op, cudaStream_t stream) {
 cudaError_t residuals(const Residuals& op, cudaStream_t stream) {
     if (op.batch * op.candidates == 0) return cudaSuccess;
     if (op.prediction_is_bf16) {
-        op.target_is_bf16 ? launch<std::uint16_t, std::uint16_t>(op, stream) : launch<std::uint16_t, float>(op, stream);
-    } else {
-        op.target_is_bf16 ? launch<float, std::uint16_t>(op, stream) : launch<float, float>(op, stream);
+        return op.target_is_bf16 ? launch<std::uint16_t, std::uint16_t>(op, stream)
+                                 : launch<std::uint16_t, float>(op, stream);
     }
-    return cudaGetLastError();
+    return op.target_is_bf16 ? launch<float, std::uint16_t>(op, stream) : launch<float, float>(op, stream);
 }
 
 }  // namespace invert_fast
