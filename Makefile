@@ -34,6 +34,7 @@ lint: $(INSTALLED_LINT)  ## ruff and pyright
 # A shadow of the package, with a library that the sanitizers watch. They must be loaded before Python; torch leaks by
 # their standards.
 SHADOW := build/sanitize
+WATCHERS = $(foreach name,libasan.so libubsan.so libstdc++.so.6,$(shell c++ -print-file-name=$(name)))
 sanitize: $(INSTALLED_LINT)  ## the tests of the C++ ops under the address and undefined-behaviour sanitizers
 	@mkdir -p $(SHADOW)/invert_fast
 	@ln -sfn $(CURDIR)/kernels $(SHADOW)/invert_fast/kernels
@@ -43,9 +44,10 @@ sanitize: $(INSTALLED_LINT)  ## the tests of the C++ ops under the address and u
 		-DCMAKE_LIBRARY_OUTPUT_DIRECTORY=$(CURDIR)/$(SHADOW)/invert_fast -Dpybind11_DIR=$$($(VENV)/bin/pybind11-config \
 		--cmakedir) -DPython_EXECUTABLE=$(CURDIR)/$(VENV)/bin/python >$(SHADOW)/cmake.log
 	@$(VENV)/bin/cmake --build $(SHADOW)/cmake --target _C
-	@INVERT_FAST_SANITIZE=1 PYTHONPATH=$(SHADOW) LD_PRELOAD="$$(c++ -print-file-name=libasan.so) \
-		$$(c++ -print-file-name=libubsan.so) $$(c++ -print-file-name=libstdc++.so.6)" \
-		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 $(VENV)/bin/pytest tests/test_native.py tests/test_native_adam.py tests/test_native_nearest.py
+	@INVERT_FAST_SANITIZE=1 PYTHONPATH=$(SHADOW) LD_PRELOAD="$(WATCHERS)" \
+		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+		$(VENV)/bin/pytest tests/test_native.py tests/test_native_adam.py tests/test_native_nearest.py tests/test_ops.py \
+		-k "native or cpp"
 
 clean:  ## remove the environment and everything built
 	@rm -rf $(VENV) build dist *.egg-info invert_fast/*.so .pytest_cache .benchmarks .hypothesis .ruff_cache
