@@ -214,6 +214,8 @@ CASES: dict[str, Callable[[], Case]] = {
     "adam 64": lambda: adam_case(64),
     "attention 16 × 16 after 64": lambda: attention_case(16, 16, 64),
 }
+if DEVICE.type == "cuda":  # enough to fill one; a CPU's share of the ceiling no longer changes
+    CASES["nearest l1 fp32 256"] = lambda: nearest_case(256, "l1", torch.float32, 1)
 
 
 @pytest.fixture(scope="module", params=CASES)
@@ -226,10 +228,12 @@ def case(request) -> tuple[Case, object, float]:
 def runs_here(backend: str) -> bool:
     if backend == "triton":
         return DEVICE.type == "cuda" and ops._HAS_TRITON
+    if backend == "cuda":
+        return DEVICE.type == "cuda" and ops._cuda is not None
     return backend != "cpp" or (DEVICE.type == "cpu" and ops._C is not None)
 
 
-@pytest.mark.parametrize("backend", ["cpp", "triton", "fused", "reference"])
+@pytest.mark.parametrize("backend", ["cpp", "triton", "cuda", "fused", "reference"])
 def bench_kernels(benchmark, case, backend, kernel_row):
     made, wanted, plain = case
     if backend not in ops.BACKENDS[made.op] or not runs_here(backend):

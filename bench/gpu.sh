@@ -109,7 +109,8 @@ export TRITON_CACHE_DIR=$PWD/$work/triton
 if [ $mode = rehearse ]; then
     export INVERT_FAST_REHEARSE=1 INVERT_FAST_CUDA=off
     stage build 300 "${build[@]}" || link_sources
-    stage test-gpu 200 "${tests[@]}" tests/test_captured.py -k "noticed or stops or stays"
+    stage test-gpu 200 "${tests[@]}" tests/test_cuda.py tests/test_captured.py \
+        -k "noticed or stops or stays or refused or default"
     stage captured 200 "${bench[@]}" bench/bench_captured.py -k "steps and 3-float32"
     stage kernels 200 "${bench[@]}" bench/bench_kernels.py -k "adam and cpp"
     stage modes 200 "${bench[@]}" bench/bench_captured.py -k "modes and 3"
@@ -121,7 +122,7 @@ else
     fi
     stage build 120 "${build[@]}" || link_sources
     # Kernels compiled for this GPU: TRITON_INTERPRET=0 takes the tests out of Triton's interpreter.
-    stage test-gpu 120 env TRITON_INTERPRET=0 "${tests[@]}" tests/test_triton.py tests/test_captured.py
+    stage test-gpu 120 env TRITON_INTERPRET=0 "${tests[@]}" tests/test_triton.py tests/test_cuda.py tests/test_captured.py
     stage captured 120 "${bench[@]}" bench/bench_captured.py -k steps
     stage kernels 70 "${bench[@]}" bench/bench_kernels.py
     stage modes 120 "${bench[@]}" bench/bench_captured.py -k modes
