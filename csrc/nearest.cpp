@@ -23,7 +23,7 @@ constexpr std::int64_t kTileFloats = 6 << 10;  // of rows, which stay in cache w
 struct L1 {
     template <class V>
     INVERT_FAST_INLINE static void add(V& total, const V& q, const V& e) {
-        total.add_distance(q, e);
+        total.add_distance_by_fma(q, e);
     }
     INVERT_FAST_INLINE static float distance(float total, float, float) { return total; }
 };

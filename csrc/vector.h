@@ -34,6 +34,19 @@ struct Vector {
     INVERT_FAST_INLINE void add_distance(const Vector& a, const Vector& b) {  // += |a - b|
         values += (typename VectorTypes<floats>::Values)((Bits)(a.values - b.values) & 0x7fffffffu);
     }
+    // The same to the last bit. Where units that multiply stand beside those that add, as on AMD, a - 1 b leaves the
+    // latter to the sum: a tenth faster between loads. The compiler must not know that it multiplies by one.
+    INVERT_FAST_INLINE void add_distance_by_fma(const Vector& a, const Vector& b) {
+#if INVERT_FAST_X86_TARGETS
+        if constexpr (floats > 4) {
+            auto one = typename VectorTypes<floats>::Values{} + 1.0f;
+            __asm__("" : "+x"(one));
+            values += (typename VectorTypes<floats>::Values)((Bits)(a.values - b.values * one) & 0x7fffffffu);
+            return;
+        }
+#endif
+        add_distance(a, b);
+    }
     INVERT_FAST_INLINE void add_square(const Vector& a, const Vector& b) {  // += (a - b)^2
         values += (a.values - b.values) * (a.values - b.values);
     }
@@ -48,6 +61,7 @@ struct Vector {
     void add_distance(const Vector& a, const Vector& b) {
         for (int i = 0; i < floats; ++i) values[i] += std::fabs(a.values[i] - b.values[i]);
     }
+    void add_distance_by_fma(const Vector& a, const Vector& b) { add_distance(a, b); }
     void add_square(const Vector& a, const Vector& b) {
         for (int i = 0; i < floats; ++i) values[i] += (a.values[i] - b.values[i]) * (a.values[i] - b.values[i]);
     }
