@@ -11,6 +11,7 @@
 #include "ceiling.h"
 #include "clones.h"
 #include "fan_out.h"
+#include "gelu.h"
 #include "nearest.h"
 #include "residuals.h"
 
@@ -105,6 +106,19 @@ void adam_step(std::uintptr_t proxy, std::uintptr_t grad, std::uintptr_t mean, s
     invert_fast::adam_step(op, threads);
 }
 
+void gelu(std::uintptr_t x, std::uintptr_t out, std::int64_t count, int threads) {
+    invert_fast::require_non_negative("count", count);
+    py::gil_scoped_release unlocked;
+    invert_fast::gelu(reinterpret_cast<const float*>(x), reinterpret_cast<float*>(out), count, threads);
+}
+
+void gelu_backward(std::uintptr_t grad, std::uintptr_t x, std::uintptr_t out, std::int64_t count, int threads) {
+    invert_fast::require_non_negative("count", count);
+    py::gil_scoped_release unlocked;
+    invert_fast::gelu_backward(reinterpret_cast<const float*>(grad), reinterpret_cast<const float*>(x),
+                               reinterpret_cast<float*>(out), count, threads);
+}
+
 using View = std::array<std::int64_t, 4>;  // data_ptr() and the strides of batch, head and token
 
 invert_fast::HeadsView heads_view(const View& view) {
@@ -188,6 +202,9 @@ PYBIND11_MODULE(_C, m) {
     m.def("fan_out_backward", &fan_out_backward, "views"_a, "lengths_ptr"_a, "slots_ptr"_a, "sizes"_a, "window"_a,
           "scale"_a, "grad_out"_a, "weights_ptr"_a, "grad_ptrs"_a, "threads"_a = 0,
           "Gradients by query, key and value (grad_ptrs) from that of the output and the weights of the forward pass.");
+    m.def("gelu", &gelu, "x_ptr"_a, "out_ptr"_a, "count"_a, "threads"_a = 0, "GELU in its tanh form of count floats.");
+    m.def("gelu_backward", &gelu_backward, "grad_ptr"_a, "x_ptr"_a, "out_ptr"_a, "count"_a, "threads"_a = 0,
+          "Its gradient by x, from x and the gradient by the output.");
     m.def("build_info", &build_info,
           "version, compiler, sanitized, and the instruction sets compiled in (the CPU picks one).");
 }

@@ -6,21 +6,19 @@ on masks, copies and bookkeeping; here the prefix is read where it lies.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .recording import define, is_recording
+
 try:
     from . import _C  # type: ignore[attr-defined]
 except ImportError:
     _C: Any = None
 
-_recording: ContextVar[bool] = ContextVar("invert_fast_recording", default=False)
 FEW = 8  # tokens a lane; for many, one matrix product over all of them is faster
 
 
@@ -32,7 +30,7 @@ def available() -> bool:
 def fits(query: Tensor, causal: bool, softcap: float | None) -> bool:
     """Whether `attention` below computes this case of `prefix_attention`."""
     alone = not causal or query.shape[2] == 1
-    if _recording.get():  # a recording stands for any number of tokens
+    if is_recording():  # a recording stands for any number of tokens
         return _C is not None and alone and query.dtype == torch.float32 and softcap is None
     return _C is not None and alone and query.shape[2] <= FEW and query.dtype == torch.float32 and softcap is None
 
@@ -50,18 +48,8 @@ def attention(
     window: int | None = None,
 ) -> Tensor:
     """Contract of `kernels.reference.prefix_attention` with causal=False and no softcap. The prefix has no gradient."""
-    op = _Recorded if _recording.get() else _FanOut
+    op = _Recorded if is_recording() else _FanOut
     return op.apply(query, key, value, prefix_key, prefix_value, lengths, slots, scale, window)  # type: ignore[return-value]
-
-
-@contextmanager
-def recording() -> Iterator[None]:
-    """Within it `attention` goes through operators that a recording can name."""
-    token = _recording.set(True)
-    try:
-        yield
-    finally:
-        _recording.reset(token)
 
 
 def _forward(
@@ -152,27 +140,21 @@ class _Recorded(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, *given):
-        out, weights = torch.ops.invert_fast.fan_out(*given)
+        out, weights = _fan_out(*given)
         ctx.given, ctx.weights = given, weights
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):  # type: ignore[override]
-        return *torch.ops.invert_fast.fan_out_backward(grad, ctx.weights, *ctx.given), *[None] * 6
+        return *_fan_out_backward(grad, ctx.weights, *ctx.given), *[None] * 6
 
 
 _GIVEN = (
     "Tensor query, Tensor key, Tensor value, Tensor? prefix_key, Tensor? prefix_value, Tensor? lengths, Tensor? slots, "
     "float scale, int? window"
 )
-_library = torch.library.Library("invert_fast", "DEF")
-_library.define(f"fan_out({_GIVEN}) -> (Tensor, Tensor)")
-_library.define(f"fan_out_backward(Tensor grad, Tensor weights, {_GIVEN}) -> (Tensor, Tensor, Tensor)")
-_library.impl("fan_out", _forward, "CPU")
-_library.impl("fan_out_backward", _backward, "CPU")
-# Operators of a recording, and what a replay calls in their place: without the dispatcher's share.
-RECORDED = {
-    torch.ops.invert_fast.fan_out.default: _forward,
-    torch.ops.invert_fast.fan_out_backward.default: _backward,
-}
+_fan_out = define(f"fan_out({_GIVEN}) -> (Tensor, Tensor)", _forward)
+_fan_out_backward = define(
+    f"fan_out_backward(Tensor grad, Tensor weights, {_GIVEN}) -> (Tensor, Tensor, Tensor)", _backward
+)

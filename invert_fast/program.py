@@ -22,6 +22,7 @@ from torch.fx.node import map_arg
 
 from . import fan_out
 from .prefix import PrefixCall
+from .recording import REPLAYED, recording
 
 log = logging.getLogger("invert_fast")
 
@@ -48,7 +49,7 @@ def record(
     """
     many = _N if tokens is None else tokens[0]
     try:
-        with fan_out.recording():
+        with recording():
             module = make_fx(run)(*example(_B, many))
         found = _program(module, many)
         for lanes, each in _CHECKED:
@@ -83,8 +84,8 @@ def _program(module: GraphModule, many: int) -> Pass:
     for node in list(graph.nodes):
         if node.op != "call_function" or node in (lanes, each, rows):
             continue
-        if node.target in fan_out.RECORDED:
-            node.target = fan_out.RECORDED[node.target]
+        if node.target in REPLAYED:
+            node.target = REPLAYED[node.target]
             continue
         node.args = _general(node.args, sizes, node)
         _simplify(graph, node)

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from .gelu import Gelu
 from .types import InputError
 
 
@@ -63,7 +64,7 @@ def structural_twin(model: PreTrainedModel, depth: int, normed: bool, attention:
 
 
 def _fuse_activations(body: nn.Module) -> None:
-    """Put PyTorch's fused GELU where a module computes the same function in many passes over memory.
+    """Put a fused GELU (`gelu.py`) where a module computes the same function in many passes over memory.
 
     GPT-2's activation is eight elementwise operations in Hugging Face's code: half of the time of a batched pass on a
     CPU. A module is replaced only when it has no tensors and agrees on a grid, whatever its name.
@@ -82,7 +83,7 @@ def _fuse_activations(body: nn.Module) -> None:
             with torch.no_grad():
                 same = torch.allclose(child(grid), wanted, rtol=1e-5, atol=1e-6)
             if same:
-                setattr(parent, name, nn.GELU(approximate="tanh"))
+                setattr(parent, name, Gelu())
 
 
 def _has_state(module: nn.Module) -> bool:

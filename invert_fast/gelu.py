@@ -1,0 +1,73 @@
+"""GELU in its tanh form, csrc/gelu.cpp as a differentiable op: a fourth of the time of PyTorch's on a CPU, where
+activations are a tenth of a pass over few tokens. PyTorch's own everywhere else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from .recording import define, is_recording
+
+try:
+    from . import _C  # type: ignore[attr-defined]
+except ImportError:
+    _C: Any = None
+
+
+class Gelu(nn.Module):
+    """x / (1 + exp(−2 √(2/π) (x + 0.044715 x³))), elementwise: `[...] → [...]`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if _C is None or x.device.type != "cpu" or x.dtype != torch.float32:
+            return F.gelu(x, approximate="tanh")
+        if is_recording():
+            return _Recorded.apply(x)  # type: ignore[return-value]
+        return _Direct.apply(x) if torch.is_grad_enabled() and x.requires_grad else _forward(x)  # type: ignore[return-value]
+
+
+def _forward(x: Tensor) -> Tensor:
+    x = x.contiguous()
+    out = torch.empty_like(x)
+    _C.gelu(x.data_ptr(), out.data_ptr(), x.numel(), torch.get_num_threads())
+    return out
+
+
+def _backward(grad: Tensor, x: Tensor) -> Tensor:
+    grad, x = grad.contiguous(), x.contiguous()
+    out = torch.empty_like(x)
+    _C.gelu_backward(grad.data_ptr(), x.data_ptr(), out.data_ptr(), x.numel(), torch.get_num_threads())
+    return out
+
+
+class _Direct(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return _forward(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):  # type: ignore[override]
+        return _backward(grad, *ctx.saved_tensors)
+
+
+class _Recorded(torch.autograd.Function):
+    """`_Direct` by way of operators, while a pass is recorded."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return _gelu(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):  # type: ignore[override]
+        return _gelu_backward(grad, *ctx.saved_tensors)
+
+
+_gelu = define("gelu(Tensor x) -> Tensor", _forward)
+_gelu_backward = define("gelu_backward(Tensor grad, Tensor x) -> Tensor", _backward)
