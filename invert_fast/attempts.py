@@ -42,7 +42,7 @@ class Attempts:
     def note(self, slots: Tensor, ids: Tensor, residual: Tensor, hidden: Tensor) -> None:
         """Add verified candidates: `ids [b, C]` (−1: none; those tried before count once), the states they give
         `hidden [b, C, D]` and their `residual [b, C]`."""
-        fresh = (ids >= 0) & ~self.tried[slots].gather(1, ids.clamp_min(0))
+        fresh = (ids >= 0) & ~self.tried[slots[:, None], ids.clamp_min(0)]
         at, column = fresh.nonzero(as_tuple=True)
         self.tried[slots[at], ids[at, column]] = True
         rank = self.tries[slots][:, None] + fresh.cumsum(-1) - 1

@@ -75,8 +75,7 @@ class NextTokenPrior:
         else:
             self._catch_up(slots)
             rows, decoder = self.last[slots], self.mirror.decoder
-        scores = decoder.log_probs(rows)
-        return torch.where((length == 0)[:, None], torch.zeros_like(scores), scores)
+        return decoder.log_probs(rows).masked_fill_((length == 0)[:, None], 0.0)
 
     def _catch_up(self, slots: Tensor) -> None:
         """Run the tokens committed since the last look through the whole model."""
