@@ -26,6 +26,8 @@ class Gelu(nn.Module):
             return F.gelu(x, approximate="tanh")
         if is_recording():
             return _Recorded.apply(x)  # type: ignore[return-value]
+        if type(x) is not Tensor:  # a stand-in, as of FakeTensorMode: it has no values to point to
+            return F.gelu(x, approximate="tanh")
         return _Direct.apply(x) if torch.is_grad_enabled() and x.requires_grad else _forward(x)  # type: ignore[return-value]
 
 

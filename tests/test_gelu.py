@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from invert_fast.gelu import Gelu
 
@@ -70,3 +71,11 @@ def test_other_precisions_are_pytorchs():
     x = torch.randn(64, dtype=torch.bfloat16)
     assert torch.equal(Gelu()(x), F.gelu(x, approximate="tanh"))
     assert torch.equal(Gelu()(x.double()), F.gelu(x.double(), approximate="tanh"))
+
+
+def test_tensors_without_values_pass_through():
+    with FakeTensorMode():
+        x = torch.empty(3, 5, requires_grad=True)
+        out = Gelu()(x)
+        (grad,) = torch.autograd.grad(out.sum(), x)
+    assert out.shape == grad.shape == (3, 5)
