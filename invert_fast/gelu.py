@@ -25,10 +25,10 @@ class Gelu(nn.Module):
         if _C is None or x.device.type != "cpu" or x.dtype != torch.float32:
             return F.gelu(x, approximate="tanh")
         if is_recording():
-            return _Recorded.apply(x)  # type: ignore[return-value]
+            return _Gelu.apply(x)  # type: ignore[return-value]
         if type(x) is not Tensor:  # a stand-in, as of FakeTensorMode: it has no values to point to
             return F.gelu(x, approximate="tanh")
-        return _Direct.apply(x) if torch.is_grad_enabled() and x.requires_grad else _forward(x)  # type: ignore[return-value]
+        return _Gelu.apply(x) if torch.is_grad_enabled() and x.requires_grad else _forward(x)  # type: ignore[return-value]
 
 
 def _forward(x: Tensor) -> Tensor:
@@ -45,30 +45,18 @@ def _backward(grad: Tensor, x: Tensor) -> Tensor:
     return out
 
 
-class _Direct(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return _forward(x)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad):  # type: ignore[override]
-        return _backward(grad, *ctx.saved_tensors)
-
-
-class _Recorded(torch.autograd.Function):
-    """`_Direct` by way of operators, while a pass is recorded."""
+class _Gelu(torch.autograd.Function):
+    """By way of the operators below while a pass is recorded, else directly."""
 
     @staticmethod
     def forward(ctx, x):
         ctx.save_for_backward(x)
-        return _gelu(x)
+        return (_gelu if is_recording() else _forward)(x)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):  # type: ignore[override]
-        return _gelu_backward(grad, *ctx.saved_tensors)
+        return (_gelu_backward if is_recording() else _backward)(grad, *ctx.saved_tensors)
 
 
 _gelu = define("gelu(Tensor x) -> Tensor", _forward)
