@@ -39,6 +39,9 @@ class Best {
     // Whether an entry at this distance could still be kept; never for +inf or NaN.
     INVERT_FAST_INLINE bool wants(float distance) const { return distance <= limit_; }
 
+    // Whether no distance at or above this bound could still be kept; never for NaN.
+    INVERT_FAST_INLINE bool rules_out(float bound) const { return bound > limit_; }
+
     void add(float distance, std::uint32_t id) {
         entries_.push_back(ranked(distance, id));
         if (entries_.size() >= 2 * count_) shrink();

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <type_traits>
 #include <vector>
 
 #include "best.h"
@@ -17,15 +18,27 @@ namespace {
 constexpr float kSmallestLength = 1e-12f;  // a zero vector has no direction and must not divide by zero
 // A block of queries × rows: its sums stay in registers, and each load serves several of them.
 constexpr int kBlockQueries = 4, kBlockRows = 2;
-constexpr std::int64_t kTileFloats = 6 << 10;  // of rows, which stay in cache while every query passes over them
+constexpr std::int64_t kTileFloats = 3 << 10;  // of rows, which stay in cache while every query passes over them
+// Where a lower bound on L1 pays: a query less costs it the passes over each row, and a kept row the exact sum.
+constexpr std::int64_t kBoundedQueries = 8, kRowsPerBounded = 64;
 
-// What a pair of elements adds to the sum, and the distance that the sum stands for.
+// What a pair of elements adds to the sum, and the distance that the sum stands for, given a measure of each vector.
 struct L1 {
     template <class V>
     INVERT_FAST_INLINE static void add(V& total, const V& q, const V& e) {
         total.add_distance_by_fma(q, e);
     }
     INVERT_FAST_INLINE static float distance(float total, float, float) { return total; }
+};
+// |q - e| = 2 max(q, e) - q - e: two instructions an element in place of three, but it cancels. A measure adds to the
+// sum of its vector more than all roundings can come to, so this never exceeds L1 as it is computed; what passes is
+// computed again.
+struct L1Bound {
+    template <class V>
+    INVERT_FAST_INLINE static void add(V& total, const V& q, const V& e) {
+        total.add_larger(q, e);
+    }
+    INVERT_FAST_INLINE static float distance(float total, float query, float row) { return 2 * total - query - row; }
 };
 struct L2 {
     template <class V>
@@ -66,6 +79,7 @@ INVERT_FAST_INLINE void sums(const float* q, std::int64_t q_stride, const float*
         for (int r = 0; r < rows; ++r) row[r].load(e + r * e_stride + i);
         for (int n = 0; n < queries; ++n) {
             query.load(q + n * q_stride + i);
+            query.hold();
             for (int r = 0; r < rows; ++r) Term::add(total[n][r], query, row[r]);
         }
     }
@@ -79,6 +93,32 @@ INVERT_FAST_INLINE float length(const float* row, std::int64_t width) {
     float square[1][1];
     sums<Dot, floats>(row, 0, row, 0, width, square);
     return std::max(std::sqrt(square[0][0]), kSmallestLength);
+}
+
+// The sum of a row, and the share of its length in L1 that bounds the roundings of the bound and of the distance
+// itself: with n additions one after another and |max(q, e)| <= |q| + |e|, (4 n + 9) 2^-24 (|q|_1 + |e|_1) covers them.
+// NaN, which bounds nothing, where a sum might overflow.
+template <int floats>
+INVERT_FAST_INLINE float bound(const float* row, std::int64_t width) {
+    constexpr float kRounding = 1.0f / (1 << 24), kLargest = 1e37f, kUnderflow = 1e-30f;
+    Vector<floats> total, size, element;
+    const Vector<floats> zero;
+    for (std::int64_t i = 0; i < width; i += floats) {
+        element.load(row + i);
+        total.add(element);
+        size.add_distance(element, zero);
+    }
+    const float l1 = sum(size), additions = static_cast<float>(width / floats + floats);
+    if (!(l1 < kLargest)) return std::numeric_limits<float>::quiet_NaN();
+    return sum(total) + l1 * 5 * (additions + 4) * kRounding + kUnderflow;
+}
+
+// What Term::distance needs to know of a vector.
+template <class Term, int floats>
+INVERT_FAST_INLINE float measure(const float* row, std::int64_t width) {
+    if constexpr (std::is_same_v<Term, Cosine>) return length<floats>(row, width);
+    if constexpr (std::is_same_v<Term, L1Bound>) return bound<floats>(row, width);
+    return 1;
 }
 
 template <class Scalar>
@@ -110,19 +150,24 @@ class AlignedFloats {
 struct Search {
     const Nearest& op;
     Rows queries;
-    const float* lengths;
     Best* best;
 };
 
 template <class Term, int floats, int queries, int rows>
 INVERT_FAST_INLINE void compare(const Search& search, std::int64_t b, const float* row, std::int64_t row_stride,
-                                const float* row_lengths, std::int64_t id) {
+                                const float* query_measures, const float* row_measures, std::int64_t id) {
     float totals[queries][rows];
     sums<Term, floats>(search.queries[b], search.queries.stride, row, row_stride, search.queries.width, totals);
     for (int n = 0; n < queries; ++n) {
         Best& best = search.best[b + n];
         for (int r = 0; r < rows; ++r) {
-            const float distance = Term::distance(totals[n][r], search.lengths[b + n], row_lengths[r]);
+            float distance = Term::distance(totals[n][r], query_measures[b + n], row_measures[r]);
+            if constexpr (std::is_same_v<Term, L1Bound>) {
+                if (best.rules_out(distance)) continue;
+                float exact[1][1];
+                sums<L1, floats>(search.queries[b + n], 0, row + r * row_stride, 0, search.queries.width, exact);
+                distance = exact[0][0];
+            }
             if (!best.wants(distance)) continue;
             if (search.op.banned && search.op.banned[(b + n) * search.op.banned_stride + id + r]) continue;
             best.add(distance, static_cast<std::uint32_t>(id + r));
@@ -130,17 +175,40 @@ INVERT_FAST_INLINE void compare(const Search& search, std::int64_t b, const floa
     }
 }
 
-// `count` rows of the table, the first of which is `first`, against `queries` queries from b on.
+// Rows of the table that every query passes over while they are in cache, the first of which is row `first`.
+struct Tile {
+    Rows rows;
+    const float* measures;
+    std::int64_t first, count;
+};
+
 template <class Term, int floats, int queries>
-INVERT_FAST_INLINE void compare_tile(const Search& search, std::int64_t b, const Rows& tile, const float* row_lengths,
-                                     std::int64_t first, std::int64_t count) {
+INVERT_FAST_INLINE void compare_tile(const Search& search, std::int64_t b, const float* query_measures,
+                                     const Tile& tile) {
     std::int64_t r = 0;
-    for (; r + kBlockRows <= count; r += kBlockRows) {
-        compare<Term, floats, queries, kBlockRows>(search, b, tile[r], tile.stride, row_lengths + r, first + r);
+    for (; r + kBlockRows <= tile.count; r += kBlockRows) {
+        compare<Term, floats, queries, kBlockRows>(search, b, tile.rows[r], tile.rows.stride, query_measures,
+                                                   tile.measures + r, tile.first + r);
     }
-    for (; r < count; ++r) {
-        compare<Term, floats, queries, 1>(search, b, tile[r], tile.stride, row_lengths + r, first + r);
+    for (; r < tile.count; ++r) {
+        compare<Term, floats, queries, 1>(search, b, tile.rows[r], tile.rows.stride, query_measures, tile.measures + r,
+                                          tile.first + r);
     }
+}
+
+// Part `part` of `parts` of rows [begin, end), asked for before they are needed: a row is shorter than what the
+// processor notices as a stream.
+INVERT_FAST_INLINE void prefetch(const Nearest& op, std::int64_t begin, std::int64_t end, std::int64_t part,
+                                 std::int64_t parts) {
+#if defined(__GNUC__) || defined(__clang__)
+    constexpr std::int64_t kLine = 64;
+    const std::int64_t row_bytes = op.table_stride * (op.table_is_bf16 ? sizeof(bf16) : sizeof(float));
+    const std::int64_t lines = ((end - begin) * row_bytes + kLine - 1) / kLine;
+    const char* rows = static_cast<const char*>(op.table) + begin * row_bytes;
+    for (std::int64_t line = lines * part / parts; line < lines * (part + 1) / parts; ++line) {
+        __builtin_prefetch(rows + line * kLine, 0, 2);
+    }
+#endif
 }
 
 // Rows [begin, end) of the table against every query.
@@ -151,32 +219,37 @@ INVERT_FAST_INLINE void search_rows(const Search& search, std::int64_t begin, st
     const std::int64_t tile_rows = std::max<std::int64_t>(kBlockRows, kTileFloats / std::max<std::int64_t>(1, width));
     const bool in_place = !op.table_is_bf16 && op.width == width;
     const AlignedFloats copy(in_place ? 0 : tile_rows * width);
-    std::vector<float> lengths(static_cast<std::size_t>(tile_rows), 1.0f);
+    std::vector<float> query_measures(static_cast<std::size_t>(op.batch)), measures(static_cast<std::size_t>(tile_rows));
+    for (std::int64_t b = 0; b < op.batch; ++b) query_measures[b] = measure<Term, floats>(search.queries[b], width);
     for (std::int64_t first = begin; first < end; first += tile_rows) {
         const std::int64_t count = std::min(tile_rows, end - first), start = first * op.table_stride;
-        Rows tile{copy.get(), width, width};
+        const std::int64_t next = first + count, next_end = std::min(next + tile_rows, end);
+        Tile tile{{copy.get(), width, width}, measures.data(), first, count};
         if (in_place) {
-            tile = {static_cast<const float*>(op.table) + start, op.table_stride, width};
+            tile.rows = {static_cast<const float*>(op.table) + start, op.table_stride, width};
         } else if (op.table_is_bf16) {
             copy_rows(copy.get(), width, static_cast<const bf16*>(op.table) + start, op.table_stride, count, op.width);
         } else {
             copy_rows(copy.get(), width, static_cast<const float*>(op.table) + start, op.table_stride, count, op.width);
         }
-        if (op.metric == Metric::cosine) {
-            for (std::int64_t r = 0; r < count; ++r) lengths[r] = length<floats>(tile[r], width);
-        }
+        for (std::int64_t r = 0; r < count; ++r) measures[r] = measure<Term, floats>(tile.rows[r], width);
         std::int64_t b = 0;
         for (; b + kBlockQueries <= op.batch; b += kBlockQueries) {
-            compare_tile<Term, floats, kBlockQueries>(search, b, tile, lengths.data(), first, count);
+            prefetch(op, next, next_end, b / kBlockQueries, op.batch / kBlockQueries);
+            compare_tile<Term, floats, kBlockQueries>(search, b, query_measures.data(), tile);
         }
-        for (; b < op.batch; ++b) compare_tile<Term, floats, 1>(search, b, tile, lengths.data(), first, count);
+        for (; b < op.batch; ++b) compare_tile<Term, floats, 1>(search, b, query_measures.data(), tile);
     }
 }
 
 template <int floats>
 INVERT_FAST_INLINE void search_rows(const Search& search, std::int64_t begin, std::int64_t end) {
     switch (search.op.metric) {
-        case Metric::l1: return search_rows<L1, floats>(search, begin, end);
+        case Metric::l1:
+            if (search.op.batch >= kBoundedQueries && search.op.rows / kRowsPerBounded >= search.op.count) {
+                return search_rows<L1Bound, floats>(search, begin, end);
+            }
+            return search_rows<L1, floats>(search, begin, end);
         case Metric::l2: return search_rows<L2, floats>(search, begin, end);
         case Metric::cosine: return search_rows<Cosine, floats>(search, begin, end);
         case Metric::dot: return search_rows<Dot, floats>(search, begin, end);
@@ -210,8 +283,6 @@ void nearest_tokens(const Nearest& op, int threads) {
     const std::int64_t width = padded(op.width);
     const AlignedFloats queries(op.batch * width);
     copy_rows(queries.get(), width, op.queries, op.query_stride, op.batch, op.width);
-    std::vector<float> lengths;
-    for (std::int64_t b = 0; b < op.batch; ++b) lengths.push_back(length<4>(queries.get() + b * width, width));
 
     const auto search_rows = widest(search_avx512, search_avx2, search_baseline);
     const std::int64_t shares = useful_threads(op.rows, width * op.batch, threads);
@@ -219,7 +290,7 @@ void nearest_tokens(const Nearest& op, int threads) {
     std::vector<std::vector<Best>> found(static_cast<std::size_t>(shares), none);
     parallel_rows(shares, shares, [&](std::int64_t from, std::int64_t to) {
         for (std::int64_t share = from; share < to; ++share) {
-            const Search search{op, {queries.get(), width, width}, lengths.data(), found[share].data()};
+            const Search search{op, {queries.get(), width, width}, found[share].data()};
             search_rows(search, op.rows * share / shares, op.rows * (share + 1) / shares);
         }
     });

@@ -110,6 +110,43 @@ def test_neither_threads_nor_other_queries_change_a_bit(metric):
         assert torch.equal(ids, torch.cat([i for _, i in alone])), f"{threads} threads"
 
 
+@pytest.mark.parametrize(("offset", "spread"), [(1, 1e-4), (100, 1e-4), (1_000_000, 1)])
+def test_the_bound_on_l1_allows_for_what_cancels(offset, spread):
+    """Offsets at which the roundings of the bound, were they left out of it, drop the nearest row of some query."""
+    table = offset + rows(1, 100) + spread * rows(2000, 100, seed=1)
+    for seed in range(20):
+        queries = table[seed : seed + 12] + spread * rows(12, 100, seed=2 + seed)
+        alone = [nearest(q[None], table, 3) for q in queries]
+        values, ids = nearest(queries, table, 3)
+        assert torch.equal(values, torch.cat([v for v, _ in alone]))
+        assert torch.equal(ids, torch.cat([i for _, i in alone]))
+
+
+@given(st.data())
+def test_the_bound_on_l1_drops_no_row_that_the_exact_sum_keeps(data):
+    """Many queries are searched by a bound, one query exactly: every bit must be the same."""
+    draw = data.draw
+    B, D, count = draw(st.integers(8, 13)), draw(st.integers(1, 200)), draw(st.integers(1, 3))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    scale = 10.0 ** draw(st.sampled_from([-44, -38, -30, -3, 0, 3, 30, 35, 36, 37, 38]))
+    offset = draw(st.sampled_from([0, 1, 100, 10_000, -1_000_000]))  # in units of the scale: how much cancels
+    spread = draw(st.sampled_from([0, 1e-7, 1e-4, 1]))  # of the rows about each other: ties within rounding and none
+    centre = torch.randn(D, generator=generator, dtype=torch.float64)
+    table = centre + spread * torch.randn(500, D, generator=generator, dtype=torch.float64)
+    table = ((table + offset) * scale).float()
+    queries = table[torch.randint(500, (B,), generator=generator)].clone()
+    if draw(st.booleans()):
+        queries += spread * scale * torch.randn(B, D, generator=generator)
+    if draw(st.booleans()):
+        table[torch.randint(500, (20,), generator=generator), draw(st.integers(0, D - 1))] = draw(
+            st.sampled_from([float("nan"), float("inf"), 3e38, -3e38])
+        )
+    values, ids = nearest(queries, table, count, threads=draw(st.integers(1, 2)))
+    alone = [nearest(q[None], table, count) for q in queries]
+    assert torch.equal(values, torch.cat([v for v, _ in alone]))
+    assert torch.equal(ids, torch.cat([i for _, i in alone]))
+
+
 @every_metric
 @pytest.mark.parametrize("count", [1, 4])
 @pytest.mark.parametrize("bad", [float("nan"), -float("nan"), float("inf")])
