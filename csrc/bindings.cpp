@@ -13,6 +13,8 @@
 #include "fan_out.h"
 #include "gelu.h"
 #include "nearest.h"
+#include "parallel.h"
+#include "product.h"
 #include "residuals.h"
 
 namespace py = pybind11;
@@ -165,6 +167,28 @@ void fan_out_backward(const std::array<View, 5>& views, std::int64_t lengths, st
                                   to(2), threads);
 }
 
+void pack_matrix(std::uintptr_t matrix, std::int64_t stride, std::int64_t column_stride, std::int64_t width,
+                 std::int64_t columns, std::uintptr_t packed) {
+    invert_fast::require_non_negative("width", width);
+    invert_fast::require_non_negative("columns", columns);
+    py::gil_scoped_release unlocked;
+    invert_fast::pack_matrix(reinterpret_cast<const float*>(matrix), stride, column_stride, width, columns,
+                             reinterpret_cast<float*>(packed));
+}
+
+void product(std::uintptr_t x, std::uintptr_t packed, std::uintptr_t bias, std::uintptr_t out, std::int64_t rows,
+             std::int64_t width, std::int64_t columns, std::int64_t x_stride, std::int64_t out_stride, int threads) {
+    invert_fast::require_non_negative("rows", rows);
+    invert_fast::require_non_negative("width", width);
+    invert_fast::require_non_negative("columns", columns);
+    invert_fast::require_non_negative("threads", threads);
+    py::gil_scoped_release unlocked;
+    invert_fast::product({reinterpret_cast<const float*>(x), reinterpret_cast<const float*>(packed),
+                          reinterpret_cast<const float*>(bias), reinterpret_cast<float*>(out), rows, width, columns,
+                          x_stride, out_stride},
+                         threads);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -205,6 +229,17 @@ PYBIND11_MODULE(_C, m) {
     m.def("gelu", &gelu, "x_ptr"_a, "out_ptr"_a, "count"_a, "threads"_a = 0, "GELU in its tanh form of count floats.");
     m.def("gelu_backward", &gelu_backward, "grad_ptr"_a, "x_ptr"_a, "out_ptr"_a, "count"_a, "threads"_a = 0,
           "Its gradient by x, from x and the gradient by the output.");
+    m.def("product_is_fast", &invert_fast::product_is_fast,
+          "Whether product uses the widest vectors of this machine: elsewhere a BLAS is the faster.");
+    m.def("packed_size", &invert_fast::packed_size, "width"_a, "columns"_a,
+          "Floats that the packed form of a matrix [width, columns] takes.");
+    m.def("pack_matrix", &pack_matrix, "matrix_ptr"_a, "stride"_a, "column_stride"_a, "width"_a, "columns"_a,
+          "packed_ptr"_a, "Pack a matrix [width, columns] fp32 for product; packed: 64-byte aligned.");
+    m.def("product", &product, "x_ptr"_a, "packed_ptr"_a, "bias_ptr"_a, "out_ptr"_a, "rows"_a, "width"_a, "columns"_a,
+          "x_stride"_a, "out_stride"_a, "threads"_a = 0,
+          "x [rows, width] times a packed matrix, plus bias [columns] (or 0), to out [rows, columns]; all fp32.");
+    m.def("share_team", [](std::uintptr_t team) { invert_fast::shared_team = reinterpret_cast<invert_fast::Team>(team); },
+          "team"_a, "The address of GOMP_parallel in the OpenMP runtime whose threads all ops are to use; 0: their own.");
     m.def("build_info", &build_info,
           "version, compiler, sanitized, and the instruction sets compiled in (the CPU picks one).");
 }

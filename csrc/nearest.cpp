@@ -196,34 +196,22 @@ INVERT_FAST_INLINE void compare_tile(const Search& search, std::int64_t b, const
     }
 }
 
-// Part `part` of `parts` of rows [begin, end), asked for before they are needed: a row is shorter than what the
-// processor notices as a stream.
-INVERT_FAST_INLINE void prefetch(const Nearest& op, std::int64_t begin, std::int64_t end, std::int64_t part,
-                                 std::int64_t parts) {
-#if defined(__GNUC__) || defined(__clang__)
-    constexpr std::int64_t kLine = 64;
-    const std::int64_t row_bytes = op.table_stride * (op.table_is_bf16 ? sizeof(bf16) : sizeof(float));
-    const std::int64_t lines = ((end - begin) * row_bytes + kLine - 1) / kLine;
-    const char* rows = static_cast<const char*>(op.table) + begin * row_bytes;
-    for (std::int64_t line = lines * part / parts; line < lines * (part + 1) / parts; ++line) {
-        __builtin_prefetch(rows + line * kLine, 0, 2);
-    }
-#endif
-}
-
 // Rows [begin, end) of the table against every query.
 template <class Term, int floats>
 INVERT_FAST_INLINE void search_rows(const Search& search, std::int64_t begin, std::int64_t end) {
     const Nearest& op = search.op;
     const std::int64_t width = search.queries.width;
     const std::int64_t tile_rows = std::max<std::int64_t>(kBlockRows, kTileFloats / std::max<std::int64_t>(1, width));
+    const std::int64_t row_bytes = op.table_stride * (op.table_is_bf16 ? sizeof(bf16) : sizeof(float));
     const bool in_place = !op.table_is_bf16 && op.width == width;
     const AlignedFloats copy(in_place ? 0 : tile_rows * width);
     std::vector<float> query_measures(static_cast<std::size_t>(op.batch)), measures(static_cast<std::size_t>(tile_rows));
     for (std::int64_t b = 0; b < op.batch; ++b) query_measures[b] = measure<Term, floats>(search.queries[b], width);
     for (std::int64_t first = begin; first < end; first += tile_rows) {
         const std::int64_t count = std::min(tile_rows, end - first), start = first * op.table_stride;
-        const std::int64_t next = first + count, next_end = std::min(next + tile_rows, end);
+        // Asked for while this tile is searched: a row is shorter than what the processor notices as a stream.
+        const char* next = static_cast<const char*>(op.table) + (first + count) * row_bytes;
+        const std::int64_t next_bytes = std::min(tile_rows, end - first - count) * row_bytes;
         Tile tile{{copy.get(), width, width}, measures.data(), first, count};
         if (in_place) {
             tile.rows = {static_cast<const float*>(op.table) + start, op.table_stride, width};
@@ -235,7 +223,7 @@ INVERT_FAST_INLINE void search_rows(const Search& search, std::int64_t begin, st
         for (std::int64_t r = 0; r < count; ++r) measures[r] = measure<Term, floats>(tile.rows[r], width);
         std::int64_t b = 0;
         for (; b + kBlockQueries <= op.batch; b += kBlockQueries) {
-            prefetch(op, next, next_end, b / kBlockQueries, op.batch / kBlockQueries);
+            prefetch_part(next, next_bytes, b / kBlockQueries, op.batch / kBlockQueries);
             compare_tile<Term, floats, kBlockQueries>(search, b, query_measures.data(), tile);
         }
         for (; b < op.batch; ++b) compare_tile<Term, floats, 1>(search, b, query_measures.data(), tile);

@@ -12,12 +12,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .native import _C
 from .recording import define, is_recording
-
-try:
-    from . import _C  # type: ignore[attr-defined]
-except ImportError:
-    _C: Any = None
 
 FEW = 8  # tokens a lane; for many, one matrix product over all of them is faster
 

@@ -3,19 +3,13 @@ activations are a tenth of a pass over few tokens. PyTorch's own everywhere else
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from .native import _C
 from .recording import define, is_recording
-
-try:
-    from . import _C  # type: ignore[attr-defined]
-except ImportError:
-    _C: Any = None
 
 
 class Gelu(nn.Module):

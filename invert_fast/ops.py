@@ -16,11 +16,8 @@ from torch import Tensor
 from invert_fast.kernels import attention, reference
 
 from . import fan_out
+from .native import _C
 
-try:
-    from . import _C  # type: ignore[attr-defined]
-except ImportError:  # no compiler at install time: everything runs, more slowly
-    _C: Any = None
 try:
     from . import _cuda  # type: ignore[attr-defined]
 except ImportError:  # no nvcc at install time: Triton runs on GPUs anyway

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from .gelu import Gelu
+from .product import pack_linears
 from .types import InputError
 
 
@@ -60,6 +61,7 @@ def structural_twin(model: PreTrainedModel, depth: int, normed: bool, attention:
         for child in after:
             setattr(parent, child, nn.Identity())
     _fuse_activations(twin)
+    pack_linears(twin)
     return twin
 
 

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..gelu import Gelu
+from ..product import pack_linears
 from .linear import LinearLens, best_tokens, split_rows, two_row_map
 from .precision import fast_dtype
 from .repair import Repair
@@ -53,6 +55,12 @@ class LearnedLens(nn.Module):
         self.norm, self.leave = nn.LayerNorm(width), nn.Linear(width, outputs)
         _zero(self.leave)
         self.to(both.device)
+
+    def freeze(self) -> LearnedLens:
+        """For drafting from now on, no longer for training."""
+        self.eval().requires_grad_(False)
+        pack_linears(self)
+        return self
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Proxies of whole texts, `[b, T, D] → [b, T, D_e]` fp32.
@@ -108,7 +116,7 @@ class _Block(nn.Module):
         self.heads = max(1, width // HEAD)
         self.norm_attention, self.norm_mlp = nn.LayerNorm(width), nn.LayerNorm(width)
         self.qkv, self.mixed = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        self.up, self.gelu, self.down = nn.Linear(width, 4 * width), Gelu(), nn.Linear(4 * width, width)
         _zero(self.mixed)
         _zero(self.down)
 
@@ -117,7 +125,7 @@ class _Block(nn.Module):
         q, k, v = self.qkv(self.norm_attention(x)).view(B, T, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
         seen = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).reshape(B, T, width)
         x = x + self.mixed(seen)
-        return x + self.down(F.gelu(self.up(self.norm_mlp(x)), approximate="tanh"))
+        return x + self.down(self.gelu(self.up(self.norm_mlp(x))))
 
 
 def _zero(layer: nn.Linear) -> None:

@@ -110,7 +110,7 @@ def read_learned(path: Path, decoder: Decoder, vocabulary: Vocabulary) -> Learne
         }
     lens.load_state_dict(state)
     lens.linear_accuracy = float(about["linear_accuracy"])
-    return _described(lens.eval().requires_grad_(False), about)
+    return _described(lens.freeze(), about)
 
 
 def _read(path: Path | None, read: Callable[[Path], _Lens | None], then: str) -> _Lens | None:
