@@ -10,12 +10,14 @@
 #include "arguments.h"
 #include "ceiling.h"
 #include "clones.h"
+#include "draft.h"
 #include "fan_out.h"
 #include "gelu.h"
 #include "nearest.h"
 #include "parallel.h"
 #include "product.h"
 #include "residuals.h"
+#include "tile.h"
 
 namespace py = pybind11;
 using namespace py::literals;
@@ -167,6 +169,15 @@ void fan_out_backward(const std::array<View, 5>& views, std::int64_t lengths, st
                                   to(2), threads);
 }
 
+void draft_attention(const std::array<View, 5>& views, std::int64_t lengths, std::int64_t slots,
+                     const std::array<std::int64_t, 6>& sizes, std::int64_t window, float scale, std::uintptr_t out,
+                     int threads) {
+    const auto op = pack_fan_out(views, lengths, slots, sizes, window, scale);
+    invert_fast::require_non_negative("threads", threads);
+    py::gil_scoped_release unlocked;
+    invert_fast::draft_attention(op, reinterpret_cast<float*>(out), threads);
+}
+
 void pack_matrix(std::uintptr_t matrix, std::int64_t stride, std::int64_t column_stride, std::int64_t width,
                  std::int64_t columns, std::uintptr_t packed) {
     invert_fast::require_non_negative("width", width);
@@ -229,8 +240,11 @@ PYBIND11_MODULE(_C, m) {
     m.def("gelu", &gelu, "x_ptr"_a, "out_ptr"_a, "count"_a, "threads"_a = 0, "GELU in its tanh form of count floats.");
     m.def("gelu_backward", &gelu_backward, "grad_ptr"_a, "x_ptr"_a, "out_ptr"_a, "count"_a, "threads"_a = 0,
           "Its gradient by x, from x and the gradient by the output.");
-    m.def("product_is_fast", &invert_fast::product_is_fast,
-          "Whether product uses the widest vectors of this machine: elsewhere a BLAS is the faster.");
+    m.def("tiles_are_widest", &invert_fast::tiles_are_widest,
+          "Whether product and draft_attention use the widest vectors of this machine: elsewhere a BLAS is the faster.");
+    m.def("draft_attention", &draft_attention, "views"_a, "lengths_ptr"_a, "slots_ptr"_a, "sizes"_a, "window"_a,
+          "scale"_a, "out_ptr"_a, "threads"_a = 0,
+          "Attention of N tokens in a row after each lane's prefix, see csrc/draft.h; arguments as of fan_out_forward.");
     m.def("packed_size", &invert_fast::packed_size, "width"_a, "columns"_a,
           "Floats that the packed form of a matrix [width, columns] takes.");
     m.def("pack_matrix", &pack_matrix, "matrix_ptr"_a, "stride"_a, "column_stride"_a, "width"_a, "columns"_a,

@@ -6,6 +6,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "aligned.h"
 #include "best.h"
 #include "clones.h"
 #include "parallel.h"
@@ -128,23 +129,6 @@ INVERT_FAST_INLINE void copy_rows(float* to, std::int64_t to_stride, const Scala
         for (std::int64_t i = 0; i < width; ++i) to[r * to_stride + i] = widen(from[r * from_stride + i]);
     }
 }
-
-// Zeros that start at a cache line, so that no load of a row spans two.
-class AlignedFloats {
-   public:
-    explicit AlignedFloats(std::int64_t size) : storage_(static_cast<std::size_t>(size + kMostFloats)) {
-        constexpr std::uintptr_t kLine = kMostFloats * sizeof(float);
-        const auto start = reinterpret_cast<std::uintptr_t>(storage_.data());
-        values_ = storage_.data() + (kLine - start % kLine) % kLine / sizeof(float);
-    }
-    AlignedFloats(const AlignedFloats&) = delete;
-    AlignedFloats& operator=(const AlignedFloats&) = delete;
-    float* get() const { return values_; }
-
-   private:
-    std::vector<float> storage_;
-    float* values_;
-};
 
 // The op with its queries padded, and the best rows that one thread has found for each of them.
 struct Search {

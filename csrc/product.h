@@ -16,9 +16,6 @@ struct Product {
     std::int64_t x_stride, out_stride;
 };
 
-// Whether this machine has the vectors that the kernel is written in, and none that are wider.
-bool product_is_fast();
-
 // Floats that the packed form of a matrix [width, columns] takes.
 std::int64_t packed_size(std::int64_t width, std::int64_t columns);
 

@@ -60,7 +60,7 @@ def _forward(
     window: int | None,
 ) -> tuple[Tensor, Tensor]:
     """(out `[B, N, Hq, d]`, weights `[B, Hq, N, L + 1]`)."""
-    call, kept = _pack(query, key, value, prefix_key, prefix_value, lengths, slots, scale, window)
+    call, kept = pack(query, key, value, prefix_key, prefix_value, lengths, slots, scale, window)
     B, Hq, N, d = query.shape
     out, weights = query.new_empty(B, N, Hq, d), query.new_empty(B, Hq, N, call[3][5] + 1)
     _C.fan_out_forward(*call, out.data_ptr(), weights.data_ptr(), torch.get_num_threads())
@@ -70,7 +70,7 @@ def _forward(
 
 def _backward(grad: Tensor, weights: Tensor, *given: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients by query, key and value; given: the arguments of `_forward`."""
-    call, kept = _pack(*given)
+    call, kept = pack(*given)
     grad = grad.transpose(1, 2)
     grad = grad if grad.stride(-1) == 1 else grad.contiguous()
     query, key, value = (torch.empty(t.shape, dtype=t.dtype) for t in kept[:3])
@@ -79,7 +79,7 @@ def _backward(grad: Tensor, weights: Tensor, *given: Any) -> tuple[Tensor, Tenso
     return query, key, value
 
 
-def _pack(query, key, value, prefix_key, prefix_value, lengths, slots, scale, window):
+def pack(query, key, value, prefix_key, prefix_value, lengths, slots, scale, window):
     """The arguments as the library takes them, and the tensors that must live until it returns."""
     B, Hq, N, d = query.shape
     query, key, value = (t if t.stride(-1) == 1 else t.contiguous() for t in (query, key, value))
@@ -108,7 +108,7 @@ def _pack(query, key, value, prefix_key, prefix_value, lengths, slots, scale, wi
 class _FanOut(torch.autograd.Function):
     @staticmethod
     def forward(ctx, query, key, value, prefix_key, prefix_value, lengths, slots, scale, window):
-        call, ctx.kept = _pack(query, key, value, prefix_key, prefix_value, lengths, slots, scale, window)
+        call, ctx.kept = pack(query, key, value, prefix_key, prefix_value, lengths, slots, scale, window)
         B, Hq, N, d = query.shape
         out, weights = query.new_empty(B, N, Hq, d), query.new_empty(B, Hq, N, call[3][5] + 1)
         _C.fan_out_forward(*call, out.data_ptr(), weights.data_ptr(), torch.get_num_threads())

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from invert_fast.kernels import attention, reference
 
-from . import fan_out
+from . import draft_attention, fan_out
 from .native import _C
 
 try:
@@ -206,10 +206,15 @@ def _triton(module: str, op: str) -> Callable:
 
 
 def _native_prefix_attention(query: Tensor, key: Tensor, *rest: Any, causal: bool, **options: Any) -> Tensor:
-    """csrc/fan_out.cpp where it fits: a few fp32 tokens a lane, each on its own. PyTorch for everything else."""
-    if fan_out.fits(query, causal, options.get("softcap")):
+    """csrc/fan_out.cpp for a few fp32 tokens a lane, each on its own; csrc/draft.cpp for many in a row. PyTorch for
+    everything else."""
+    softcap = options.get("softcap")
+    if fan_out.fits(query, causal, softcap):
         options.pop("softcap", None)
         return fan_out.attention(query, key, *rest, **options)
+    if causal and draft_attention.fits(query, softcap):
+        options.pop("softcap", None)
+        return draft_attention.attention(query, key, *rest, **options)
     return attention.prefix_attention(query, key, *rest, causal=causal, **options)
 
 

@@ -62,7 +62,7 @@ _PACKED = {nn.Linear: PackedLinear, Conv1D: PackedConv1D}
 
 def pack_linears(body: nn.Module) -> None:
     """Make the linear layers of a body, copies whose weights nobody changes, packed ones, where that is faster."""
-    if _C is None or not _C.product_is_fast():
+    if _C is None or not _C.tiles_are_widest():
         return
     found = [module for module in body.modules() if type(module) in _PACKED]
     if sum(module.weight.nbytes for module in found) <= _MOST_BYTES:
