@@ -200,6 +200,18 @@ void product(std::uintptr_t x, std::uintptr_t packed, std::uintptr_t bias, std::
                          threads);
 }
 
+void best_two(std::uintptr_t x, std::uintptr_t packed, std::uintptr_t bias, std::uintptr_t ids, std::uintptr_t leads,
+              std::int64_t rows, std::int64_t width, std::int64_t columns, std::int64_t x_stride, int threads) {
+    invert_fast::require_non_negative("rows", rows);
+    invert_fast::require_non_negative("width", width);
+    invert_fast::require_non_negative("columns", columns);
+    invert_fast::require_non_negative("threads", threads);
+    py::gil_scoped_release unlocked;
+    invert_fast::best_two({reinterpret_cast<const float*>(x), reinterpret_cast<const float*>(packed),
+                           reinterpret_cast<const float*>(bias), nullptr, rows, width, columns, x_stride, 0},
+                          reinterpret_cast<std::int64_t*>(ids), reinterpret_cast<float*>(leads), threads);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -252,6 +264,9 @@ PYBIND11_MODULE(_C, m) {
     m.def("product", &product, "x_ptr"_a, "packed_ptr"_a, "bias_ptr"_a, "out_ptr"_a, "rows"_a, "width"_a, "columns"_a,
           "x_stride"_a, "out_stride"_a, "threads"_a = 0,
           "x [rows, width] times a packed matrix, plus bias [columns] (or 0), to out [rows, columns]; all fp32.");
+    m.def("best_two", &best_two, "x_ptr"_a, "packed_ptr"_a, "bias_ptr"_a, "ids_ptr"_a, "leads_ptr"_a, "rows"_a, "width"_a,
+          "columns"_a, "x_stride"_a, "threads"_a = 0,
+          "Of each row of the same product the column of the largest element (int64) and its lead over the second.");
     m.def("share_team", [](std::uintptr_t team) { invert_fast::shared_team = reinterpret_cast<invert_fast::Team>(team); },
           "team"_a, "The address of GOMP_parallel in the OpenMP runtime whose threads all ops are to use; 0: their own.");
     m.def("build_info", &build_info,

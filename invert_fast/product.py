@@ -1,6 +1,6 @@
 """Linear layers with their weights packed once, csrc/product.cpp: on AVX2 a fifth to a half faster than PyTorch's at 16
 to 128 rows, as a pass over lanes or over a chunk of a text has: a general product spends much of that time packing.
-PyTorch's own elsewhere."""
+And the best two columns of a product, without the product. PyTorch's own elsewhere."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from .recording import define, is_recording
 
 _FEWEST_ROWS = 4  # for fewer, memory is what bounds it
 _MOST_BYTES = 1 << 30  # of weights: packed, each is there a second time, and for gradients a third
+_SCORES_BYTES, _SCORES_CACHED = 1 << 28, 1 << 24
 
 
 class _Packed(nn.Module):
@@ -28,21 +29,22 @@ class _Packed(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if x.device.type != "cpu" or not x.dtype == self.weight.dtype == torch.float32:
             return super().forward(x)
-        if type(x) is not Tensor and not is_recording():  # a stand-in, as of FakeTensorMode: it has no values
+        if is_recording():  # of any number of rows
+            return _Product.apply(x, self)  # type: ignore[return-value]
+        # A stand-in, as of FakeTensorMode, has no values.
+        if x.numel() < _FEWEST_ROWS * x.shape[-1] or type(x) is not Tensor or torch.is_autocast_enabled("cpu"):
             return super().forward(x)
-        return _Product.apply(x, self)  # type: ignore[return-value]
+        if torch.is_grad_enabled() and x.requires_grad:
+            return _Product.apply(x, self)  # type: ignore[return-value]
+        return _forward(x, *self.packed(False), self.bias)
 
-    def matrix(self, transposed: bool) -> Tensor:
-        """`[K, N]`, or its transpose, as a view of the weight."""
-        return self.weight.detach().t() if transposed != self.weight_is_transposed else self.weight.detach()
-
-    def packed(self, transposed: bool) -> Tensor:
-        """The same in the form of csrc/product.cpp, made on the first use."""
+    def packed(self, transposed: bool) -> tuple[Tensor, Tensor]:
+        """`[K, N]`, or its transpose, in the form of csrc/product.cpp, made on the first use; and as a view."""
         packs = self.__dict__.setdefault("_packs", {})
         if transposed not in packs:
-            matrix = self.matrix(transposed)
-            packs[transposed] = torch.empty(_C.packed_size(*matrix.shape))
-            _C.pack_matrix(matrix.data_ptr(), *matrix.stride(), *matrix.shape, packs[transposed].data_ptr())
+            weight = self.weight.detach()
+            matrix = weight.t() if transposed != self.weight_is_transposed else weight
+            packs[transposed] = _pack(matrix), matrix
         return packs[transposed]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -70,6 +72,48 @@ def pack_linears(body: nn.Module) -> None:
             module.__class__ = _PACKED[type(module)]
 
 
+class BestTwo:
+    """argmax_v x·e_v + b_v of many rows, and its lead over the second largest, for one matrix e `[V, K]`.
+
+    In C++ no score is written down; elsewhere a few megabytes of them at a time, which on a CPU are then still in the
+    cache when their maximum is looked for.
+    """
+
+    def __init__(self, matrix: Tensor):
+        self.matrix = matrix
+        self._packed: Tensor | None = None
+        self._fused = (
+            _C is not None and _C.tiles_are_widest() and matrix.device.type == "cpu" and matrix.dtype == torch.float32
+        ) and matrix.nbytes <= _MOST_BYTES
+
+    def __call__(self, x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        """x `[n, K]`, bias `[V]` → ids and leads, `[n]` each."""
+        ids, leads = x.new_empty(len(x), dtype=torch.long), x.new_empty(len(x))
+        if self._fused and x.dtype == bias.dtype == torch.float32:
+            if self._packed is None:
+                self._packed = _pack(self.matrix.t())
+            x, bias = x if x.stride(-1) == 1 else x.contiguous(), bias.contiguous()
+            _C.best_two(
+                *(x.data_ptr(), self._packed.data_ptr(), bias.data_ptr(), ids.data_ptr(), leads.data_ptr()),
+                *(len(x), x.shape[1], len(bias), x.stride(0), torch.get_num_threads()),
+            )
+            return ids, leads
+        rows = max(1, (_SCORES_BYTES if x.is_cuda else _SCORES_CACHED) // (4 * len(bias)))
+        for start in range(0, len(x), rows):
+            scores = torch.addmm(bias, x[start : start + rows], self.matrix.T)
+            top, found = scores.max(-1)
+            scores.scatter_(1, found[:, None], float("-inf"))
+            ids[start : start + rows], leads[start : start + rows] = found, top - scores.amax(-1)
+        return ids, leads
+
+
+def _pack(matrix: Tensor) -> Tensor:
+    """A matrix `[K, N]` in the form of csrc/product.cpp."""
+    packed = torch.empty(_C.packed_size(*matrix.shape))
+    _C.pack_matrix(matrix.data_ptr(), *matrix.stride(), *matrix.shape, packed.data_ptr())
+    return packed
+
+
 def _forward(x: Tensor, packed: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:
     """x `[..., K]` · matrix `[K, N]` + bias `[N]`."""
     K, N = matrix.shape
@@ -94,13 +138,12 @@ class _Product(torch.autograd.Function):
     def forward(ctx, x, linear):
         ctx.linear = linear
         bias = None if linear.bias is None else linear.bias.detach()
-        return (_product if is_recording() else _forward)(x, linear.packed(False), linear.matrix(False), bias)
+        return (_product if is_recording() else _forward)(x, *linear.packed(False), bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):  # type: ignore[override]
-        linear = ctx.linear
-        return (_product if is_recording() else _forward)(grad, linear.packed(True), linear.matrix(True), None), None
+        return (_product if is_recording() else _forward)(grad, *ctx.linear.packed(True), None), None
 
 
 _product = define("product(Tensor x, Tensor packed, Tensor matrix, Tensor? bias) -> Tensor", _forward)

@@ -49,6 +49,7 @@ def record(
     """
     many = _N if tokens is None else tokens[0]
     try:
+        run(*example(_B, many))  # what is made on first use, as packed weights, must not be made by the recording
         with recording():
             module = make_fx(run)(*example(_B, many))
         found = _program(module, many)

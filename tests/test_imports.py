@@ -36,7 +36,7 @@ ALLOWED = {
     "trace": {"ops"},
     "ledger": {"attempts", "calibrate", "lanes", "trace", "vocabulary"},
     "calibrate": {"cache", "vocabulary", *CORE},
-    "lens": {"gelu", "product", *CORE, *HELPERS},
+    "lens": {"draft_attention", "gelu", "product", *CORE, *HELPERS},
     "strategies": {"captured", "lens", *CORE, *HELPERS},
     "engine": {"strategies", "lens", *CORE, *HELPERS},
     "logits": {"engine", "strategies", "lens", "files", *CORE, *HELPERS},

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .. import draft_attention
 from ..gelu import Gelu
 from ..product import pack_linears
 from .linear import LinearLens, best_tokens, split_rows, two_row_map
@@ -91,7 +92,7 @@ class LearnedLens(nn.Module):
     @torch.no_grad()
     def best(self, proxies: Tensor) -> tuple[Tensor, Tensor]:
         """As `LinearLens.best`."""
-        return best_tokens(proxies, self.vocabulary.embedding, self.linear.parts["first"].bias, self.bias())
+        return best_tokens(proxies, self.linear.best_two, self.linear.parts["first"].bias, self.bias())
 
     def draft(self, hidden: Tensor) -> Tensor:
         """As `LinearLens.draft`: `[b, T, D] → [b, T]`."""
@@ -123,7 +124,11 @@ class _Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         B, T, width = x.shape
         q, k, v = self.qkv(self.norm_attention(x)).view(B, T, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
-        seen = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).reshape(B, T, width)
+        if draft_attention.fits(q, None):
+            seen = draft_attention.attention(q, k, v, None, None, None, scale=q.shape[-1] ** -0.5)
+        else:
+            seen = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
+        seen = seen.reshape(B, T, width)
         x = x + self.mixed(seen)
         return x + self.down(self.gelu(self.up(self.norm_mlp(x))))
 

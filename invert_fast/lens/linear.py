@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from ..lanes import Lanes
 from ..model import Decoder
+from ..product import BestTwo
 from ..vocabulary import Vocabulary
 from .repair import Repair, measure_repair
 from .sampling import self_samples
@@ -26,7 +27,6 @@ from .sampling import self_samples
 _LENGTH, _CHANGE_TEXTS = 48, 128
 _TOKENS_LEAST, _TOKENS_MOST = 16_384, 65_536
 _RIDGE = 1e-6
-_SCORES_BYTES, _SCORES_CACHED = 1 << 28, 1 << 24
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,7 @@ class LinearLens:
             name: Part(project, gram, token_bias(vocabulary, gram)) for name, (project, gram) in parts.items()
         }
         self._both, self._constant = split_rows(self.parts["rest"].project)
+        self.best_two = BestTwo(vocabulary.embedding)
 
     def proxies(self, hidden: Tensor) -> Tensor:
         """What each row of whole texts says of its token, in the space of embeddings: `[b, T, D] → [b, T, D_e]`."""
@@ -66,7 +67,7 @@ class LinearLens:
 
     def best(self, proxies: Tensor) -> tuple[Tensor, Tensor]:
         """The token of the top score of every row and its lead over the next, `[b, T, D_e] → [b, T]` each."""
-        return best_tokens(proxies, self.vocabulary.embedding, self.parts["first"].bias, self.parts["rest"].bias)
+        return best_tokens(proxies, self.best_two, self.parts["first"].bias, self.parts["rest"].bias)
 
     def draft(self, hidden: Tensor) -> Tensor:
         """`[b, T, D] → [b, T]`: the best token of every row of whole texts."""
@@ -99,25 +100,11 @@ def two_row_map(hidden: Tensor, first: Tensor, both: Tensor, constant: Tensor) -
     return out
 
 
-def best_tokens(proxies: Tensor, embedding: Tensor, first: Tensor, rest: Tensor) -> tuple[Tensor, Tensor]:
+def best_tokens(proxies: Tensor, best_two: BestTwo, first: Tensor, rest: Tensor) -> tuple[Tensor, Tensor]:
     """argmax over tokens of proxy·e_v + bias_v, with a bias of its own at position 0, and its lead over the second
-    largest: `[b, T, D_e] → [b, T]` each. The lead tells how likely the token is right (`Repair.error`).
-
-    A few megabytes of scores at a time: on a CPU they are then still in the cache when their maximum is looked for.
-    """
-    rows = max(1, (_SCORES_BYTES if proxies.is_cuda else _SCORES_CACHED) // (4 * len(rest)))
-
-    def best(part: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-        ids, leads = part.new_empty(len(part), dtype=torch.long), part.new_empty(len(part))
-        for start in range(0, len(part), rows):
-            scores = torch.addmm(bias, part[start : start + rows], embedding.T)
-            top, found = scores.max(-1)
-            scores.scatter_(1, found[:, None], float("-inf"))
-            ids[start : start + rows], leads[start : start + rows] = found, top - scores.amax(-1)
-        return ids, leads
-
+    largest: `[b, T, D_e] → [b, T]` each. The lead tells how likely the token is right (`Repair.error`)."""
     b, T, _ = proxies.shape
-    opening, later = best(proxies[:, 0], first), best(proxies[:, 1:].flatten(0, 1), rest)
+    opening, later = best_two(proxies[:, 0], first), best_two(proxies[:, 1:].flatten(0, 1), rest)
     ids, leads = (torch.cat([one[:, None], more.view(b, T - 1)], 1) for one, more in zip(opening, later, strict=True))
     return ids, leads
 
