@@ -13,9 +13,10 @@ from typing import Any
 import torch
 
 try:
-    from . import _C  # type: ignore[attr-defined]
+    from . import _C as _COMPILED  # type: ignore[attr-defined]
 except ImportError:  # no compiler at install time: everything runs, more slowly
-    _C: Any = None
+    _COMPILED = None
+_C: Any = _COMPILED
 
 
 def team_of_torch() -> int:

@@ -67,7 +67,7 @@ def pack_linears(body: nn.Module) -> None:
     if _C is None or not _C.tiles_are_widest():
         return
     found = [module for module in body.modules() if type(module) in _PACKED]
-    if sum(module.weight.nbytes for module in found) <= _MOST_BYTES:
+    if sum(weight.nbytes for module in found for weight in module.parameters()) <= _MOST_BYTES:
         for module in found:
             module.__class__ = _PACKED[type(module)]
 
@@ -138,12 +138,14 @@ class _Product(torch.autograd.Function):
     def forward(ctx, x, linear):
         ctx.linear = linear
         bias = None if linear.bias is None else linear.bias.detach()
-        return (_product if is_recording() else _forward)(x, *linear.packed(False), bias)
+        packed, matrix = linear.packed(False)
+        return (_product if is_recording() else _forward)(x, packed, matrix, bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):  # type: ignore[override]
-        return (_product if is_recording() else _forward)(grad, *ctx.linear.packed(True), None), None
+        packed, matrix = ctx.linear.packed(True)
+        return (_product if is_recording() else _forward)(grad, packed, matrix, None), None
 
 
 _product = define("product(Tensor x, Tensor packed, Tensor matrix, Tensor? bias) -> Tensor", _forward)

@@ -160,7 +160,7 @@ def test_only_plain_linear_layers_of_bodies_that_fit_are_packed(monkeypatch):
     body = nn.Sequential(Scaled(8, 8), nn.Linear(8, 8))
     product.pack_linears(body)
     assert [type(m).__name__ for m in body] == ["Scaled", "PackedLinear"]
-    monkeypatch.setattr(product, "_MOST_BYTES", 8 * 8 * 4 - 1)
+    monkeypatch.setattr(product, "_MOST_BYTES", 8 * 8 * 4 + 8 * 4 - 1)
     body = nn.Sequential(nn.Linear(8, 8))
     product.pack_linears(body)
     assert type(body[0]) is nn.Linear
