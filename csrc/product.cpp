@@ -112,7 +112,8 @@ void pack_matrix(const float* matrix, std::int64_t stride, std::int64_t column_s
 void product(const Product& op, int threads) {
     if (op.rows == 0 || op.columns == 0) return;
     const std::int64_t panels = panels_of(op.columns);
-    parallel_rows(panels, useful_threads(panels, op.rows * op.width, threads),
+    constexpr std::int64_t kLoad = 8;  // rows' worth of time that a panel takes to come from memory
+    parallel_rows(panels, useful_threads(panels, (op.rows + kLoad) * op.width, threads),
                   [&](std::int64_t begin, std::int64_t end) { multiply(op, begin, end); });
 }
 

@@ -8,6 +8,7 @@ on through the rest of the vocabulary in the order of distance, never committing
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -70,8 +71,12 @@ class _Proposer:
         init = settings.init or ("prior" if context.decoder.layer.near_head else "zeros")
         self.project_from = min(settings.project_from or (1 if init == "prior" else 2), settings.max_steps)
         self.proxies = Proxies(context, init, settings.seed, settings.search_dtype)
-        self.row_length = self.proxies.embedding[self.proxies.candidates].norm(dim=-1).mean()
         self.captured = captured_steps(context, self.proxies, settings, self._move_rows)
+
+    @cached_property
+    def row_length(self) -> Tensor:
+        """Mean length of a candidate's row; made when needed, since this may only stand by for another strategy."""
+        return self.proxies.embedding[self.proxies.candidates].norm(dim=-1).mean()
 
     def begin(self, slots: Tensor) -> None:
         self.proxies.begin(slots)
