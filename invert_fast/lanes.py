@@ -164,14 +164,18 @@ class Lanes:
         slot, position = slots[at], self.length[slots][at] + step
         goes_on = (self.length[slots] + counts < self.target_length[slots])[at]
         if self.decoder.blocks and bool(goes_on.any()):  # first, since it may run out of memory: then nothing has moved
-            row, lane, where = rows[at[goes_on]], slot[goes_on], position[goes_on]
+            to: tuple[Tensor | int | slice, ...] = slot[goes_on], slice(None), position[goes_on]
             source = step[goes_on] if chosen is None else chosen[at[goes_on]]
+            of: tuple[Tensor | int | slice, ...] = rows[at[goes_on]], slice(None), source
+            if len(slots) == 1 and chosen is None:  # one lane's run: copied as it lies
+                lane, count, start = int(slots[0]), len(position), int(position[0])
+                to, of = (lane, slice(None), slice(start, start + count)), (int(rows[0]), slice(None), slice(count))
             if self.keys is None or self.values is None:
                 self.keys, self.values = self._storage(self._pending, 0), self._storage(self._pending, 1)
             for layer in range(self.decoder.blocks):
                 key, value = self._pending.own[layer]
-                self.keys[layer][lane, :, where] = key.detach()[row, :, source]
-                self.values[layer][lane, :, where] = value.detach()[row, :, source]
+                self.keys[layer][to] = key.detach()[of]
+                self.values[layer][to] = value.detach()[of]
         self.ids[slot, position] = ids[at, step]
         self.length[slots] += counts
 
