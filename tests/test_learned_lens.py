@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load, load_file, save
 
-from invert_fast import Inverter
+from invert_fast import Inverter, draft_attention
 from invert_fast.lens import Fit, LearnedLens, choose_lens, learned, store, train
 from invert_fast.lens import linear as linear_module
 from invert_fast.strategies import Speculative
@@ -92,6 +92,29 @@ def test_a_row_sees_no_row_after_it(cache):
     changed = states.clone()
     changed[:, 12:] = torch.randn(changed[:, 12:].shape, generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(lens.proxies(changed)[:, :12], lens.proxies(states)[:, :12])
+
+
+@pytest.mark.parametrize("length", [1, 5, 63, 64, 65, 128, 130, 300])
+def test_rows_attend_to_the_last_rows_alone(length):
+    """Both ways of computing it, forwards and backwards, against a mask."""
+    draw = torch.Generator().manual_seed(length)
+    q, k, v = (torch.randn(2, 3, length, 16, generator=draw, requires_grad=True) for _ in range(3))
+    at = torch.arange(length)
+    visible = (at[None] <= at[:, None]) & (at[None] > at[:, None] - learned.WINDOW)
+    wanted = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=visible)
+    found = learned._local_attention(q, k, v)
+    torch.testing.assert_close(found, wanted)
+    weights = torch.randn(wanted.shape, generator=draw)
+    for ours, theirs in zip(
+        torch.autograd.grad((found * weights).sum(), (q, k, v)),
+        torch.autograd.grad((wanted * weights).sum(), (q, k, v)),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    if draft_attention.available():
+        q, k, v = (t.detach() for t in (q, k, v))
+        compiled = draft_attention.attention(q, k, v, None, None, None, scale=0.25, window=learned.WINDOW)
+        torch.testing.assert_close(compiled.transpose(1, 2), wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_texts_longer_than_any_in_training_are_drafted_as_well(cache):

@@ -3,6 +3,7 @@
 from .choose import LENSES, choose_lens, forget
 from .learned import LearnedLens
 from .linear import LinearLens
+from .second_look import doubtful, look_again
 from .train import Fit, FitReport, fit_learned, fit_linear_again
 
 __all__ = [
@@ -12,7 +13,9 @@ __all__ = [
     "LearnedLens",
     "LinearLens",
     "choose_lens",
+    "doubtful",
     "fit_learned",
     "fit_linear_again",
     "forget",
+    "look_again",
 ]

@@ -5,7 +5,8 @@
 
 A and b start as those of the linear lens (`linear.py`) and W₃ at zero, so before any training it *is* the linear lens.
 Position 0 has no context to correct for, and stays with the linear lens. The output is tied to the embedding matrix.
-No position is encoded: the states know theirs, and texts may be longer than any seen in training.
+No position is encoded: the states know theirs, and texts may be longer than any seen in training. A row attends to the
+`WINDOW` last rows: what blurs a state is near it, and the cost of a draft is linear in the length of a text.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from .linear import LinearLens, best_tokens, split_rows, two_row_map
 from .precision import fast_dtype
 from .repair import Repair
 
-HEAD = 64
+HEAD, WINDOW = 64, 64
 _TOKENS_AT_ONCE = 2048  # of a draft: what a pass over so many tokens writes stays in the cache
 
 
@@ -125,12 +126,31 @@ class _Block(nn.Module):
         B, T, width = x.shape
         q, k, v = self.qkv(self.norm_attention(x)).view(B, T, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
         if draft_attention.fits(q, None):
-            seen = draft_attention.attention(q, k, v, None, None, None, scale=q.shape[-1] ** -0.5)
+            seen = draft_attention.attention(q, k, v, None, None, None, scale=q.shape[-1] ** -0.5, window=WINDOW)
         else:
-            seen = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
+            seen = _local_attention(q, k, v).transpose(1, 2)
         seen = seen.reshape(B, T, width)
         x = x + self.mixed(seen)
         return x + self.down(self.gelu(self.up(self.norm_mlp(x))))
+
+
+def _local_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Causal attention to the `WINDOW` last rows, `[B, H, T, d] → [B, H, T, d]`: each block of so many rows sees itself
+    and the block before it."""
+    B, H, T, d = query.shape
+    if T <= WINDOW:
+        return F.scaled_dot_product_attention(query, key, value, is_causal=True)
+    blocks = -(-T // WINDOW)
+    query, key, value = (F.pad(t, (0, 0, 0, blocks * WINDOW - T)) for t in (query, key, value))
+    here = [t.reshape(B * H, blocks, WINDOW, d) for t in (query, key, value)]
+    keys, values = (torch.cat([F.pad(t, (0, 0, 0, 0, 1, 0))[:, :-1], t], 2) for t in here[1:])
+    row = torch.arange(WINDOW, device=query.device)[:, None]
+    column = torch.arange(-WINDOW, WINDOW, device=query.device)
+    visible = (column <= row) & (column > row - WINDOW)
+    visible = visible.repeat(blocks, 1, 1)
+    visible[0, :, :WINDOW] = False  # there is no block before the first
+    seen = F.scaled_dot_product_attention(here[0], keys, values, attn_mask=visible)
+    return seen.reshape(B, H, blocks * WINDOW, d)[:, :, :T]
 
 
 def _zero(layer: nn.Linear) -> None:

@@ -9,7 +9,6 @@ nearly, the right token's rank is measured under each of a few weightings.
 from __future__ import annotations
 
 import itertools
-import math
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -19,20 +18,23 @@ from torch import Tensor
 from ..lanes import Lanes
 from ..model import Decoder
 from ..vocabulary import Vocabulary
+from .second_look import doubtful, look_again
 
 _ROWS, _CHANGES, _PRIORS = (0.0, 1.0), (0.3, 1.0), (0.0, 0.3, 1.0)
 _HARDEST = 256  # positions that weights are measured at: all wrong ones, and the nearest to being wrong
 _GROWTH, _ROUND_COST = 4, 4.0  # a further block is so many times as large; a round costs as much as so many candidates
 _SIZES = (1, 2, 4, 8, 16, 32)
 _ERROR_LEAST = 1e-4
-_SURENESS = tuple(2.0**power for power in range(-8, 4))
+_SURENESS = tuple(2.0 ** (power / 2) for power in range(-16, 8))
+_LOOKED = 2048  # doubtful tokens that a second look is measured at
 
 
 @dataclass(frozen=True)
 class Repair:
     """row, change, prior: weights of the three scores; first_block: candidates in the first block of a repair;
     first: how often the right token leads that order; sureness: a drafted token that leads by m is wrong with
-    probability 1 / (1 + exp(sureness · m))."""
+    probability 1 / (1 + exp(sureness · m)); second_look: the same of tokens that were looked at again with the prior, 0
+    where that does not help."""
 
     row: float = 0.0
     change: float = 1.0
@@ -40,16 +42,19 @@ class Repair:
     first_block: int = 4
     first: float = 0.5
     sureness: float = 0.5
+    second_look: float = 0.0
 
-    def error(self, leads: Tensor) -> Tensor:
-        """How likely drafted tokens are wrong, from their leads. Never nothing: leads are not always told."""
-        return torch.sigmoid(-self.sureness * leads).clamp_min(_ERROR_LEAST)
+    def error(self, leads: Tensor, again: bool = False) -> Tensor:
+        """How likely drafted tokens are wrong, from their leads (after a second look: `again`). Never nothing: leads
+        are not always told."""
+        sureness = self.second_look if again else self.sureness
+        return torch.sigmoid(-sureness * leads).clamp_min(_ERROR_LEAST)
 
 
 def read_repair(entry: dict) -> Repair:
     """A `Repair` from its stored form; ValueError or TypeError unless every figure makes sense."""
     found = Repair(**entry)
-    weights = (found.row, found.change, found.prior, found.first, found.sureness)
+    weights = (found.row, found.change, found.prior, found.first, found.sureness, found.second_look)
     if not all(0 <= float(weight) <= 100 for weight in weights) or found.first_block not in range(1, 1025):
         raise ValueError(f"a repair of {found}")
     return found
@@ -104,14 +109,29 @@ def measure_repair(decoder: Decoder, lens: _Lens, ids: Tensor, states: Tensor) -
         if best is None or cost < best[0]:
             best = cost, Repair(*weights, first_block=size, first=(ranks == 0).float().mean().item())
     assert best is not None
-    return replace(best[1], sureness=_sureness(*lens.best(proxies), ids))
+    drafted, leads = lens.best(proxies)
+    found = replace(best[1], sureness=_sureness(drafted != ids, leads))
+    if not decoder.layer.near_head:
+        return found
+    looked = text, position = _evenly(*doubtful(found.error(leads)))
+    again, leads = look_again(decoder, lens, states, proxies, text, position)
+    wrong = again != ids[looked]
+    helps = bool(wrong.sum() < (drafted != ids)[looked].sum())
+    return replace(found, second_look=_sureness(wrong, leads) if helps else 0.0)
 
 
-def _sureness(drafted: Tensor, leads: Tensor, ids: Tensor) -> float:
-    """The sureness under which as many errors were to be expected as were made."""
-    wrong = float((drafted != ids).sum()) + 0.5
-    expected = {rate: float(torch.sigmoid(-rate * leads.double()).sum()) + 0.5 for rate in _SURENESS}
-    return min(_SURENESS, key=lambda rate: abs(math.log(expected[rate] / wrong)))
+def _sureness(wrong: Tensor, leads: Tensor) -> float:
+    """The sureness under which what was seen is most likely: which tokens were wrong, and by what they led."""
+    towards = torch.where(wrong, -1.0, 1.0).double() * leads
+    loss = {rate: float(torch.nn.functional.softplus(-rate * towards).sum()) for rate in _SURENESS}
+    return min(_SURENESS, key=lambda rate: loss[rate])
+
+
+def _evenly(*rows: Tensor) -> tuple[Tensor, ...]:
+    """At most `_LOOKED` of the rows, evenly spread."""
+    count = len(rows[0])
+    chosen = torch.linspace(0, count - 1, min(count, _LOOKED), device=rows[0].device).round().long()
+    return tuple(part[chosen] for part in rows)
 
 
 def _lead(scores: Tensor, true: Tensor) -> Tensor:

@@ -55,8 +55,8 @@ class Fit:
     Equal settings give the equal lens, unless `minutes` cuts the training short.
     """
 
-    width: int = 192
-    layers: int = 2
+    width: int = 128
+    layers: int = 1
     steps: int | None = None
     minutes: float | None = None
     states_dtype: str = "any"
