@@ -8,18 +8,21 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .fan_out import pack
+from .fan_out import GIVEN, pack
 from .native import _C
-from .recording import is_recording
+from .recording import define, is_recording
+
+
+def available() -> bool:
+    """Whether the library was built and this processor has the tiles for it."""
+    return _C is not None and _C.tiles_are_widest()
 
 
 def fits(query: Tensor, softcap: float | None) -> bool:
     """Whether `attention` below computes this case of a causal `prefix_attention`, and is the faster."""
     return (
-        _C is not None
-        and _C.tiles_are_widest()
-        and not is_recording()
-        and type(query) is Tensor  # a stand-in, as of FakeTensorMode, has no values
+        available()
+        and (is_recording() or type(query) is Tensor)  # a stand-in, as of FakeTensorMode, has no values
         and query.dtype == torch.float32
         and softcap is None
         and not (torch.is_grad_enabled() and query.requires_grad)
@@ -39,9 +42,27 @@ def attention(
     window: int | None = None,
 ) -> Tensor:
     """Contract of `kernels.reference.prefix_attention` with causal=True and no softcap: `[B, K, Hq, d]`."""
+    op = _recorded if is_recording() else _forward
+    return op(query, key, value, prefix_key, prefix_value, lengths, slots, scale, window)
+
+
+def _forward(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    prefix_key: Tensor | None,
+    prefix_value: Tensor | None,
+    lengths: Tensor | None,
+    slots: Tensor | None,
+    scale: float,
+    window: int | None,
+) -> Tensor:
     call, kept = pack(query, key, value, prefix_key, prefix_value, lengths, slots, scale, window)
     B, Hq, K, d = query.shape
     out = query.new_empty(B, K, Hq, d)
     _C.draft_attention(*call, out.data_ptr(), torch.get_num_threads())
     del kept
     return out
+
+
+_recorded = define(f"draft_attention({GIVEN}) -> Tensor", _forward)

@@ -15,6 +15,10 @@ from torch.autograd.function import once_differentiable
 from .native import _C
 from .recording import define, is_recording
 
+GIVEN = (
+    "Tensor query, Tensor key, Tensor value, Tensor? prefix_key, Tensor? prefix_value, Tensor? lengths, Tensor? slots, "
+    "float scale, int? window"
+)  # of an attention, as operators are declared
 FEW = 8  # tokens a lane; for many, one matrix product over all of them is faster
 
 
@@ -146,11 +150,7 @@ class _Recorded(torch.autograd.Function):
         return *_fan_out_backward(grad, ctx.weights, *ctx.given), *[None] * 6
 
 
-_GIVEN = (
-    "Tensor query, Tensor key, Tensor value, Tensor? prefix_key, Tensor? prefix_value, Tensor? lengths, Tensor? slots, "
-    "float scale, int? window"
-)
-_fan_out = define(f"fan_out({_GIVEN}) -> (Tensor, Tensor)", _forward)
+_fan_out = define(f"fan_out({GIVEN}) -> (Tensor, Tensor)", _forward)
 _fan_out_backward = define(
-    f"fan_out_backward(Tensor grad, Tensor weights, {_GIVEN}) -> (Tensor, Tensor, Tensor)", _backward
+    f"fan_out_backward(Tensor grad, Tensor weights, {GIVEN}) -> (Tensor, Tensor, Tensor)", _backward
 )

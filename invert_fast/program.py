@@ -1,4 +1,4 @@
-"""A fan-out pass as a straight-line program: the operations of the twin, recorded once, replayed without its modules.
+"""A pass over lanes as a straight-line program: the operations of the twin, recorded once, replayed without modules.
 
 At few lanes a pass is bound by Python: module calls, hooks and the bookkeeping of autograd take two thirds of an
 optimisation step. Recorded (PyTorch's `make_fx`, no code per architecture), forward and backward are one flat list of
@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import operator
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -20,19 +21,20 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.graph import CodeGen
 from torch.fx.node import map_arg
 
-from . import fan_out
+from . import draft_attention, fan_out
 from .prefix import PrefixCall
 from .recording import REPLAYED, recording
 
 log = logging.getLogger("invert_fast")
 
 _B, _N = 13, 11  # sizes while recording; no width of a model is divisible by both
-_CHECKED = ((1, 1), (3, 2), (5, 1))  # lanes, tokens a lane
+_CHECKED = ((1, 1), (3, 2), (5, 1), (1, 40))  # lanes, tokens a lane
 _OFF = 1e-4  # relative; the same kernels on the same numbers, so it is rounding of another batch shape at most
 _VIEWS = ("t", "transpose", "view", "unsqueeze", "expand", "detach", "slice", "select")
 _MET = {"view": "view", "transpose": "transpose", "t": "t", "unsqueeze": "unsqueeze", "squeeze": "squeeze"}
 _PLAIN = {"add": operator.add, "mul": operator.mul, "sub": operator.sub}
 
+_MANY = 2048  # tokens in a row, of all lanes: what modules cost beside them does not matter
 WARM_UP = 64  # calls of a kind before it is recorded, which takes as long as about 150
 
 # embeds [B, N, D_e], positions [B, N], for a gradient the target [B, D], and of the prefix, if there is one,
@@ -168,6 +170,7 @@ class Twin(Protocol):
     blocks: int
     width: int
     usable_ids: int
+    max_length: int
 
     def embed(self, ids: Tensor) -> Tensor: ...
 
@@ -175,7 +178,7 @@ class Twin(Protocol):
 
 
 class Programs:
-    """The programs of one decoder's fan-outs: recorded when a kind of call has been made often enough to be worth it.
+    """The programs of one decoder's passes: recorded when a kind of call has been made often enough to be worth it.
 
     Each method answers None where there is no program (yet): the caller then runs the twin.
     """
@@ -199,7 +202,16 @@ class Programs:
         """As `Decoder.run` for a fan-out of a few tokens a lane, without gradient; KV goes to `call`."""
         if embeds.shape[1] > fan_out.FEW:
             return None
-        program = self._program("fan_out", embeds, call)
+        return self._states("fan_out", embeds, positions, call)
+
+    def draft(self, embeds: Tensor, positions: Tensor, call: PrefixCall) -> Tensor | None:
+        """As `Decoder.run` for tokens in a row, without gradient; KV goes to `call`."""
+        if not draft_attention.available() or embeds.shape[0] * embeds.shape[1] > _MANY:
+            return None
+        return self._states("draft", embeds, positions, call)
+
+    def _states(self, kind: str, embeds: Tensor, positions: Tensor, call: PrefixCall) -> Tensor | None:
+        program = self._program(kind, embeds, call)
         if program is None:
             return None
         hidden, *own = program(embeds, positions, *_prefix(call, len(embeds)))
@@ -218,7 +230,7 @@ class Programs:
             self._calls[key] = self._calls.get(key, 0) + 1
             if self._calls[key] <= WARM_UP or not self.decoder.blocks:
                 return None
-            run, tokens = (self._gradient, (1,)) if kind == "gradient" else (self._fan_out, None)
+            run, tokens = (self._gradient, (1,)) if kind == "gradient" else (partial(self._run, kind == "draft"), None)
             with torch.no_grad():
                 self._made[key] = record(run, lambda B, N: self._example(kind, B, N, call), tokens)
         return self._made[key]
@@ -231,24 +243,25 @@ class Programs:
         (grad,) = torch.autograd.grad(hidden, embeds, error * (2 / error.shape[1]))
         return error.square().mean(-1), grad[:, 0]
 
-    def _fan_out(self, embeds: Tensor, positions: Tensor, *prefix: Tensor) -> tuple[Tensor, ...]:
-        call = self._call(prefix)
+    def _run(self, causal: bool, embeds: Tensor, positions: Tensor, *prefix: Tensor) -> tuple[Tensor, ...]:
+        call = self._call(prefix, causal)
         with torch.no_grad():
             hidden = self.decoder.run(embeds, positions, call)
         return (hidden, *(t for layer in range(self.decoder.blocks) for t in call.own[layer]))
 
-    def _call(self, prefix: Sequence[Tensor]) -> PrefixCall:
+    def _call(self, prefix: Sequence[Tensor], causal: bool = False) -> PrefixCall:
         if not prefix:
-            return PrefixCall(False)
+            return PrefixCall(causal)
         lengths, slots, *tables = prefix
-        return PrefixCall(False, tables[: self.decoder.blocks], tables[self.decoder.blocks :], lengths, slots)
+        return PrefixCall(causal, tables[: self.decoder.blocks], tables[self.decoder.blocks :], lengths, slots)
 
     def _example(self, kind: str, B: int, N: int, call: PrefixCall) -> list[Tensor]:
         """Arguments for a recording or a check: rows of the embedding matrix, at different positions."""
         rows = torch.arange(B * N) * 7 % self.decoder.usable_ids
         longest = 0 if call.keys is None else call.keys[0].shape[2]
         lengths = torch.arange(B) % (longest + 1)
-        given = [self.decoder.embed(rows.view(B, N)), lengths[:, None].expand(B, N).contiguous()]
+        positions = lengths[:, None] + (torch.arange(N) if kind == "draft" else torch.zeros(N, dtype=torch.long))
+        given = [self.decoder.embed(rows.view(B, N)), positions.clamp_max(self.decoder.max_length - 1)]
         if kind == "gradient":
             given.append(torch.linspace(-1, 1, B * self.decoder.width).view(B, -1))
         if call.keys is None or call.values is None:

@@ -25,7 +25,7 @@ ALLOWED = {
     "ops": {"draft_attention", "fan_out", "kernels", "native", "_cuda"},
     "twin": {"gelu", "product"},
     "prefix": set(),
-    "program": {"fan_out", "prefix", "recording"},
+    "program": {"draft_attention", "fan_out", "prefix", "recording"},
     "model": {"ops", "prefix", "program", "twin"},
     "lanes": {"model", "ops", "prefix"},
     "captured": {"lanes", "model", "ops", "prefix"},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from invert_fast import Continuous, PerStepProjection, program
+from invert_fast import Continuous, PerStepProjection, draft_attention, program
 from invert_fast.lanes import Lanes
 from invert_fast.program import Programs, record
 
@@ -67,6 +67,44 @@ def test_a_recorded_pass_equals_the_twin(family, length, at_once):
             for layer, pair in again.own.items():
                 for ours, theirs in zip(call.own[layer], pair, strict=True):
                     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.skipif(not draft_attention.available(), reason="drafts are recorded where AVX2 is the widest there is")
+@pytest.mark.parametrize("length", [0, 6])
+@pytest.mark.parametrize("family", [*FAMILIES, "gemma2"])
+def test_a_recorded_draft_equals_the_twin(family, length, at_once):
+    """States and KV, for numbers of lanes and tokens that were not recorded, in any order of lanes."""
+    decoder = inverter(family).decoder
+    programs = Programs(decoder)
+    for batch, tokens in ((1, 1), (1, 9), (4, 2), (7, 12)):
+        lanes = standing(decoder, length, batch)
+        slots = torch.arange(batch).flip(0)
+        embeds = decoder.embed((torch.arange(batch * tokens) * 7 + 1).view(batch, tokens) % VOCAB)
+        positions = (lanes.length[slots][:, None] + torch.arange(tokens)).clamp_max(decoder.max_length - 1)
+        call, again = lanes._call(slots, causal=True), lanes._call(slots, causal=True)
+        hidden = programs.draft(embeds, positions, call)
+        if family in ("gemma2",):
+            assert hidden is None
+            continue
+        assert hidden is not None
+        torch.testing.assert_close(hidden, decoder.run(embeds, positions, again), rtol=1e-4, atol=1e-5)
+        assert sorted(call.own) == sorted(again.own)
+        for layer, pair in again.own.items():
+            for ours, theirs in zip(call.own[layer], pair, strict=True):
+                torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.skipif(not draft_attention.available(), reason="drafts are recorded where AVX2 is the widest there is")
+def test_texts_are_recovered_exactly_by_recorded_drafts(at_once):
+    truth, inv = texts(40, 17, 1, 33, 5, seed=5), inverter("qwen3")
+    states = inv.capture(truth)
+    inv.decoder.programs = Programs(inv.decoder)
+    found = inv.invert(states, batch_size=2)
+    made = inv.decoder.programs._made
+    inv.decoder.programs = Programs(inv.decoder)
+    assert made[("draft", False)] is not None
+    assert exact(found, truth)
+    assert all(r.certified for r in found)
 
 
 @pytest.mark.parametrize("strategy", [PerStepProjection(), Continuous(steps=12, candidates=VOCAB, round=4)], ids=repr)
