@@ -33,11 +33,13 @@ class Attempts:
 
     def reset(self, slots: Tensor) -> None:
         """These lanes moved on to another position: forget what was tried (tokens of a text are found one by one)."""
-        used = slots[self.tries[slots] > 0]  # most lanes move on untried: their row of `tried` is clean
+        used = slots[(self.tries[slots] > 0) | (self.steps[slots] > 0)]
+        if not len(used):  # most lanes move on untried, and with nothing to forget
+            return
         self.tried[used] = False
-        self.tries[slots], self.steps[slots] = 0, 0
-        self.near[slots], self.near_ids[slots] = float("inf"), -1
-        self.rivals_due[slots] = False
+        self.tries[used], self.steps[used] = 0, 0
+        self.near[used], self.near_ids[used] = float("inf"), -1
+        self.rivals_due[used] = False
 
     def note(self, slots: Tensor, ids: Tensor, residual: Tensor, hidden: Tensor) -> None:
         """Add verified candidates: `ids [b, C]` (−1: none; those tried before count once), the states they give

@@ -20,7 +20,7 @@ from .calibrate import Tolerances
 from .lanes import Lanes
 from .ledger import Ledger
 from .model import Decoder
-from .strategies.base import Block, Context, Run, Strategy, Working, served
+from .strategies.base import Behind, Block, Context, Observer, Run, Strategy, Working, served
 from .types import Recovery, Status
 from .vocabulary import Vocabulary
 
@@ -65,18 +65,20 @@ class Engine:
                 self.states_dtype,
             )
         )
+        self._refill(source)
         while True:
             done = self.lanes.finished()
-            taken = self.ledger.take(done)
-            self.lanes.release(done)
-            self._refill(source)
-            yield from taken
-            if not bool((self.lanes.text >= 0).any()):
-                return
+            if len(done):
+                taken = self.ledger.take(done)
+                self.lanes.release(done)
+                self._refill(source)
+                yield from taken
+                continue  # a text of no tokens is finished already
             active = self.lanes.active()
-            if len(active):
-                with self.ledger.timed(active):
-                    self._step(active)
+            if not len(active):
+                return
+            with self.ledger.timed(active):
+                self._step(active)
 
     @torch.no_grad()
     def _refill(self, source: Iterator[tuple[int, Tensor]]) -> None:
@@ -133,10 +135,9 @@ class Engine:
         """One causal pass: everything before the first mismatch is certified by it."""
         slots, ids = run.slots, run.ids
         b, K = ids.shape
-        hidden = self.lanes.draft(slots, ids)
+        hidden, target = self.lanes.draft(slots, ids), self.lanes.rows(slots, K)
         step = torch.arange(K, device=ids.device)
         position = self.lanes.length[slots][:, None] + step
-        target = self.lanes.targets[slots[:, None], position.clamp_max(self.max_len - 1)]
         residual = _comparable(ops.residuals(hidden.flatten(0, 1)[:, None], target.flatten(0, 1)).view(b, K))
         noise, tolerance, slope = self.tolerances.at(position)
         bound = slope * self.vocabulary.separation[ids]  # no other token comes nearer than this
@@ -145,13 +146,10 @@ class Engine:
         certified = (residual <= tolerance) & alone & single
         ambiguous = (residual <= tolerance) & alone & ~single
         nearest = (residual > tolerance) & (residual < bound / 2)  # nearer than half-way to anything else
-        status = torch.full_like(ids, Status.AFTER_FAILURE)
-        status[certified], status[ambiguous], status[nearest] = (
-            int(Status.CERTIFIED),
-            int(Status.AMBIGUOUS),
-            int(Status.BEST_MATCH),
-        )
         failed = self.attempts.failed[slots][:, None]
+        status = torch.where(nearest, int(Status.BEST_MATCH), int(Status.AFTER_FAILURE))
+        status = torch.where(ambiguous, int(Status.AMBIGUOUS), status)
+        status = torch.where(certified, int(Status.CERTIFIED), status)
         status = status.masked_fill(failed, int(Status.AFTER_FAILURE))
         meant = step < run.counts[:, None]
         good = (certified | ambiguous | nearest | failed) & meant
@@ -169,6 +167,11 @@ class Engine:
                 residual[stopped].gather(1, at),
                 hidden[rows[stopped], counts[stopped]][:, None],
             )
+            if isinstance(self.proposer, Observer):
+                at, column = ((step > counts[:, None]) & meant & stopped[:, None]).nonzero(as_tuple=True)
+                near = (residual < bound)[at, column]
+                token, behind = ids[at, column], position[at, column]
+                self.proposer.observe(Behind(slots[at], behind, token, (at, column), hidden, near))
 
     def _note(self, slots: Tensor, ids: Tensor, residual: Tensor, hidden: Tensor) -> None:
         """Remember verified candidates of this position; ask for rivals when the best fits but may not be alone."""

@@ -7,6 +7,7 @@ lane is handed the next text, so no step waits for a straggler. Questions are as
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,6 +24,15 @@ class Held:
     call: PrefixCall
     positions: Tensor
     compute: str = "float32"
+
+
+class Span(NamedTuple):
+    """A run of positions of some lanes: where they are in a table `[S, M]` of all lanes, and in one `[b, K]` of these
+    lanes' next positions. alone: of a single lane, so that both are slices."""
+
+    to: tuple[Any, Any]
+    of: tuple[Any, Any]
+    alone: bool = False
 
 
 class Lanes:
@@ -143,14 +153,32 @@ class Lanes:
         self, slots: Tensor, embeds: Tensor, positions: Tensor, call: PrefixCall, compute: str = "float32"
     ) -> Tensor:
         hidden = None
-        if not call.causal and not embeds.requires_grad:
-            hidden = self.decoder.programs.fan_out(embeds, positions, call)
+        if not embeds.requires_grad:
+            programs = self.decoder.programs
+            hidden = (programs.draft if call.causal else programs.fan_out)(embeds, positions, call)
         if hidden is None:
             with torch.set_grad_enabled(embeds.requires_grad):
                 hidden = self.decoder.run(embeds, positions, call, compute)
         self.forward_tokens[slots] += embeds.shape[1]
         self._pending = call
         return hidden
+
+    def span(self, slots: Tensor, counts: Tensor) -> Span:
+        """The next `counts [b]` positions of each lane."""
+        if len(slots) == 1:  # as it lies
+            lane, start, count = int(slots), int(self.length[slots]), int(counts)
+            return Span((lane, slice(start, start + count)), (0, slice(count)), alone=True)
+        most = int(counts.max()) if len(counts) else 0
+        at, step = (torch.arange(most, device=slots.device) < counts[:, None]).nonzero(as_tuple=True)
+        slot = slots[at]
+        return Span((slot, self.length[slot] + step), (at, step))
+
+    def rows(self, slots: Tensor, count: int) -> Tensor:
+        """The next `count` target rows of each lane, `[b, count, D]`; past the end of a lane, its last again."""
+        if len(slots) == 1 and (start := int(self.length[slots])) + count <= self.max_len:
+            return self.targets[int(slots), start : start + count][None]
+        position = self.length[slots][:, None] + torch.arange(count, device=slots.device)
+        return self.targets[slots[:, None], position.clamp_max(self.max_len - 1)]
 
     def commit(self, slots: Tensor, ids: Tensor, counts: Tensor, rows: Tensor, chosen: Tensor | None = None) -> None:
         """Append to `slots [b]` the first `counts [b]` of `ids [b, K]`, re-using the KV of the call just made.
@@ -160,24 +188,25 @@ class Lanes:
         """
         if self._pending is None:
             raise RuntimeError("commit follows a draft or a fan_out")
-        at, step = (torch.arange(ids.shape[1], device=ids.device) < counts[:, None]).nonzero(as_tuple=True)
-        slot, position = slots[at], self.length[slots][at] + step
-        goes_on = (self.length[slots] + counts < self.target_length[slots])[at]
+        span, after = self.span(slots, counts), self.length[slots] + counts
+        goes_on = after < self.target_length[slots]
         if self.decoder.blocks and bool(goes_on.any()):  # first, since it may run out of memory: then nothing has moved
-            to: tuple[Tensor | int | slice, ...] = slot[goes_on], slice(None), position[goes_on]
-            source = step[goes_on] if chosen is None else chosen[at[goes_on]]
-            of: tuple[Tensor | int | slice, ...] = rows[at[goes_on]], slice(None), source
-            if len(slots) == 1 and chosen is None:  # one lane's run: copied as it lies
-                lane, count, start = int(slots[0]), len(position), int(position[0])
-                to, of = (lane, slice(None), slice(start, start + count)), (int(rows[0]), slice(None), slice(count))
+            to, of = span.to, span.of
+            if span.alone:
+                of = int(rows), of[1] if chosen is None else slice(int(chosen), int(chosen) + 1)
+            else:
+                kept = goes_on[of[0]]
+                at, step = of[0][kept], of[1][kept]
+                to, of = (to[0][kept], to[1][kept]), (rows[at], step if chosen is None else chosen[at])
             if self.keys is None or self.values is None:
                 self.keys, self.values = self._storage(self._pending, 0), self._storage(self._pending, 1)
+            to, of = (to[0], slice(None), to[1]), (of[0], slice(None), of[1])
             for layer in range(self.decoder.blocks):
                 key, value = self._pending.own[layer]
                 self.keys[layer][to] = key.detach()[of]
                 self.values[layer][to] = value.detach()[of]
-        self.ids[slot, position] = ids[at, step]
-        self.length[slots] += counts
+        self.ids[span.to] = ids[span.of]
+        self.length[slots] = after
 
     def _storage(self, call: PrefixCall, part: int) -> list[Tensor]:
         shapes = [call.own[layer][part] for layer in range(self.decoder.blocks)]

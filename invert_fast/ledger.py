@@ -54,13 +54,14 @@ class Ledger:
         rank: Tensor | None = None,
     ) -> None:
         """Record the first `counts [b]` of the next positions of each lane: `[b, K]` tables. Call before the commit."""
-        at, step = (torch.arange(residual.shape[1], device=slots.device) < counts[:, None]).nonzero(as_tuple=True)
-        slot, position = slots[at], self.lanes.length[slots][at] + step
-        self.residual[slot, position] = residual[at, step].nan_to_num()  # nothing tried: the largest number there is
-        self.margin[slot, position] = margin[at, step].nan_to_num()
-        self.status[slot, position] = status[at, step]
-        self.rank[slot, position] = 0 if rank is None else rank[at, step]
-        self.steps[slot, position] = self.attempts.steps[slots][at] * (step == 0)
+        to, of, _ = self.lanes.span(slots, counts)
+        self.residual[to] = residual[of].nan_to_num()  # nothing tried: the largest number there is
+        self.margin[to] = margin[of].nan_to_num()
+        self.status[to] = status[of]
+        self.rank[to] = 0 if rank is None else rank[of]
+        self.steps[to] = 0
+        some = counts > 0
+        self.steps[slots[some], self.lanes.length[slots[some]]] = self.attempts.steps[slots[some]]
 
     def write_alternatives(self, slots: Tensor, within: Tensor) -> None:
         """Remember for these lanes' next position the tried ids whose residual is at most `within [b]`."""

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from invert_fast import Inverter, demo
 from invert_fast.engine import Engine
 from invert_fast.lens import choose_lens
 from invert_fast.strategies import Chain, Exhaustive, Speculative, speculative
@@ -23,7 +24,7 @@ class Drafts:
 
     def __init__(self, inv, truth: list[list[int]], drafts: list[list[int]], leads: list[list[float]]):
         self.lens = choose_lens(inv.decoder, inv.vocabulary, "linear")
-        self.accuracy, self.repair = self.lens.accuracy, replace(self.lens.repair, sureness=1.0)
+        self.accuracy, self.repair = self.lens.accuracy, replace(self.lens.repair, sureness=1.0, second_look=0.0)
         self.first = [self.lens.proxies(inv.decoder.capture(torch.tensor([ids])))[0, 0] for ids in truth]
         self.drafts, self.leads = drafts, leads
 
@@ -131,8 +132,9 @@ def test_a_doubtful_token_of_a_text_alone_is_not_worth_a_round(told, runs):
     assert runs == [(0, 60)]
 
 
-def test_a_lens_that_is_often_wrong_and_sure_is_soon_believed_less(told, runs):
+def test_a_lens_that_is_often_wrong_and_sure_is_soon_believed_less(told, runs, monkeypatch):
     """Every tenth token is wrong and nothing says so: chunks shorten from what was seen."""
+    monkeypatch.setattr(speculative._Proposer, "observe", lambda *_: None)
     (truth,) = texts(120)
     wrong = [(i + 1) % VOCAB if at % 10 == 9 else i for at, i in enumerate(truth)]
     inv = inverter("gpt2")
@@ -175,3 +177,33 @@ def test_nan_leads_are_survived(told):
     inv = inverter("gpt2")
     told(inv, truth, truth, [[float("nan")] * len(ids) for ids in truth])
     assert exact(inv.invert(inv.capture(truth)), truth)
+
+
+# ---- what a run shows behind its first mismatch
+
+
+def test_all_wrong_drafts_of_a_run_are_put_right_after_it(told, runs):
+    """Four wrong tokens, of which nothing says so, cost one more run, not four."""
+    inv = Inverter.from_pretrained("bundled", device="cpu")
+    truth = inv.encode(" ".join(demo.sentences()))[:200]
+    wrong = list(truth)
+    for at in (50, 90, 130, 170):
+        wrong[at] = truth[at - 7]
+    told(inv, [truth], [wrong])
+    (found,) = inv.invert(inv.capture([truth]), Chain(Speculative(), Exhaustive()))
+    assert exact([found], [truth])
+    assert found.certified
+    assert runs[:2] == [(0, 200), (50, 150)]
+    assert found.cost.forward_tokens <= 200 + 150 + 8
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_drafts_that_are_thought_over_in_vain_do_no_harm(told, family):
+    """Half of all tokens wrong: what is behind a mismatch says little, and may be put wrong."""
+    truth = texts(30, 25, 8)
+    drafts = [[(token + 3 * (at % 2)) % VOCAB for at, token in enumerate(ids)] for ids in truth]
+    inv = inverter(family)
+    told(inv, truth, drafts)
+    found = inv.invert(inv.capture(truth), Chain(Speculative(), Exhaustive()))
+    assert exact(found, truth)
+    assert all(r.certified for r in found)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -65,6 +65,29 @@ class Proposer(Protocol):
     def propose(self, slots: Tensor) -> Sequence[Run | Block | Working]:
         """What to try next, each lane in at most one item; a lane in none has nothing left to try at its position."""
         ...
+
+
+@dataclass
+class Behind:
+    """What a run showed behind its first mismatch: not proof of anything, since a token before was wrong, but evidence.
+
+    slots, positions, ids `[n]`: the tokens; rows: index of each in hidden `[b, K, D]`, the states of the run;
+    near `[n]` bool: the state came nearer to its target than another token's could, had all before been right.
+    """
+
+    slots: Tensor
+    positions: Tensor
+    ids: Tensor
+    rows: tuple[Tensor, Tensor]
+    hidden: Tensor
+    near: Tensor
+
+
+@runtime_checkable
+class Observer(Protocol):
+    """A proposer that wants to know what runs showed behind their first mismatches."""
+
+    def observe(self, behind: Behind) -> None: ...
 
 
 class Strategy(Protocol):

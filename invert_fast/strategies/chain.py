@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .base import Block, Context, Proposer, Run, Strategy, Working, served
+from .base import Behind, Block, Context, Observer, Proposer, Run, Strategy, Working, served
 
 
 class Chain:
@@ -32,6 +32,11 @@ class _Proposer:
         self.stage[slots] = 0
         for proposer in self.proposers:
             proposer.begin(slots)
+
+    def observe(self, behind: Behind) -> None:
+        for proposer in self.proposers:
+            if isinstance(proposer, Observer):
+                proposer.observe(behind)
 
     def propose(self, slots: Tensor) -> list[Run | Block | Working]:
         self.stage[slots[self.context.attempts.tries[slots] == 0]] = 0  # a new position starts from the top

@@ -6,18 +6,22 @@ teacher-forced pass certify everything before the first mismatch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from ..lens import LearnedLens, LinearLens, choose_lens
-from .base import Block, Context, Run, growing_blocks
-from .prior import NextTokenPrior
+from ..lens import LearnedLens, LinearLens, choose_lens, doubtful, look_again
+from .base import Behind, Block, Context, Run, growing_blocks
 
-_CALL_TOKENS, _LANE_TOKENS = 64.0, 1.0  # what a further round costs in tokens: the call, and each lane in it
+_CALL_TOKENS, _LANE_TOKENS = 96.0, 1.0  # what a further round costs in tokens: the call, and each lane in it
 _DOUBTFUL = 0.4  # share of the draft behind a doubtful token that is computed in vain
+_WORST = 0.9  # error: even a token that is most likely wrong may be worth verifying
+_NEAR = 0.02  # doubt of a token whose state came near behind a mismatch
+_SCORES_AT_ONCE = 1 << 21
 _TOLD = 2.0  # errors: how much what is believed beforehand counts against what a lane shows
 
 
@@ -49,11 +53,12 @@ class _Proposer:
         self.settings, self.context, self.lens = settings, context, lens
         self.repair, lanes, device = lens.repair, context.lanes, context.decoder.device
         self.first_block = settings.first_block or self.repair.first_block
-        self.prior = NextTokenPrior(context) if context.decoder.layer.near_head and self.repair.prior else None
+        self.near_head = context.decoder.layer.near_head
+        self.looks_again = self.near_head and self.repair.second_look > 0
         self.drafts = torch.zeros(lanes.slots, lanes.max_len, dtype=torch.long, device=device)
         self.proxies = torch.zeros(lanes.slots, lanes.max_len, context.vocabulary.embedding.shape[1], device=device)
-        # how likely each drafted token is wrong, as the lens believes; and errors so far: believed and made, per lane
-        self.error = torch.zeros(lanes.slots, lanes.max_len, device=device)
+        # doubt: −log(1 − how likely each drafted token is wrong, as is believed); errors so far: believed and made
+        self.doubt = torch.zeros(lanes.slots, lanes.max_len, device=device)
         self.believed, self.made = torch.zeros(lanes.slots, device=device), torch.zeros(lanes.slots, device=device)
         self.all_believed, self.all_made = _TOLD, _TOLD
         self.led, self.repairs = 16 * self.repair.first, 16.0  # repairs that the leading candidate ended, and all
@@ -68,20 +73,34 @@ class _Proposer:
             chosen = slots[group]
             longest = int(lanes.target_length[chosen].max())
             if longest:
-                proxies = self.lens.proxies(lanes.targets[chosen, :longest])
+                hidden = lanes.targets[chosen, :longest]
+                proxies = self.lens.proxies(hidden)
                 self.proxies[chosen, :longest] = proxies
-                self.drafts[chosen, :longest], leads = self.lens.best(proxies)
-                self.error[chosen, :longest] = self.repair.error(leads)
+                self.drafts[chosen, :longest], error = self._draft(hidden, proxies)
+                self.doubt[chosen, :longest] = _doubt(error)
+
+    def _draft(self, hidden: Tensor, proxies: Tensor) -> tuple[Tensor, Tensor]:
+        """The tokens that the lens makes of whole texts, and how likely each is wrong, `[b, T]` each."""
+        drafts, leads = self.lens.best(proxies)
+        error = self.repair.error(leads)
+        if self.looks_again:
+            rows = doubtful(error)
+            drafts[rows], leads = look_again(self.context.decoder, self.lens, hidden, proxies, *rows)
+            error[rows] = self.repair.error(leads, again=True)
+        return drafts, error
 
     def propose(self, slots: Tensor) -> list[Run | Block]:
         tries = self.context.attempts.tries[slots]
         self._learn(slots, tries)
+        if not bool(tries.any()):
+            return [*self._runs(slots, len(slots))]
         if self.settings.max_candidates is not None:
             slots, tries = (t[tries < self.settings.max_candidates] for t in (slots, tries))
         stuck, runs = slots[tries > 0], slots[tries == 0]
         items: list[Run | Block] = []
         if len(stuck):
-            scores = self._scores(stuck)
+            attempts, position = self.context.attempts, self.context.lanes.length[stuck]
+            scores = self._scores(stuck, position, attempts.near_state[stuck], attempts.near_ids[stuck, 0])
             fresh = tries[tries > 0] == 1
             if bool(fresh.any()):
                 again = self._lead_on(stuck[fresh], scores[fresh], len(slots))
@@ -104,7 +123,8 @@ class _Proposer:
         tried = self.context.attempts.tried[slots] | ~self.context.vocabulary.allowed
         lead = scores.masked_fill(tried, float("-inf")).argmax(-1)
         sure = self.led / self.repairs
-        self.drafts[slots, position], self.lead[slots], self.error[slots, position] = lead, lead, 1 - sure
+        self.drafts[slots, position], self.lead[slots] = lead, lead
+        self.doubt[slots, position] = -math.log(max(sure, 1 - _WORST))
         worth = sure * (self.first_block + self._round(lanes)) > (1 - sure) * self._chunks(slots, lanes)
         return slots[worth & ~tried.all(-1)]
 
@@ -113,6 +133,10 @@ class _Proposer:
         draft as well: it costs nothing more to verify."""
         length, counts = self.context.lanes.length[slots], self._chunks(slots, lanes)
         left = self.context.lanes.target_length[slots] - length
+        if len(slots) == 1:
+            start, count = int(length), int(counts)
+            yield Run(slots, self.drafts[slots, start : start + count], counts)
+            return
         for group in _alike(counts, left):
             longest = int(counts[group].max())
             step = torch.arange(longest, device=slots.device)
@@ -125,55 +149,74 @@ class _Proposer:
     def _chunks(self, slots: Tensor, lanes: int) -> Tensor:
         """How many drafted tokens of each lane are worth verifying at once, `[b]`.
 
-        Token j counts if it and all before it are right: with probability s_j = Π_{i≤j} (1 − error_i). It is worth its
-        computation while s_j ρ > 1, where ρ is what a token costs all in all; the one that is not ends the chunk, so
-        that a doubtful token is tested with nothing behind it. At error rate p, with rounds that cost r tokens, chunks
-        of c = √(2r/p) tokens are cheapest, and ρ is then 1 + √(2rp).
+        Token j counts if it and all before it are right: with probability s_j = Π_{i≤j} (1 − error_i)^w, where w is how
+        much worse things went so far than was believed. It is worth its computation while s_j ρ > 1, where ρ is what a
+        token costs all in all; the one that is not ends the chunk, so that a doubtful token is tested with nothing
+        behind it. At error rate p, with rounds that cost r tokens, chunks of c = √(2r/p) tokens are cheapest, and ρ is
+        then 1 + √(2rp).
         """
-        length, left = self.context.lanes.length[slots], self.context.lanes.target_length[slots]
-        left = left - length
-        step = torch.arange(int(left.max()), device=slots.device)
-        column = (length[:, None] + step).clamp_max(self.context.lanes.max_len - 1)
+        length, ends = self.context.lanes.length[slots], self.context.lanes.target_length[slots]
+        left = ends - length
+        doubt = self._doubt_before(slots)
+        here, last = doubt.gather(1, torch.stack([length, ends], 1)).unbind(1)
         worse = (self.made[slots] + _TOLD * self.all_made / self.all_believed) / (self.believed[slots] + _TOLD)
-        error = (self.error[slots[:, None], column] * worse[:, None]).clamp_max(0.9)
-        inside = step < left[:, None]
-        rate = (error * inside).sum(-1, keepdim=True) / left[:, None]
-        price = 1 + (2 * self._round(lanes) * rate).sqrt()
-        return ((((1 - error).cumprod(-1) * price > 1) & inside).sum(-1) + 1).minimum(left)
+        price = 1 + (2 * self._round(lanes) * worse * (last - here) / left).sqrt()
+        bearable = here + price.log() / worse
+        return (torch.searchsorted(doubt, bearable[:, None])[:, 0] - length).clamp_min(1).minimum(left)
+
+    def _doubt_before(self, slots: Tensor) -> Tensor:
+        """Sum of the doubt of all tokens before each position, `[b, M + 1]`."""
+        return F.pad(self.doubt[slots].cumsum(-1), (1, 0))
 
     def _learn(self, slots: Tensor, tries: Tensor) -> None:
         """Compare what happened since the last look with what was believed: errors, and repairs ended by their lead."""
         lanes = self.context.lanes
-        length, failed, seen = lanes.length[slots], tries == 1, self.seen[slots]
-        moved = length > seen
-        step = torch.arange(int((length - seen).max()) + 1, device=slots.device)
-        column = (seen[:, None] + step).clamp_max(lanes.max_len - 1)
-        looked = step < (length - seen + failed)[:, None]
-        looked[:, 0] &= self.lead[slots] < 0  # a repaired position was counted when it failed
-        believed = (self.error[slots[:, None], column] * looked).sum(-1)
+        length, failed, seen, lead = lanes.length[slots], tries == 1, self.seen[slots], self.lead[slots]
+        # a repaired position was counted when it failed
+        first = seen + (lead >= 0)
+        edges = torch.stack([first, (length + failed).maximum(first)], 1)
+        before, after = self._doubt_before(slots).gather(1, edges).unbind(1)
+        believed = after - before
         self.believed[slots] += believed
         self.made[slots] += failed
         self.all_believed += float(believed.sum())
         self.all_made += float(failed.sum())
-        ended = slots[moved & (self.lead[slots] >= 0)]
+        ended = slots[(length > seen) & (lead >= 0)]
         if len(ended):
             self.repairs += len(ended)
             self.led += float((lanes.ids[ended, self.seen[ended]] == self.lead[ended]).sum())
             self.lead[ended] = -1
         self.seen[slots] = length
 
-    def _scores(self, slots: Tensor) -> Tensor:
-        """Posterior order of the candidates for each lane's position, `[b, V]`, weighted as the fit found best."""
-        lanes, attempts, repair = self.context.lanes, self.context.attempts, self.repair
-        position = lanes.length[slots]
-        scores = repair.change * self.lens.change_scores(
-            lanes.target(slots), attempts.near_state[slots], attempts.near_ids[slots, 0]
-        )
+    def observe(self, behind: Behind) -> None:
+        """Drafts behind a mismatch: those that came near stand all but proved, the others are thought over."""
+        slots, positions, near = behind.slots, behind.positions, behind.near
+        self.doubt[slots[near], positions[near]] = self.doubt[slots[near], positions[near]].clamp_max(_NEAR)
+        far, size = (~near).nonzero().flatten(), self.context.vocabulary.size
+        for part in far.split(max(1, _SCORES_AT_ONCE // size)):
+            slot, position, wrong = slots[part], positions[part], behind.ids[part]
+            state = behind.hidden[behind.rows[0][part], behind.rows[1][part]].float()
+            best = self._scores(slot, position, state, wrong).masked_fill(~self.context.vocabulary.allowed, -math.inf)
+            token = best.argmax(-1)
+            self.drafts[slot, position] = token
+            other = token != wrong
+            self.doubt[slot[other], position[other]] = -math.log(max(self.led / self.repairs, 1 - _WORST))
+
+    def _scores(self, slots: Tensor, position: Tensor, wrong_state: Tensor, wrong: Tensor) -> Tensor:
+        """Posterior order of the candidates for some positions, `[n, V]`, weighted as the fit found best. Token `wrong
+        [n]` was seen to give `wrong_state [n, D]` there."""
+        targets, repair = self.context.lanes.targets, self.repair
+        scores = repair.change * self.lens.change_scores(targets[slots, position], wrong_state, wrong)
         if repair.row:
             scores += repair.row * self.lens.scores(self.proxies[slots, position], position == 0)
-        if self.prior is not None:
-            scores += repair.prior * self.prior.scores(slots)
+        if repair.prior and self.near_head:
+            prior = self.context.decoder.log_probs(targets[slots, (position - 1).clamp_min(0)])
+            scores += repair.prior * prior.masked_fill_((position == 0)[:, None], 0.0)
         return scores
+
+
+def _doubt(error: Tensor) -> Tensor:
+    return -torch.log1p(-error.nan_to_num(nan=1.0).clamp_max(_WORST))
 
 
 def _alike(counts: Tensor, left: Tensor | None = None) -> Iterator[Tensor]:
