@@ -56,6 +56,7 @@ class _Proposer:
         self.near_head = context.decoder.layer.near_head
         self.looks_again = self.near_head and self.repair.second_look > 0
         self.drafts = torch.zeros(lanes.slots, lanes.max_len, dtype=torch.long, device=device)
+        self.first_drafts = torch.zeros_like(self.drafts)  # as the lens made them
         self.proxies = torch.zeros(lanes.slots, lanes.max_len, context.vocabulary.embedding.shape[1], device=device)
         # doubt: −log(1 − how likely each drafted token is wrong, as is believed); errors so far: believed and made
         self.doubt = torch.zeros(lanes.slots, lanes.max_len, device=device)
@@ -77,6 +78,7 @@ class _Proposer:
                 proxies = self.lens.proxies(hidden)
                 self.proxies[chosen, :longest] = proxies
                 self.drafts[chosen, :longest], error = self._draft(hidden, proxies)
+                self.first_drafts[chosen, :longest] = self.drafts[chosen, :longest]
                 self.doubt[chosen, :longest] = _doubt(error)
 
     def _draft(self, hidden: Tensor, proxies: Tensor) -> tuple[Tensor, Tensor]:
@@ -92,6 +94,9 @@ class _Proposer:
     def propose(self, slots: Tensor) -> list[Run | Block]:
         tries = self.context.attempts.tries[slots]
         self._learn(slots, tries)
+        lost = slots[self.context.attempts.failed[slots]]
+        if len(lost):  # nothing verified tells of their tokens: what a text gets must not hang on how its runs were cut
+            self.drafts[lost] = self.first_drafts[lost]
         if not bool(tries.any()):
             return [*self._runs(slots, len(slots))]
         if self.settings.max_candidates is not None:
