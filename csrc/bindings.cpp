@@ -8,6 +8,7 @@
 
 #include "adam.h"
 #include "arguments.h"
+#include "best_two.h"
 #include "ceiling.h"
 #include "clones.h"
 #include "draft.h"
@@ -200,16 +201,36 @@ void product(std::uintptr_t x, std::uintptr_t packed, std::uintptr_t bias, std::
                          threads);
 }
 
-void best_two(std::uintptr_t x, std::uintptr_t packed, std::uintptr_t bias, std::uintptr_t ids, std::uintptr_t leads,
-              std::int64_t rows, std::int64_t width, std::int64_t columns, std::int64_t x_stride, int threads) {
-    invert_fast::require_non_negative("rows", rows);
-    invert_fast::require_non_negative("width", width);
+// Rows, width and stride of a row's x.
+using Size = std::array<std::int64_t, 3>;
+
+invert_fast::Product pack_scores(std::uintptr_t x, std::uintptr_t packed, std::uintptr_t bias, const Size& size,
+                                 std::int64_t columns) {
+    invert_fast::require_non_negative("rows", size[0]);
+    invert_fast::require_non_negative("width", size[1]);
     invert_fast::require_non_negative("columns", columns);
+    return {reinterpret_cast<const float*>(x), reinterpret_cast<const float*>(packed),
+            reinterpret_cast<const float*>(bias), nullptr, size[0], size[1], columns, size[2], 0};
+}
+
+void best_two(std::uintptr_t x, std::uintptr_t packed, std::uintptr_t bias, std::uintptr_t ids, std::uintptr_t leads,
+              const Size& size, std::int64_t columns, int threads) {
+    const auto op = pack_scores(x, packed, bias, size, columns);
     invert_fast::require_non_negative("threads", threads);
     py::gil_scoped_release unlocked;
-    invert_fast::best_two({reinterpret_cast<const float*>(x), reinterpret_cast<const float*>(packed),
-                           reinterpret_cast<const float*>(bias), nullptr, rows, width, columns, x_stride, 0},
-                          reinterpret_cast<std::int64_t*>(ids), reinterpret_cast<float*>(leads), threads);
+    invert_fast::best_two(op, reinterpret_cast<std::int64_t*>(ids), reinterpret_cast<float*>(leads), threads);
+}
+
+void best_two_by_sketch(const std::array<std::uintptr_t, 3>& sketch, const Size& sketch_size,
+                        const std::array<std::uintptr_t, 3>& rows, const Size& size, std::uintptr_t ids,
+                        std::uintptr_t leads, std::int64_t columns, int threads) {
+    const auto low = pack_scores(sketch[0], sketch[1], sketch[2], sketch_size, columns);
+    const auto op = pack_scores(rows[0], rows[1], rows[2], size, columns);
+    if (low.rows != op.rows) throw std::invalid_argument("sketch and x differ in rows");
+    invert_fast::require_non_negative("threads", threads);
+    py::gil_scoped_release unlocked;
+    invert_fast::best_two_by_sketch(low, {op.x, op.packed, op.bias, op.width, op.x_stride},
+                                    reinterpret_cast<std::int64_t*>(ids), reinterpret_cast<float*>(leads), threads);
 }
 
 }  // namespace
@@ -264,9 +285,14 @@ PYBIND11_MODULE(_C, m) {
     m.def("product", &product, "x_ptr"_a, "packed_ptr"_a, "bias_ptr"_a, "out_ptr"_a, "rows"_a, "width"_a, "columns"_a,
           "x_stride"_a, "out_stride"_a, "threads"_a = 0,
           "x [rows, width] times a packed matrix, plus bias [columns] (or 0), to out [rows, columns]; all fp32.");
-    m.def("best_two", &best_two, "x_ptr"_a, "packed_ptr"_a, "bias_ptr"_a, "ids_ptr"_a, "leads_ptr"_a, "rows"_a, "width"_a,
-          "columns"_a, "x_stride"_a, "threads"_a = 0,
-          "Of each row of the same product the column of the largest element (int64) and its lead over the second.");
+    m.def("best_two", &best_two, "x_ptr"_a, "packed_ptr"_a, "bias_ptr"_a, "ids_ptr"_a, "leads_ptr"_a, "size"_a,
+          "columns"_a, "threads"_a = 0,
+          "Of each row of the same product the column of the largest element (int64) and its lead over the second. "
+          "size: rows, width and stride of x.");
+    m.def("best_two_by_sketch", &best_two_by_sketch, "sketch"_a, "sketch_size"_a, "rows"_a, "size"_a, "ids_ptr"_a,
+          "leads_ptr"_a, "columns"_a, "threads"_a = 0,
+          "The same among the best of every 64th column in a narrower product. sketch: pointers of x, packed and "
+          "bias; rows: of x, the matrix [columns, width] and bias.");
     m.def("share_team", [](std::uintptr_t team) { invert_fast::shared_team = reinterpret_cast<invert_fast::Team>(team); },
           "team"_a, "The address of GOMP_parallel in the OpenMP runtime whose threads all ops are to use; 0: their own.");
     m.def("build_info", &build_info,

@@ -27,8 +27,4 @@ void pack_matrix(const float* matrix, std::int64_t stride, std::int64_t column_s
 // threads (0: every core) there are.
 void product(const Product& op, int threads);
 
-// Of each row of x times matrix + bias the column of the largest element (ties: the lower), and by how much it leads the
-// second largest; op.out is not used, and nothing of its size is written. NaN is never the largest.
-void best_two(const Product& op, std::int64_t* columns, float* leads, int threads);
-
 }  // namespace invert_fast

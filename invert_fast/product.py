@@ -1,6 +1,6 @@
 """Linear layers with their weights packed once, csrc/product.cpp: on AVX2 a fifth to a half faster than PyTorch's at 16
 to 128 rows, as a pass over lanes or over a chunk of a text has: a general product spends much of that time packing.
-And the best two columns of a product, without the product. PyTorch's own elsewhere."""
+PyTorch's own elsewhere."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ from .native import _C
 from .recording import define, is_recording
 
 _FEWEST_ROWS = 4  # for fewer, memory is what bounds it
-_MOST_BYTES = 1 << 30  # of weights: packed, each is there a second time, and for gradients a third
-_SCORES_BYTES, _SCORES_CACHED = 1 << 28, 1 << 24
+MOST_BYTES = 1 << 30  # of weights: packed, each is there a second time, and for gradients a third
 
 
 class _Packed(nn.Module):
@@ -36,7 +35,7 @@ class _Packed(nn.Module):
             return super().forward(x)
         if torch.is_grad_enabled() and x.requires_grad:
             return _Product.apply(x, self)  # type: ignore[return-value]
-        return _forward(x, *self.packed(False), self.bias)
+        return product(x, *self.packed(False), self.bias)
 
     def packed(self, transposed: bool) -> tuple[Tensor, Tensor]:
         """`[K, N]`, or its transpose, in the form of csrc/product.cpp, made on the first use; and as a view."""
@@ -44,7 +43,7 @@ class _Packed(nn.Module):
         if transposed not in packs:
             weight = self.weight.detach()
             matrix = weight.t() if transposed != self.weight_is_transposed else weight
-            packs[transposed] = _pack(matrix), matrix
+            packs[transposed] = pack(matrix), matrix
         return packs[transposed]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -67,54 +66,19 @@ def pack_linears(body: nn.Module) -> None:
     if _C is None or not _C.tiles_are_widest():
         return
     found = [module for module in body.modules() if type(module) in _PACKED]
-    if sum(weight.nbytes for module in found for weight in module.parameters()) <= _MOST_BYTES:
+    if sum(weight.nbytes for module in found for weight in module.parameters()) <= MOST_BYTES:
         for module in found:
             module.__class__ = _PACKED[type(module)]
 
 
-class BestTwo:
-    """argmax_v x·e_v + b_v of many rows, and its lead over the second largest, for one matrix e `[V, K]`.
-
-    In C++ no score is written down; elsewhere a few megabytes of them at a time, which on a CPU are then still in the
-    cache when their maximum is looked for.
-    """
-
-    def __init__(self, matrix: Tensor):
-        self.matrix = matrix
-        self._packed: Tensor | None = None
-        self._fused = (
-            _C is not None and _C.tiles_are_widest() and matrix.device.type == "cpu" and matrix.dtype == torch.float32
-        ) and matrix.nbytes <= _MOST_BYTES
-
-    def __call__(self, x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-        """x `[n, K]`, bias `[V]` → ids and leads, `[n]` each."""
-        ids, leads = x.new_empty(len(x), dtype=torch.long), x.new_empty(len(x))
-        if self._fused and x.dtype == bias.dtype == torch.float32:
-            if self._packed is None:
-                self._packed = _pack(self.matrix.t())
-            x, bias = x if x.stride(-1) == 1 else x.contiguous(), bias.contiguous()
-            _C.best_two(
-                *(x.data_ptr(), self._packed.data_ptr(), bias.data_ptr(), ids.data_ptr(), leads.data_ptr()),
-                *(len(x), x.shape[1], len(bias), x.stride(0), torch.get_num_threads()),
-            )
-            return ids, leads
-        rows = max(1, (_SCORES_BYTES if x.is_cuda else _SCORES_CACHED) // (4 * len(bias)))
-        for start in range(0, len(x), rows):
-            scores = torch.addmm(bias, x[start : start + rows], self.matrix.T)
-            top, found = scores.max(-1)
-            scores.scatter_(1, found[:, None], float("-inf"))
-            ids[start : start + rows], leads[start : start + rows] = found, top - scores.amax(-1)
-        return ids, leads
-
-
-def _pack(matrix: Tensor) -> Tensor:
+def pack(matrix: Tensor) -> Tensor:
     """A matrix `[K, N]` in the form of csrc/product.cpp."""
     packed = torch.empty(_C.packed_size(*matrix.shape))
     _C.pack_matrix(matrix.data_ptr(), *matrix.stride(), *matrix.shape, packed.data_ptr())
     return packed
 
 
-def _forward(x: Tensor, packed: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:
+def product(x: Tensor, packed: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:
     """x `[..., K]` · matrix `[K, N]` + bias `[N]`."""
     K, N = matrix.shape
     rows = x.reshape(-1, K)
@@ -139,13 +103,13 @@ class _Product(torch.autograd.Function):
         ctx.linear = linear
         bias = None if linear.bias is None else linear.bias.detach()
         packed, matrix = linear.packed(False)
-        return (_product if is_recording() else _forward)(x, packed, matrix, bias)
+        return (_product if is_recording() else product)(x, packed, matrix, bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):  # type: ignore[override]
         packed, matrix = ctx.linear.packed(True)
-        return (_product if is_recording() else _forward)(grad, packed, matrix, None), None
+        return (_product if is_recording() else product)(grad, packed, matrix, None), None
 
 
-_product = define("product(Tensor x, Tensor packed, Tensor matrix, Tensor? bias) -> Tensor", _forward)
+_product = define("product(Tensor x, Tensor packed, Tensor matrix, Tensor? bias) -> Tensor", product)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
-from invert_fast import Inverter, demo, product
+from invert_fast import Inverter, best_two, demo
 from invert_fast.lens import LinearLens, choose_lens, doubtful, look_again, store
 from invert_fast.lens.linear import fit_linear
 from invert_fast.lens.repair import measure_repair
@@ -101,7 +101,7 @@ def test_how_many_rows_are_scored_at_once_does_not_matter(rows, monkeypatch):
     lens, (_, states) = lens_of(inv), captured(inv, *[20] * 3)
     expected = lens.draft(states)
     monkeypatch.setattr(lens.best_two, "_fused", False)
-    monkeypatch.setattr(product, "_SCORES_CACHED", rows * 4 * VOCAB)
+    monkeypatch.setattr(best_two, "_SCORES_CACHED", rows * 4 * VOCAB)
     assert torch.equal(lens.draft(states), expected)
 
 

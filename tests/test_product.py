@@ -160,7 +160,7 @@ def test_only_plain_linear_layers_of_bodies_that_fit_are_packed(monkeypatch):
     body = nn.Sequential(Scaled(8, 8), nn.Linear(8, 8))
     product.pack_linears(body)
     assert [type(m).__name__ for m in body] == ["Scaled", "PackedLinear"]
-    monkeypatch.setattr(product, "_MOST_BYTES", 8 * 8 * 4 + 8 * 4 - 1)
+    monkeypatch.setattr(product, "MOST_BYTES", 8 * 8 * 4 + 8 * 4 - 1)
     body = nn.Sequential(nn.Linear(8, 8))
     product.pack_linears(body)
     assert type(body[0]) is nn.Linear
@@ -185,50 +185,3 @@ def test_the_team_is_found_where_pytorch_runs_on_openmp():
     if not (native.Path(torch.__file__).parent / "lib" / "libtorch_cpu.so").exists():
         pytest.skip("this PyTorch has no lib/libtorch_cpu.so to look in")
     assert native.team_of_torch() != 0
-
-
-@given(st.data())
-def test_the_best_two_columns_of_any_product(data):
-    draw = data.draw
-    n, V, K = draw(st.integers(0, 20)), draw(st.integers(2, 70)), draw(st.integers(1, 40))
-    seed = draw(st.integers(0, 2**31))
-    x, matrix, bias = rows(n, K + 3, seed=seed)[:, 3:], rows(V, K, seed=seed + 1), rows(V, seed=seed + 2)
-    bias[torch.rand(V, generator=torch.Generator().manual_seed(seed)) < draw(st.sampled_from([0, 0.5]))] = -1e30
-    best_two = product.BestTwo(matrix)
-    best_two._fused = True
-    ids, leads = best_two(x, bias)
-    scores = x.double() @ matrix.double().T + bias.double()
-    top = scores.sort(-1, descending=True).values
-    torch.testing.assert_close(scores.gather(1, ids[:, None])[:, 0], top[:, 0], rtol=1e-5, atol=1e-4)
-    torch.testing.assert_close(leads.double(), top[:, 0] - top[:, 1], rtol=1e-4, atol=1e-4)
-
-
-def test_fused_and_plain_search_for_the_best_two_agree_at_the_sizes_of_models(monkeypatch):
-    x, matrix, bias = rows(500, 64), rows(5003, 64, seed=1), rows(5003, seed=2)
-    fused, plain = product.BestTwo(matrix), product.BestTwo(matrix)
-    fused._fused, plain._fused = True, False
-    monkeypatch.setattr(product, "_SCORES_CACHED", 4 * 5003 * 7)
-    wanted_ids, wanted_leads = plain(x, bias)
-    alone = [fused(row[None], bias) for row in x[:10]]
-    threads = torch.get_num_threads()
-    try:
-        for count in (1, 2, 5):
-            torch.set_num_threads(count)
-            ids, leads = fused(x, bias)
-            assert torch.equal(ids, wanted_ids)
-            torch.testing.assert_close(leads, wanted_leads, rtol=1e-4, atol=1e-4)
-            assert torch.equal(leads[:10], torch.cat([lead for _, lead in alone]))
-    finally:
-        torch.set_num_threads(threads)
-
-
-def test_ties_go_to_the_lower_id_and_spoilt_rows_to_themselves():
-    best_two = product.BestTwo(torch.ones(40, 8))
-    best_two._fused = True
-    x = torch.ones(9, 8)
-    x[3, 2] = float("nan")
-    ids, leads = best_two(x, torch.zeros(40))
-    others = [0, 1, 2, 4, 5, 6, 7, 8]
-    assert ids[others].eq(0).all()
-    assert leads[others].eq(0).all()
-    assert 0 <= ids[3] < 40

@@ -93,7 +93,8 @@ class LearnedLens(nn.Module):
     @torch.no_grad()
     def best(self, proxies: Tensor) -> tuple[Tensor, Tensor]:
         """As `LinearLens.best`."""
-        return best_tokens(proxies, self.linear.best_two, self.linear.parts["first"].bias, self.bias())
+        first = self.linear.parts["first"].bias
+        return best_tokens(proxies, self.linear.best_two, first, self.bias(), self.log_scale.exp())
 
     def draft(self, hidden: Tensor) -> Tensor:
         """As `LinearLens.draft`: `[b, T, D] → [b, T]`."""

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ..best_two import BestTwo
 from ..lanes import Lanes
 from ..model import Decoder
-from ..product import BestTwo
 from ..vocabulary import Vocabulary
 from .repair import Repair, measure_repair
 from .sampling import self_samples
@@ -59,7 +59,7 @@ class LinearLens:
             name: Part(project, gram, token_bias(vocabulary, gram)) for name, (project, gram) in parts.items()
         }
         self._both, self._constant = split_rows(self.parts["rest"].project)
-        self.best_two = BestTwo(vocabulary.embedding)
+        self.best_two = BestTwo(vocabulary.embedding, self.parts["rest"].gram)
 
     def proxies(self, hidden: Tensor) -> Tensor:
         """What each row of whole texts says of its token, in the space of embeddings: `[b, T, D] → [b, T, D_e]`."""
@@ -67,7 +67,7 @@ class LinearLens:
 
     def best(self, proxies: Tensor) -> tuple[Tensor, Tensor]:
         """The token of the top score of every row and its lead over the next, `[b, T, D_e] → [b, T]` each."""
-        return best_tokens(proxies, self.best_two, self.parts["first"].bias, self.parts["rest"].bias)
+        return best_tokens(proxies, self.best_two, self.parts["first"].bias, self.parts["rest"].bias, 1.0)
 
     def draft(self, hidden: Tensor) -> Tensor:
         """`[b, T, D] → [b, T]`: the best token of every row of whole texts."""
@@ -100,11 +100,14 @@ def two_row_map(hidden: Tensor, first: Tensor, both: Tensor, constant: Tensor) -
     return out
 
 
-def best_tokens(proxies: Tensor, best_two: BestTwo, first: Tensor, rest: Tensor) -> tuple[Tensor, Tensor]:
+def best_tokens(
+    proxies: Tensor, best_two: BestTwo, first: Tensor, rest: Tensor, scale: Tensor | float
+) -> tuple[Tensor, Tensor]:
     """argmax over tokens of proxy·e_v + bias_v, with a bias of its own at position 0, and its lead over the second
-    largest: `[b, T, D_e] → [b, T]` each. The lead tells how likely the token is right (`Repair.error`)."""
+    largest: `[b, T, D_e] → [b, T]` each. The lead tells how likely the token is right (`Repair.error`). scale: of the
+    bias of a likelihood in `rest`."""
     b, T, _ = proxies.shape
-    opening, later = best_two(proxies[:, 0], first), best_two(proxies[:, 1:].flatten(0, 1), rest)
+    opening, later = best_two(proxies[:, 0], first), best_two(proxies[:, 1:].flatten(0, 1), rest, scale)
     ids, leads = (torch.cat([one[:, None], more.view(b, T - 1)], 1) for one, more in zip(opening, later, strict=True))
     return ids, leads
 

@@ -1,0 +1,169 @@
+#include "best_two.h"
+
+#include <algorithm>
+#include <limits>
+
+#include "clones.h"
+#include "parallel.h"
+#include "tile.h"
+#include "vector.h"
+
+namespace invert_fast {
+namespace {
+
+constexpr std::int64_t kRowsAtOnce = 192;  // of x, which stay in cache while all panels pass
+constexpr int kClasses = 4 * kTileColumns;  // of columns: every so-manieth is of the same
+constexpr float kWithin = 40;  // what a column may lack in the sketch and still be the best: nats
+constexpr float kNone = -std::numeric_limits<float>::infinity();
+
+// Calls seen(row, rows, panel, scores [rows, 16]) on every tile of the product's rows begin to end, rows counted from
+// begin; panel by panel. What fills up the last panel scores -inf.
+template <class Seen>
+void each_tile(const Product& op, std::int64_t begin, std::int64_t end, const Seen& seen) {
+    const Tile* tile = tiles();
+    const std::int64_t panel_size = op.width * kTileColumns, panels = panels_of(op.columns);
+    const std::int64_t count = end - begin, tiles_of_rows = (count + kTileRows - 1) / kTileRows;
+    for (std::int64_t p = 0; p < panels; ++p) {
+        const std::int64_t first = p * kTileColumns, there = std::min<std::int64_t>(kTileColumns, op.columns - first);
+        const float* panel = op.packed + p * panel_size;
+        float bias[kTileColumns], scores[kTileRows * kTileColumns];
+        std::fill_n(bias, kTileColumns, kNone);
+        for (std::int64_t c = 0; c < there; ++c) bias[c] = op.bias ? op.bias[first + c] : 0.0f;
+        for (std::int64_t t = 0; t < tiles_of_rows; ++t) {
+            const std::int64_t row = count * t / tiles_of_rows;
+            const auto rows = static_cast<int>(count * (t + 1) / tiles_of_rows - row);
+            if (p + 1 < panels) prefetch_part(panel + panel_size, panel_size * sizeof(float), t, tiles_of_rows);
+            tile[rows - 1](op.x + (begin + row) * op.x_stride, op.x_stride, panel, bias, scores, kTileColumns, op.width);
+            seen(row, rows, p, scores);
+        }
+    }
+}
+
+// Calls work(begin, end) on blocks of a few rows each, on several threads.
+template <class Work>
+void in_blocks(const Product& op, int threads, const Work& work) {
+    if (op.rows == 0 || op.columns == 0) return;
+    parallel_rows(op.rows, useful_threads(op.rows, op.width * op.columns, threads),
+                  [&](std::int64_t begin, std::int64_t end) {
+                      for (; begin < end; begin += kRowsAtOnce) work(begin, std::min(begin + kRowsAtOnce, end));
+                  });
+}
+
+struct Two {
+    float best = kNone, second = kNone;
+    std::int64_t column = 0;
+
+    INVERT_FAST_INLINE void add(float score, std::int64_t at) {
+        if (score > best) {
+            second = best;
+            best = score;
+            column = at;
+        } else if (score > second) {
+            second = score;
+        }
+    }
+};
+
+// Whether one of the sixteen scores of any row is above the limit of that row.
+INVERT_FAST_CLONES
+bool any_above(const float* scores, const float* limits, int rows) {
+    int found = 0;
+    for (int r = 0; r < rows; ++r) {
+        for (int c = 0; c < kTileColumns; ++c) found |= scores[r * kTileColumns + c] > limits[r];
+    }
+    return found != 0;
+}
+
+void best_two_of(const Product& op, std::int64_t begin, std::int64_t end, std::int64_t* columns, float* leads) {
+    Two found[kRowsAtOnce];
+    float limits[kRowsAtOnce];  // the second best of each so far
+    std::fill_n(limits, kRowsAtOnce, kNone);
+    each_tile(op, begin, end, [&](std::int64_t row, int rows, std::int64_t panel, const float* scores) {
+        if (!any_above(scores, limits + row, rows)) return;
+        for (int r = 0; r < rows; ++r) {
+            for (int c = 0; c < kTileColumns; ++c) {
+                found[row + r].add(scores[r * kTileColumns + c], panel * kTileColumns + c);
+            }
+            limits[row + r] = found[row + r].second;
+        }
+    });
+    for (std::int64_t r = 0; r < end - begin; ++r) {
+        columns[begin + r] = found[r].column;
+        leads[begin + r] = found[r].best - found[r].second;
+    }
+}
+
+// Keeps the higher of each score and the best so far, and the panel it is from.
+INVERT_FAST_CLONES
+void keep_higher(const float* __restrict scores, int count, std::int32_t panel, float* __restrict best,
+                 std::int32_t* __restrict panels) {
+    for (int i = 0; i < count; ++i) {
+        const bool higher = scores[i] > best[i];
+        best[i] = higher ? scores[i] : best[i];
+        panels[i] = higher ? panel : panels[i];
+    }
+}
+
+INVERT_FAST_CLONES
+float dot(const float* __restrict a, const float* __restrict b, std::int64_t width) {
+    constexpr int kPartial = 32;
+    float total[kPartial] = {}, sum = 0;
+    const std::int64_t whole = width - width % kPartial;
+    for (std::int64_t i = 0; i < whole; i += kPartial) {
+        for (int k = 0; k < kPartial; ++k) total[k] += a[i + k] * b[i + k];
+    }
+    for (std::int64_t i = whole; i < width; ++i) sum += a[i] * b[i];
+    for (int k = 0; k < kPartial; ++k) sum += total[k];
+    return sum;
+}
+
+void best_two_of(const Product& sketch, const Rows& op, std::int64_t begin, std::int64_t end, std::int64_t* columns,
+                 float* leads) {
+    constexpr std::int64_t kTurns = kClasses / kTileColumns;  // panels take turns
+    float best[kTurns][kRowsAtOnce * kTileColumns];
+    std::int32_t panels[kTurns][kRowsAtOnce * kTileColumns];
+    for (std::int64_t turn = 0; turn < kTurns; ++turn) {
+        std::fill_n(best[turn], (end - begin) * kTileColumns, kNone);
+        std::fill_n(panels[turn], (end - begin) * kTileColumns, -1);
+    }
+    each_tile(sketch, begin, end, [&](std::int64_t row, int rows, std::int64_t panel, const float* scores) {
+        keep_higher(scores, rows * kTileColumns, static_cast<std::int32_t>(panel),
+                    best[panel % kTurns] + row * kTileColumns, panels[panel % kTurns] + row * kTileColumns);
+    });
+    for (std::int64_t r = 0; r < end - begin; ++r) {
+        Two roughly;
+        for (const auto& turn : best) {
+            for (int c = 0; c < kTileColumns; ++c) roughly.add(turn[r * kTileColumns + c], 0);
+        }
+        const float least = std::min(roughly.second, roughly.best - kWithin);
+        std::int64_t chosen[kClasses], count = 0;
+        for (std::int64_t turn = 0; turn < kTurns; ++turn) {
+            for (int c = 0; c < kTileColumns; ++c) {
+                const std::int64_t i = r * kTileColumns + c, panel = panels[turn][i];
+                if (panel >= 0 && best[turn][i] >= least) chosen[count++] = panel * kTileColumns + c;
+            }
+        }
+        std::sort(chosen, chosen + count);  // ties go to the lower
+        Two found;
+        for (std::int64_t i = 0; i < count; ++i) {
+            const float* x = op.x + (begin + r) * op.x_stride;
+            found.add(dot(x, op.matrix + chosen[i] * op.width, op.width) + op.bias[chosen[i]], chosen[i]);
+        }
+        columns[begin + r] = found.column;
+        leads[begin + r] = found.best - found.second;
+    }
+}
+
+}  // namespace
+
+void best_two(const Product& op, std::int64_t* columns, float* leads, int threads) {
+    in_blocks(op, threads,
+              [&](std::int64_t begin, std::int64_t end) { best_two_of(op, begin, end, columns, leads); });
+}
+
+void best_two_by_sketch(const Product& sketch, const Rows& op, std::int64_t* columns, float* leads, int threads) {
+    in_blocks(sketch, threads,
+              [&](std::int64_t begin, std::int64_t end) { best_two_of(sketch, op, begin, end, columns, leads); });
+}
+
+}  // namespace invert_fast

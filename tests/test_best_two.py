@@ -1,0 +1,181 @@
+"""csrc/best_two.cpp: the best two columns of a product that is not written down, whole and by a sketch."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from invert_fast import best_two as module
+from invert_fast.best_two import BestTwo
+from invert_fast.product import pack
+
+_C = pytest.importorskip("invert_fast._C", reason="invert_fast._C is not built (it needs a C++ compiler)")
+
+
+def rows(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def fused(matrix: Tensor, gram: Tensor | None = None) -> BestTwo:
+    """In C++, where PyTorch might be faster, too."""
+    best_two = BestTwo(matrix, gram)
+    best_two._fused = True
+    return best_two
+
+
+@given(st.data())
+def test_the_best_two_columns_of_any_product(data):
+    draw = data.draw
+    n, V, K = draw(st.integers(0, 20)), draw(st.integers(2, 70)), draw(st.integers(1, 40))
+    seed = draw(st.integers(0, 2**31))
+    x, matrix, bias = rows(n, K + 3, seed=seed)[:, 3:], rows(V, K, seed=seed + 1), rows(V, seed=seed + 2)
+    bias[torch.rand(V, generator=torch.Generator().manual_seed(seed)) < draw(st.sampled_from([0, 0.5]))] = -1e30
+    best_two = fused(matrix)
+    ids, leads = best_two(x, bias)
+    scores = x.double() @ matrix.double().T + bias.double()
+    top = scores.sort(-1, descending=True).values
+    torch.testing.assert_close(scores.gather(1, ids[:, None])[:, 0], top[:, 0], rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(leads.double(), top[:, 0] - top[:, 1], rtol=1e-4, atol=1e-4)
+
+
+def test_fused_and_plain_search_for_the_best_two_agree_at_the_sizes_of_models(monkeypatch):
+    x, matrix, bias = rows(500, 64), rows(5003, 64, seed=1), rows(5003, seed=2)
+    ours, plain = fused(matrix), BestTwo(matrix)
+    plain._fused = False
+    monkeypatch.setattr(module, "_SCORES_CACHED", 4 * 5003 * 7)
+    wanted_ids, wanted_leads = plain(x, bias)
+    alone = [ours(row[None], bias) for row in x[:10]]
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 2, 5):
+            torch.set_num_threads(count)
+            ids, leads = ours(x, bias)
+            assert torch.equal(ids, wanted_ids)
+            torch.testing.assert_close(leads, wanted_leads, rtol=1e-4, atol=1e-4)
+            assert torch.equal(leads[:10], torch.cat([lead for _, lead in alone]))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_ties_go_to_the_lower_id_and_spoilt_rows_to_themselves():
+    best_two = fused(torch.ones(40, 8))
+    x = torch.ones(9, 8)
+    x[3, 2] = float("nan")
+    ids, leads = best_two(x, torch.zeros(40))
+    others = [0, 1, 2, 4, 5, 6, 7, 8]
+    assert ids[others].eq(0).all()
+    assert leads[others].eq(0).all()
+    assert 0 <= ids[3] < 40
+
+
+# ---- by a sketch
+
+
+def among(x: Tensor, matrix: Tensor, bias: Tensor, low: Tensor, low_matrix: Tensor, low_bias: Tensor):
+    """The contract of csrc/best_two.h said plainly, in float64: scores of the candidates, -inf else."""
+    rough = (low.double() @ low_matrix.double().T + low_bias.double()).masked_fill(low_bias.isinf(), -torch.inf)
+    V = len(matrix)
+    rough = torch.nn.functional.pad(rough, (0, -V % 64), value=-torch.inf).view(len(x), -1, 64)
+    top, panel = rough.max(1)
+    ids = panel * 64 + torch.arange(64)
+    near = top >= torch.minimum(top.topk(2, -1).values[:, 1:], top.amax(-1, keepdim=True) - 40)
+    exact = torch.full((len(x), V), -torch.inf, dtype=torch.float64)
+    for row, (chosen, good) in enumerate(zip(ids, near & top.isfinite(), strict=True)):
+        columns = chosen[good]
+        exact[row, columns] = matrix[columns].double() @ x[row].double() + bias[columns].double()
+    return exact
+
+
+@given(st.data())
+def test_a_sketch_names_the_candidates_and_the_product_decides(data):
+    draw = data.draw
+    n, V, K, r = draw(st.integers(0, 20)), draw(st.integers(2, 300)), draw(st.integers(1, 70)), draw(st.integers(1, 20))
+    seed, wide = draw(st.integers(0, 2**31)), draw(st.sampled_from([1.0, 30.0]))
+    x, matrix, bias = rows(n, K + 3, seed=seed)[:, 3:], rows(V, K, seed=seed + 1), rows(V, seed=seed + 2)
+    low, low_matrix, low_bias = rows(n, r, seed=seed + 3) * wide, rows(V, r, seed=seed + 4), rows(V, seed=seed + 5)
+    banned = torch.rand(V, generator=torch.Generator().manual_seed(seed)) < draw(st.sampled_from([0, 0.5]))
+    banned[:2] = False
+    low_bias[banned] = -torch.inf
+    packed = pack(low_matrix.t())
+    ids, leads = torch.full((n + 1,), -7), torch.full((n + 1,), -7.0)
+    _C.best_two_by_sketch(
+        (low.data_ptr(), packed.data_ptr(), low_bias.data_ptr()),
+        (n, r, r),
+        (x.data_ptr(), matrix.data_ptr(), bias.data_ptr()),
+        (n, K, x.stride(0)),
+        *(ids.data_ptr(), leads.data_ptr(), V, draw(st.sampled_from([1, 3]))),
+    )
+    assert (ids[n], leads[n]) == (-7, -7), "the op wrote past its rows"
+    if n:
+        top = among(x, matrix, bias, low, low_matrix, low_bias).topk(2, -1)
+        assert ids[:n].tolist() == top.indices[:, 0].tolist()
+        torch.testing.assert_close(leads[:n].double(), top.values[:, 0] - top.values[:, 1], rtol=1e-4, atol=1e-4)
+
+
+def likelihood(V: int = 3000, K: int = 64, n: int = 700, noise: float = 1.0):
+    """Rows that tokens gave, in a channel where few of the directions tell tokens apart."""
+    spread = torch.cat([torch.full((12,), 5.0), torch.full((K - 12,), 0.3)])
+    mix = torch.linalg.qr(rows(K, K, seed=3)).Q
+    matrix = rows(V, K, seed=4) * spread @ mix
+    gram = mix.T @ torch.diag(torch.linspace(0.5, 2, K)) @ mix
+    root = torch.linalg.cholesky(gram)
+    truth = torch.arange(n) * 7 % V
+    x = (matrix[truth] @ root + noise * rows(n, K, seed=5)) @ root.T
+    return fused(matrix, gram), x, -0.5 * ((matrix @ gram) * matrix).sum(-1), truth
+
+
+def test_a_sketch_finds_what_looking_at_all_finds():
+    best_two, x, bias, truth = likelihood()
+    whole, sketched = best_two(x, bias), best_two(x, bias, 1.0)
+    made = best_two._made
+    assert made is not None
+    assert made.width <= 32
+    assert torch.equal(sketched[0], whole[0])
+    assert (whole[0] == truth).float().mean() > 0.95
+    assert (sketched[1] >= whole[1] - 1e-2).all(), "the second of a few is not above the second of all"
+    # twice the likelihood with twice the states, and another bias on top
+    extra = rows(len(bias), seed=9)
+    assert torch.equal(best_two(2 * x, 2 * bias + extra, 2.0)[0], best_two(2 * x, 2 * bias + extra)[0])
+
+
+def test_a_row_finds_the_same_whatever_is_beside_it_and_however_many_threads_there_are():
+    best_two, x, bias, _ = likelihood(n=400)
+    ids, leads = best_two(x, bias, 1.0)
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 2, 5):
+            torch.set_num_threads(count)
+            for part in (slice(0, 1), slice(3, 9), slice(100, 400), slice(None)):
+                some, their = best_two(x[part], bias, 1.0)
+                assert torch.equal(some, ids[part])
+                torch.testing.assert_close(their, leads[part], rtol=1e-5, atol=1e-4)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_without_directions_that_stand_out_there_is_no_sketch():
+    flat = fused(rows(3000, 64), torch.eye(64))  # all directions alike
+    few = fused(rows(500, 64) * torch.linspace(9, 0, 64), torch.eye(64))
+    unclear = fused(rows(3000, 64) * torch.linspace(1, 0, 64) ** 8, torch.eye(64))  # little of anything
+    spoilt = fused(rows(3000, 64), torch.full((64, 64), torch.nan))
+    for best_two in (flat, few, unclear, spoilt):
+        x, bias = rows(5, 64, seed=1), rows(len(best_two.matrix), seed=2)
+        for ours, theirs in zip(best_two(x, bias, 1.0), best_two(x, bias), strict=True):
+            assert torch.equal(ours, theirs)
+        assert best_two._made is None
+
+
+def test_spoilt_rows_and_tokens_that_are_none_keep_to_themselves_in_a_sketch():
+    best_two, x, bias, _ = likelihood(n=9)
+    bias[::2] = -torch.inf
+    wanted = best_two(x, bias, 1.0)[0]
+    assert (wanted % 2 == 1).all()
+    x[3, 2] = torch.nan
+    ids, _ = best_two(x, bias, 1.0)
+    others = [0, 1, 2, 4, 5, 6, 7, 8]
+    assert torch.equal(ids[others], wanted[others])
+    assert 0 <= ids[3] < len(bias)
+    assert [len(t) for t in best_two(x[:0], bias, 1.0)] == [0, 0]
