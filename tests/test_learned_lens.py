@@ -313,6 +313,20 @@ def test_settings_out_of_range_are_refused(settings):
         Fit(**settings)
 
 
+@pytest.mark.parametrize(("accuracy", "size"), [(0.95, (128, 1)), (0.5, (192, 2))])
+def test_where_the_linear_lens_leaves_more_to_correct_the_lens_is_larger(cache, monkeypatch, accuracy, size):
+    inv = Inverter(make("gpt2"))
+    linear = store.linear_lens(inv.decoder, inv.vocabulary)
+    linear.accuracy = accuracy
+    monkeypatch.setattr(store, "linear_lens", lambda *_: linear)
+    inv.fit("learned", Fit(steps=1))
+    lens = choose_lens(inv.decoder, inv.vocabulary, "learned")
+    assert (lens.width, lens.layers) == size  # type: ignore[union-attr]
+    inv.fit("learned", Fit(steps=1, width=64))
+    lens = choose_lens(inv.decoder, inv.vocabulary, "learned")
+    assert (lens.width, lens.layers) == (64, size[1])  # type: ignore[union-attr]
+
+
 # ---- which lens is used, and what a bad one can do
 
 
