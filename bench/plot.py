@@ -1,7 +1,7 @@
 """Draw the results of bench_speculative.py: time over that of a bare forward pass against length. Plain SVG.
 
 pytest bench/bench_speculative.py --benchmark-only --benchmark-json out.json
-python bench/plot.py out.json docs/speculative.svg
+python bench/plot.py out.json [more.json …] docs/speculative.svg
 """
 
 import json
@@ -15,10 +15,10 @@ COLOURS = {1: "#1b6ca8", 16: "#d1495b", 256: "#2e8b57"}
 LEAST, LARGEST = -1, 7  # powers of two at the bottom and the top of a panel
 
 
-def series(path: Path) -> dict[str, dict[int, list[tuple[int, float]]]]:
+def series(paths: list[Path]) -> dict[str, dict[int, list[tuple[int, float]]]]:
     """model → texts → [(length, ratio to the bare forward pass)]."""
     found: dict[str, dict[int, list[tuple[int, float]]]] = defaultdict(lambda: defaultdict(list))
-    for row in json.loads(path.read_text())["benchmarks"]:
+    for row in (row for path in paths for row in json.loads(path.read_text())["benchmarks"]):
         shape = row["params"]
         if row["name"].startswith("bench_texts"):
             model = Path(shape["inverter"]).name
@@ -54,8 +54,9 @@ def panel(model: str, lines: dict[int, list[tuple[int, float]]], left: int) -> l
     return out
 
 
-def main(source: str, target: str) -> None:
-    models = series(Path(source))
+def main(*arguments: str) -> None:
+    *sources, target = map(Path, arguments)
+    models = series(sources)
     width = WIDTH * len(models) + 110
     body = [part for i, (name, lines) in enumerate(models.items()) for part in panel(name, lines, i * WIDTH)]
     for i, (texts, colour) in enumerate(COLOURS.items()):
@@ -67,7 +68,7 @@ def main(source: str, target: str) -> None:
     size = f'width="{width}" height="{HEIGHT}" font-family="sans-serif" font-size="11"'
     head = f'<svg xmlns="http://www.w3.org/2000/svg" {size}>'
     back = f'<rect width="{width}" height="{HEIGHT}" fill="white"/>'
-    Path(target).write_text("\n".join([head, back, *body, "</svg>"]) + "\n")
+    target.write_text("\n".join([head, back, *body, "</svg>"]) + "\n")
 
 
 if __name__ == "__main__":
