@@ -47,8 +47,8 @@ sanitize: $(INSTALLED_LINT)  ## the tests of the C++ ops under the address and u
 	@INVERT_FAST_SANITIZE=1 PYTHONPATH=$(SHADOW) LD_PRELOAD="$(WATCHERS)" \
 		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 		$(VENV)/bin/pytest tests/test_native.py tests/test_native_adam.py tests/test_native_nearest.py tests/test_ops.py \
-		tests/test_gelu.py tests/test_product.py tests/test_draft_attention.py \
-		-k "native or cpp or gelu or product or draft_attention"
+		tests/test_gelu.py tests/test_product.py tests/test_best_two.py tests/test_draft_attention.py \
+		-k "native or cpp or gelu or product or best_two or draft_attention"
 
 clean:  ## remove the environment and everything built
 	@rm -rf $(VENV) build dist *.egg-info invert_fast/*.so .pytest_cache .benchmarks .hypothesis .ruff_cache
