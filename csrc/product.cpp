@@ -1,7 +1,6 @@
 #include "product.h"
 
 #include <algorithm>
-#include <cstring>
 
 #include "parallel.h"
 #include "tile.h"
@@ -39,7 +38,7 @@ std::int64_t packed_size(std::int64_t width, std::int64_t columns) { return pane
 
 void pack_matrix(const float* matrix, std::int64_t stride, std::int64_t column_stride, std::int64_t width,
                  std::int64_t columns, float* packed) {
-    std::memset(packed, 0, static_cast<std::size_t>(packed_size(width, columns)) * sizeof(float));
+    std::fill_n(packed, packed_size(width, columns), 0.0f);  // no memset: an empty one has no address
     for (std::int64_t c = 0; c < columns; ++c) {
         float* to = packed + c / kTileColumns * width * kTileColumns + c % kTileColumns;
         for (std::int64_t k = 0; k < width; ++k) to[k * kTileColumns] = matrix[k * stride + c * column_stride];
