@@ -12,7 +12,7 @@ namespace invert_fast {
 namespace {
 
 constexpr std::int64_t kRowsAtOnce = 192;  // of x, which stay in cache while all panels pass
-constexpr int kClasses = 4 * kTileColumns;  // of columns: every so-manieth is of the same
+constexpr int kClasses = 4 * kTileColumns;  // of columns: c and c + 64 are of the same
 constexpr float kWithin = 40;  // what a column may lack in the sketch and still be the best: nats
 constexpr float kNone = -std::numeric_limits<float>::infinity();
 

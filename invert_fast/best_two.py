@@ -107,7 +107,10 @@ def _sketch_of(matrix: Tensor, gram: Tensor) -> _Sketch | None:
     values, vectors = torch.linalg.eigh(gram.double())
     root = values.clamp_min(1e-9 * float(values[-1]) + 1e-30).sqrt()
     factor = vectors * root  # L
-    spread, directions = torch.linalg.eigh(factor.T @ torch.cov(matrix.T).double() @ factor)
+    covariance = factor.T @ torch.cov(matrix.T).double() @ factor
+    if not bool(covariance.isfinite().all()):  # a model may have rows of NaN, which are no candidates
+        return None
+    spread, directions = torch.linalg.eigh(covariance)
     spread, directions = spread.flip(0).clamp_min(0), directions.flip(1)
     kept = spread.cumsum(0)
     enough = (kept >= _KEPT * kept[-1]) & (kept >= _KEPT_NATS)

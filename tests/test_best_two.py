@@ -161,7 +161,9 @@ def test_without_directions_that_stand_out_there_is_no_sketch():
     few = fused(rows(500, 64) * torch.linspace(9, 0, 64), torch.eye(64))
     unclear = fused(rows(3000, 64) * torch.linspace(1, 0, 64) ** 8, torch.eye(64))  # little of anything
     spoilt = fused(rows(3000, 64), torch.full((64, 64), torch.nan))
-    for best_two in (flat, few, unclear, spoilt):
+    broken = rows(3000, 64) * torch.linspace(9, 0, 64)
+    broken[7] = torch.nan  # a row of no token
+    for best_two in (flat, few, unclear, spoilt, fused(broken, torch.eye(64))):
         x, bias = rows(5, 64, seed=1), rows(len(best_two.matrix), seed=2)
         for ours, theirs in zip(best_two(x, bias, 1.0), best_two(x, bias), strict=True):
             assert torch.equal(ours, theirs)
