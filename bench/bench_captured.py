@@ -15,9 +15,9 @@ import transformers
 from workloads import GPT2_SMALL, load, median_seconds, random_rows, versions
 
 from invert_fast import Continuous, Inverter, PerStepProjection
-from invert_fast.attempts import Attempts
-from invert_fast.lanes import Lanes
-from invert_fast.strategies.base import Context
+from invert_fast.engine.attempts import Attempts
+from invert_fast.engine.protocol import Context
+from invert_fast.model.lanes import Lanes
 
 REHEARSE = bool(os.environ.get("INVERT_FAST_REHEARSE"))
 LANES = [1, 3] if REHEARSE else [1, 64, 512, 4096]

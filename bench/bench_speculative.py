@@ -15,8 +15,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from baselines import sipit
-from baselines.common import capture as capture_plainly
 from workloads import (
     FULL,
     GPT2_SMALL,
@@ -30,6 +28,8 @@ from workloads import (
     versions,
 )
 
+from invert_fast.baselines import sipit
+from invert_fast.baselines.common import capture as capture_plainly
 from invert_fast.lens import choose_lens
 
 ROUNDS = 5

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from invert_fast.report import table
+from invert_fast.cli.report import table
 
 FORWARD = {
     "ratio_to_bare_forward": "time / bare forward",

@@ -18,7 +18,8 @@ import numpy as np
 from tqdm import tqdm
 
 from invert_fast import Inverter
-from invert_fast.logits.extract import (
+from invert_fast.cli.report import table
+from invert_fast.extract import (
     Client,
     Endpoint,
     HttpApi,
@@ -30,7 +31,6 @@ from invert_fast.logits.extract import (
     extract,
     image_of,
 )
-from invert_fast.report import table
 
 PROMPT = "The mayor opened the bridge on"
 HEAD = ["api", "method", "tokens", "queries", "queries/token", "theory/token", "probe", "error", "stated", "s"]

@@ -23,8 +23,9 @@ from paper import measure, render
 from paper.store import Store
 from tqdm import tqdm
 
-from invert_fast import Inverter, files
-from invert_fast.demo import sentences
+from invert_fast import Inverter
+from invert_fast.cli.demo import sentences
+from invert_fast.storage import files
 from invert_fast.types import InputError
 
 SHARED = Path(os.environ.get("INVERT_FAST_SHARED", Path(__file__).resolve().parents[2] / "shared"))

@@ -16,7 +16,8 @@ from pathlib import Path
 import torch
 import transformers
 
-from invert_fast import Inverter, demo
+from invert_fast import Inverter
+from invert_fast.cli import demo
 
 SHARED = Path(os.environ.get("INVERT_FAST_SHARED", Path(__file__).parents[2] / "shared"))
 FULL = bool(os.environ.get("INVERT_FAST_BENCH_FULL"))

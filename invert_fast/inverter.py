@@ -11,44 +11,21 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from .calibrate import Tolerances, calibrate
-from .engine import Engine
+from .engine.engine import Engine
+from .engine.memory import plan
+from .engine.protocol import Strategy
+from .engine.tolerances import Tolerances, calibrate
 from .lens import Fit, FitReport, fit_learned, fit_linear_again, forget
 from .logits.certify import certified_noise
 from .logits.recorded import Logits
 from .logits.search import VectorRecovery, VectorSearch, search_states
 from .logits.solve import Solution
 from .logits.states import StateSolver
-from .memory import plan
-from .model import Decoder, load
-from .strategies import Chain, Continuous, Exhaustive, PerStepProjection, PriorOrder, Speculative
-from .strategies.base import Strategy
+from .model.decoder import Decoder
+from .model.load import load
+from .model.vocabulary import Vocabulary
+from .strategies.registry import strategy_named
 from .types import InputError, Recovery, States, dtype_named
-from .vocabulary import Vocabulary
-
-STRATEGIES = ("auto", "speculative", "continuous", "sipit", "prior", "exhaustive")
-_A_FEW_STEPS = PerStepProjection(candidates_per_step=8, max_steps=32, rest_block=None)  # then all of the vocabulary
-
-
-def strategy_named(name: str | Strategy) -> Strategy:
-    """`auto` | `speculative` | `continuous` | `sipit` | `prior` | `exhaustive`, or a strategy object as it is.
-
-    Each ends with the whole vocabulary where it does not get there by itself, except `speculative` and `continuous`,
-    which stop at their own limits: alone they show what drafting and one discrete search a position can do.
-    """
-    if not isinstance(name, str):
-        return name
-    made = {
-        "auto": lambda: Chain(Speculative(), _A_FEW_STEPS, Exhaustive(), name="auto"),
-        "speculative": Speculative,
-        "continuous": Continuous.baseline,
-        "sipit": PerStepProjection,
-        "prior": PriorOrder,
-        "exhaustive": Exhaustive,
-    }.get(name)
-    if made is None:
-        raise InputError(f"strategy '{name}' is unknown, expected one of {', '.join(STRATEGIES)}")
-    return made()
 
 
 class Inverter:
@@ -103,12 +80,7 @@ class Inverter:
     def encode(self, text: str | Sequence[int], max_tokens: int | None = None, special: bool = False) -> list[int]:
         """The token ids that `capture` runs for a text."""
         ids = self.decoder.encode(text, special) if isinstance(text, str) else [int(i) for i in text]
-        if any(not 0 <= i < self.decoder.vocab_size for i in ids):
-            bad = next(i for i in ids if not 0 <= i < self.decoder.vocab_size)
-            raise InputError(
-                f"token id {bad} is outside this model's vocabulary of {self.decoder.vocab_size}: "
-                "tokenise with this model's own tokenizer"
-            )
+        self.decoder.check_ids(ids)
         return ids[: min(self.decoder.max_length, self.decoder.max_length if max_tokens is None else max_tokens)]
 
     def capture_ids(

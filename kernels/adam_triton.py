@@ -39,7 +39,6 @@ def step_lane(
     log_beta2,
     eps,
     CLIP: tl.constexpr,
-    DECOUPLED: tl.constexpr,
     D: tl.constexpr,
     BD: tl.constexpr,
 ):
@@ -67,16 +66,12 @@ def step_lane(
             there = d < D
             x = tl.load(proxy + b * proxy_stride + d, mask=there, other=0.0)
             g = tl.load(grad + b * grad_stride + d, mask=there, other=0.0) * shrink
-            if DECOUPLED:
-                kept = (1.0 - rate * weight_decay) * x
-            else:
-                g += weight_decay * x
-                kept = x
+            g += weight_decay * x
             m = beta1 * tl.load(exp_avg + b * exp_avg_stride + d, mask=there, other=0.0) + rest1 * g
             s = beta2 * tl.load(exp_avg_sq + b * exp_avg_sq_stride + d, mask=there, other=0.0) + rest2 * g * g
             tl.store(exp_avg + b * exp_avg_stride + d, m, mask=there)
             tl.store(exp_avg_sq + b * exp_avg_sq_stride + d, s, mask=there)
-            tl.store(proxy + b * proxy_stride + d, kept - rate * (m / bias1) / (tl.sqrt(s / bias2) + eps), mask=there)
+            tl.store(proxy + b * proxy_stride + d, x - rate * (m / bias1) / (tl.sqrt(s / bias2) + eps), mask=there)
         tl.debug_barrier()  # every warp has read the count before one of them raises it
         tl.store(steps + b, done + 1)
 
@@ -100,7 +95,6 @@ def adam_step(
     total_steps: int,
     clip: float | None = 1.0,
     weight_decay: float = 0.0,
-    decoupled: bool = False,
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-8,
 ) -> None:
@@ -129,7 +123,6 @@ def adam_step(
         math.log(beta2),
         eps,
         CLIP=clip is not None,
-        DECOUPLED=decoupled,
         D=D,
         BD=1024,
         num_warps=4,

@@ -1,11 +1,9 @@
 """Every op as its formula, in plain PyTorch: the readable spec, the test oracle, and the backend for any device.
 
-B lanes, C or N candidates, V vocabulary rows, D width, L prefix length, K queries in a row.
+B lanes, C or N candidates, V vocabulary rows, D width, L prefix length, K queries in a row (a `linear` has width K).
 """
 
 from __future__ import annotations
-
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,37 +14,6 @@ def residuals(predictions: Tensor, targets: Tensor) -> Tensor:
     predictions, targets = predictions.float(), targets.float()
     distance = torch.linalg.vector_norm(predictions - targets[:, None], dim=-1)
     return distance / torch.linalg.vector_norm(targets, dim=-1).clamp_min(1e-30)[:, None]
-
-
-class Closest(NamedTuple):
-    """residual, squared `[B, C]` fp32: relative L2 distance and Σ of squared differences; best `[B]`: column of the
-    least residual, the lowest of equals; runner_up `[B]`: the residual of the next one, +inf for none; first `[B]`: the
-    lowest column within the tolerance. Columns are −1 for none."""
-
-    residual: Tensor
-    squared: Tensor
-    best: Tensor
-    runner_up: Tensor
-    first: Tensor
-
-
-def closest(predictions: Tensor, targets: Tensor, tolerance: Tensor) -> Closest:
-    """`residuals`, and which candidate it speaks for: `[B, C, D], [B, D], [B] → Closest`. NaN is infinitely far.
-
-    The first within the tolerance is the one that 2607.00852 takes (Algorithm 1), the nearest and its margin to the
-    runner-up is what a certificate asks for.
-    """
-    B, C = predictions.shape[:2]
-    residual = residuals(predictions, targets).nan_to_num(nan=torch.inf, posinf=torch.inf)
-    squared = (predictions.float() - targets.float()[:, None]).square().sum(-1)
-    far = residual.new_full((B, 2), torch.inf)
-    nearest, order = torch.cat([residual, far], 1).sort(dim=-1, stable=True)
-    best = order[:, 0].masked_fill(nearest[:, 0].isposinf(), -1)
-    within = (residual <= tolerance[:, None]) & residual.isfinite()
-    column = torch.arange(C, device=residual.device).expand(B, C)
-    none = column.new_full((B, 1), C)
-    first = torch.cat([column.masked_fill(~within, C), none], 1).amin(-1)
-    return Closest(residual, squared, best, nearest[:, 1], first.masked_fill(first == C, -1))
 
 
 def nearest_tokens(
@@ -93,7 +60,6 @@ def adam_step(
     total_steps: int,
     clip: float | None = 1.0,
     weight_decay: float = 0.0,
-    decoupled: bool = False,
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-8,
 ) -> None:
@@ -101,14 +67,14 @@ def adam_step(
 
     proxy, grad, exp_avg, exp_avg_sq `[B, D]` fp32; step `[B]` int64: steps already taken; active `[B]` bool: the other
     lanes are left as they are. The gradient of a lane is clipped to the norm `clip` (None: not at all); weight_decay is
-    added to the gradient (L2, `torch.optim.Adam`) or, decoupled, taken off the proxy (AdamW); the learning rate falls
-    from lr to 0 over total_steps on a cosine: lr · (1 + cos(π · step / total_steps)) / 2.
+    added to the gradient (L2, `torch.optim.Adam`); the learning rate falls from lr to 0 over total_steps on a cosine:
+    lr · (1 + cos(π · step / total_steps)) / 2.
     """
     beta1, beta2 = betas
     if clip is not None:
         norm = torch.linalg.vector_norm(grad, dim=-1, keepdim=True)
         grad = grad * (clip / (norm + 1e-6)).clamp_max(1.0)
-    if weight_decay and not decoupled:
+    if weight_decay:
         grad = grad + weight_decay * proxy
     on = active[:, None]
     exp_avg.copy_(torch.where(on, beta1 * exp_avg + (1 - beta1) * grad, exp_avg))
@@ -117,9 +83,28 @@ def adam_step(
     rate = lr * (1 + torch.cos(torch.pi * (done / total_steps).clamp_max(1.0))) / 2
     mean = exp_avg / (1 - beta1 ** (done + 1)).float()
     spread = (exp_avg_sq / (1 - beta2 ** (done + 1)).float()).sqrt() + eps
-    kept = 1 - rate * weight_decay if decoupled else torch.ones_like(rate)
-    proxy.copy_(torch.where(on, kept.float() * proxy - rate.float() * mean / spread, proxy))
+    proxy.copy_(torch.where(on, proxy - rate.float() * mean / spread, proxy))
     step += active
+
+
+def linear(x: Tensor, matrix: Tensor, bias: Tensor | None = None, packed: Tensor | None = None) -> Tensor:
+    """x · matrix + bias: `[..., K], [K, N], [N] → [..., N]`. packed: for the backend that has a form of its own."""
+    out = x @ matrix
+    return out if bias is None else out + bias
+
+
+def gelu(x: Tensor) -> Tensor:
+    """x / (1 + exp(−2 √(2/π) (x + 0.044715 x³))), elementwise: GELU in its tanh form."""
+    return x * torch.sigmoid(2 * (2 / torch.pi) ** 0.5 * (x + 0.044715 * x**3))
+
+
+def best_two(x: Tensor, matrix: Tensor, bias: Tensor, packed: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The v of the largest x·e_v + b_v, the lowest of equals, and its lead over the second largest: rows x `[n, K]`,
+    matrix `[V, K]`, bias `[V]` → `[n]` each. packed: as in `linear`."""
+    scores = x @ matrix.T + bias
+    ids = scores.argmax(-1)
+    others = scores.scatter(1, ids[:, None], float("-inf"))
+    return ids, scores.amax(-1) - others.amax(-1)
 
 
 def prefix_attention(

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from invert_fast import Inverter, Recovery
-from invert_fast.model import TESTED_FAMILIES
+from invert_fast.model.decoder import TESTED_FAMILIES
 
 FAMILIES = TESTED_FAMILIES
 UNTESTED = ("gemma2",)  # alternates windows, caps its logits: what `insist` is for

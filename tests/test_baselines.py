@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from baselines import common, continuous_loop, sipit, vma
 from torch import Tensor
 
-from invert_fast import demo
-from invert_fast.model import load
+from invert_fast.baselines import common, continuous_loop, sipit, vma
+from invert_fast.cli import demo
+from invert_fast.model.load import load
 
 from .families import BLOCKS, build, make, texts
 

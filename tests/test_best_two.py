@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from invert_fast import best_two as module
-from invert_fast.best_two import BestTwo
-from invert_fast.product import pack
+from invert_fast.ops import best_two as module
+from invert_fast.ops.best_two import BestTwo
+from invert_fast.ops.linear import pack
 
 _C = pytest.importorskip("invert_fast._C", reason="invert_fast._C is not built (it needs a C++ compiler)")
 

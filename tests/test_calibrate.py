@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from invert_fast import Inverter, States
-from invert_fast import cache as cache_module
-from invert_fast.calibrate import Tolerances, calibrate
+from invert_fast.engine.tolerances import Tolerances, calibrate
+from invert_fast.storage import cache as cache_module
 
 from .families import BLOCKS, FAMILIES, Tokenizer, build, inverter, make, texts
 

@@ -17,10 +17,11 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from invert_fast import Continuous, Inverter, PerStepProjection, captured, ops
-from invert_fast.captured import Advance, CapturedSteps, Rows
-from invert_fast.lanes import Lanes
-from invert_fast.strategies.base import Context
+from invert_fast import Continuous, Inverter, PerStepProjection, ops
+from invert_fast.engine.protocol import Context
+from invert_fast.model import cuda_graph as captured
+from invert_fast.model.cuda_graph import Advance, CapturedSteps, Rows
+from invert_fast.model.lanes import Lanes
 
 from .families import FAMILIES, UNTESTED, VOCAB, build, exact, inverter, texts
 

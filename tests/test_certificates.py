@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from invert_fast import Chain, Exhaustive, Inverter, PriorOrder, Recovery, Speculative, States, Status
-from invert_fast.strategies.base import Block, Context, Run, Strategy
+from invert_fast.engine.protocol import Block, Context, Run, Strategy
 
 from .families import FAMILIES, Tokenizer, build, embedding_table, exact, inverter, texts
 

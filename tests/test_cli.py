@@ -12,9 +12,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from invert_fast import demo
-from invert_fast.cli import main
-from invert_fast.files import open_states
+from invert_fast.cli import demo
+from invert_fast.cli.main import main
+from invert_fast.storage.files import open_states
 
 SUMMARY = {"prompts", "tokens", "certified", "seconds", "tokens_per_second", "forward_tokens_per_token", "strategy",
            "device", "dtype"}  # fmt: skip

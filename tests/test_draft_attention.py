@@ -7,7 +7,7 @@ import torch
 from invert_fast.kernels import reference
 from torch import Tensor
 
-from invert_fast import draft_attention
+from invert_fast.ops import draft_attention
 
 C = pytest.importorskip("invert_fast._C", reason="invert_fast._C is not built (it needs a C++ compiler)")
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from invert_fast import Continuous, Inverter, demo
-from invert_fast.trace import first_failure
+from invert_fast import Continuous, Inverter
+from invert_fast.cli import demo
+from invert_fast.engine.trace import first_failure
 
 HASTY = Continuous(steps=12, candidates=1)  # too few steps for many tokens, and one guess
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from invert_fast.gelu import Gelu
+from invert_fast.ops.gelu import Gelu
 
 _C = pytest.importorskip("invert_fast._C", reason="invert_fast._C is not built: no C++ compiler was found")
 

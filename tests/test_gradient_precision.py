@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from invert_fast import Continuous, PerStepProjection
-from invert_fast.model import PrefixCall
+from invert_fast.model.prefix import PrefixCall
 from invert_fast.types import InputError
 
 from .families import VOCAB, exact, inverter, texts

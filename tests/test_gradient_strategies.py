@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from invert_fast import Chain, Continuous, Exhaustive, Inverter, PerStepProjection, Recovery, States, Status
-from invert_fast.cli import main
-from invert_fast.engine import Engine
-from invert_fast.inverter import strategy_named
+from invert_fast.cli.main import main
+from invert_fast.engine.engine import Engine
+from invert_fast.engine.protocol import Block
+from invert_fast.engine.trace import first_failure, true_ranks
 from invert_fast.strategies import proxies
-from invert_fast.strategies.base import Block
-from invert_fast.trace import first_failure, true_ranks
+from invert_fast.strategies.registry import strategy_named
 
 from .families import FAMILIES, UNTESTED, VOCAB, exact, inverter, texts
 

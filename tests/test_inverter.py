@@ -10,7 +10,8 @@ import torch
 
 import invert_fast
 from invert_fast import Exhaustive, InputError, Inverter, Speculative, States
-from invert_fast.inverter import STRATEGIES, strategy_named
+from invert_fast.strategies.registry import BUILT_IN as STRATEGIES
+from invert_fast.strategies.registry import strategy_named
 from invert_fast.types import dtype_named
 
 from .families import POSITIONS, VOCAB, WIDTH, Tokenizer, build, exact, inverter, make, texts

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from invert_fast.lanes import Lanes
-from invert_fast.model import Decoder, PrefixCall
+from invert_fast.model.decoder import Decoder
+from invert_fast.model.lanes import Lanes
+from invert_fast.model.prefix import PrefixCall
 from invert_fast.strategies.speculative import _CALL_TOKENS
 
 from .families import BLOCKS, FAMILIES, HEADS, POSITIONS, UNTESTED, VOCAB, WIDTH, WINDOW, inverter, make, texts

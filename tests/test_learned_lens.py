@@ -15,9 +15,10 @@ import pytest
 import torch
 from safetensors.torch import load, load_file, save
 
-from invert_fast import Inverter, draft_attention
+from invert_fast import Inverter
 from invert_fast.lens import Fit, LearnedLens, choose_lens, learned, store, train
 from invert_fast.lens import linear as linear_module
+from invert_fast.ops import draft_attention
 from invert_fast.strategies import Speculative
 from invert_fast.types import InputError
 

@@ -10,11 +10,13 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
-from invert_fast import Inverter, best_two, demo
+from invert_fast import Inverter
+from invert_fast.cli import demo
 from invert_fast.lens import LinearLens, choose_lens, doubtful, look_again, store
 from invert_fast.lens.linear import fit_linear
 from invert_fast.lens.repair import measure_repair
 from invert_fast.lens.sampling import self_samples
+from invert_fast.ops import best_two
 
 from .families import FAMILIES, VOCAB, Tokenizer, build, embedding_table, exact, inverter, make, texts
 

@@ -7,14 +7,14 @@ import math
 import pytest
 import torch
 
-from invert_fast.logits.lmi.estimates import Estimates
-from invert_fast.logits.lmi.muon import orthogonal
-from invert_fast.logits.lmi.network import Architecture, build, from_config
-from invert_fast.logits.lmi.target import Target
-from invert_fast.logits.lmi.unroll import RunningMean, Unroll
-from invert_fast.logits.lmi.view import View, check_vectors, show
-from invert_fast.logits.lmi.whiten import Whiten
-from invert_fast.model import load
+from invert_fast.lmi.estimates import Estimates
+from invert_fast.lmi.muon import orthogonal
+from invert_fast.lmi.network import Architecture, build, from_config
+from invert_fast.lmi.target import Target
+from invert_fast.lmi.unroll import RunningMean, Unroll
+from invert_fast.lmi.view import View, check_vectors, show
+from invert_fast.lmi.whiten import Whiten
+from invert_fast.model.load import load
 from invert_fast.types import InputError
 
 TINY = Architecture(body="tiny", width=16, layers=1, decoder_layers=1, heads=2, feed_forward=32, max_tokens=6)

@@ -13,17 +13,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from invert_fast.logits import lmi_command
-from invert_fast.logits.lmi import baselines, checkpoint
-from invert_fast.logits.lmi.evaluate import evaluate, sweep
-from invert_fast.logits.lmi.metrics import bleu, interval, score, token_f1
-from invert_fast.logits.lmi.network import Architecture, build
-from invert_fast.logits.lmi.prompts import PromptSet, gather, read_sentences
-from invert_fast.logits.lmi.rescore import rescore
-from invert_fast.logits.lmi.target import Target
-from invert_fast.logits.lmi.training import Training, batch_rows, rate_at, train
-from invert_fast.logits.lmi.view import View
-from invert_fast.model import load
+from invert_fast.cli import lmi as lmi_command
+from invert_fast.lmi import baselines, checkpoint
+from invert_fast.lmi.evaluate import evaluate, sweep
+from invert_fast.lmi.metrics import bleu, interval, score, token_f1
+from invert_fast.lmi.network import Architecture, build
+from invert_fast.lmi.prompts import PromptSet, gather, read_sentences
+from invert_fast.lmi.rescore import rescore
+from invert_fast.lmi.target import Target
+from invert_fast.lmi.training import Training, batch_rows, rate_at, train
+from invert_fast.lmi.view import View
+from invert_fast.model.load import load
 from invert_fast.types import InputError
 
 BODY = Architecture(

@@ -13,8 +13,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from invert_fast import InputError, Inverter, demo
-from invert_fast.cli import main
+from invert_fast import InputError, Inverter
+from invert_fast.cli import demo
+from invert_fast.cli.main import main
 from invert_fast.logits import Logits, StateSolver
 from invert_fast.logits.files import open_logits
 from invert_fast.logits.unembedding import unembedding

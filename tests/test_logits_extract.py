@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from invert_fast import InputError, Inverter
-from invert_fast.logits.extract import (
+from invert_fast.extract import (
     Answer,
     ApiError,
     Client,
@@ -29,8 +29,8 @@ from invert_fast.logits.extract import (
     image_of,
     probe,
 )
-from invert_fast.logits.extract.output import write
-from invert_fast.logits.extract.simultaneous import share
+from invert_fast.extract.output import write
+from invert_fast.extract.simultaneous import share
 
 PROMPT = "The river was"
 EVERY_16TH = tuple(range(0, 4096, 16))

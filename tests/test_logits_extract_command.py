@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from invert_fast import InputError
-from invert_fast.logits import extract_command
+from invert_fast.cli import logits_extract as extract_command
 
 ARGMAX = '{"top": 0}'
 

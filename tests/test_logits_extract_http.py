@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from invert_fast import InputError, Inverter
-from invert_fast.logits.extract import (
+from invert_fast.extract import (
     Client,
     Endpoint,
     Extraction,
@@ -30,7 +30,7 @@ from invert_fast.logits.extract import (
     UnavailableError,
     extract,
 )
-from invert_fast.logits.extract.http import KEY_VARIABLE
+from invert_fast.extract.http import KEY_VARIABLE
 
 from . import llama_server
 

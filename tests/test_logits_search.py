@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from invert_fast import InputError, Inverter
-from invert_fast.cli import main
+from invert_fast.cli.main import main
 from invert_fast.logits import Logits, VectorSearch
 from invert_fast.types import Status
 

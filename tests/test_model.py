@@ -13,7 +13,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
 
 from invert_fast import InputError, Inverter, PriorOrder
-from invert_fast.model import Decoder, Layer, PrefixCall, load
+from invert_fast.model.decoder import Decoder
+from invert_fast.model.layer import Layer
+from invert_fast.model.load import load
+from invert_fast.model.prefix import PrefixCall
 
 from .families import BLOCKS, FAMILIES, UNTESTED, VOCAB, build, config, embedding_table, exact, make, texts
 

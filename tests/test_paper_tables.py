@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from invert_fast import Continuous, demo
+from invert_fast import Continuous
+from invert_fast.cli import demo
 
 BENCH = Path(__file__).resolve().parents[1] / "bench"
 

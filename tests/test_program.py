@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from invert_fast import Continuous, PerStepProjection, draft_attention, program
-from invert_fast.lanes import Lanes
-from invert_fast.program import Programs, record
+from invert_fast import Continuous, PerStepProjection
+from invert_fast.model import replay as program
+from invert_fast.model.lanes import Lanes
+from invert_fast.model.replay import Programs, record
+from invert_fast.ops import draft_attention
 
 from .families import FAMILIES, VOCAB, exact, inverter, texts
 

@@ -18,7 +18,7 @@ def test_the_example_runs():
 
 def test_the_commands_exist():
     text = README.read_text(encoding="utf-8")
-    from invert_fast.cli import _parser
+    from invert_fast.cli.main import _parser
 
     for command in ("capture", "invert", "score"):
         (line,) = re.findall(rf"^invert-fast {command} .*$", text, re.MULTILINE)

@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from invert_fast import Inverter, Status, demo
+from invert_fast import Inverter, Status
+from invert_fast.cli import demo
 
 
 @pytest.fixture(scope="module")

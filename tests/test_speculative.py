@@ -9,8 +9,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from invert_fast import Inverter, demo
-from invert_fast.engine import Engine
+from invert_fast import Inverter
+from invert_fast.cli import demo
+from invert_fast.engine.engine import Engine
 from invert_fast.lens import choose_lens
 from invert_fast.strategies import Chain, Exhaustive, Speculative, speculative
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from invert_fast import Chain, Exhaustive, Inverter, PriorOrder, Recovery, Speculative, States
-from invert_fast.engine import Engine
-from invert_fast.lanes import Lanes
-from invert_fast.strategies.base import Block, Context, Run
+from invert_fast.engine.engine import Engine
+from invert_fast.engine.protocol import Block, Context, Run
+from invert_fast.model.lanes import Lanes
 
 from .families import BLOCKS, FAMILIES, POSITIONS, UNTESTED, VOCAB, build, embedding_table, exact, inverter, texts
 

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from invert_fast.model import Decoder
-from invert_fast.vocabulary import Vocabulary
+from invert_fast.model.decoder import Decoder
+from invert_fast.model.vocabulary import Vocabulary
 
 from .families import FAMILIES, Tokenizer, build, embedding_table, inverter
 

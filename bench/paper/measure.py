@@ -8,15 +8,15 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from baselines import continuous_loop, sipit, vma
-from baselines.common import BEFORE_NORM, Result, capture
 
 from invert_fast import Continuous, Inverter, PerStepProjection
-from invert_fast.inverter import strategy_named
-from invert_fast.report import score
-from invert_fast.strategies import PRESETS
-from invert_fast.strategies.base import Strategy
-from invert_fast.trace import first_failure
+from invert_fast.baselines import continuous_loop, sipit, vma
+from invert_fast.baselines.common import BEFORE_NORM, Result, capture
+from invert_fast.cli.report import score
+from invert_fast.engine.protocol import Strategy
+from invert_fast.engine.trace import first_failure
+from invert_fast.strategies.continuous import PRESETS
+from invert_fast.strategies.registry import strategy_named
 
 ABLATED = {
     "candidates": (1, 10, 100, 2000),

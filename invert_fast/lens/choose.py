@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 from weakref import WeakKeyDictionary
 
-from ..model import Decoder
+from ..model.decoder import Decoder
+from ..model.vocabulary import Vocabulary
 from ..types import InputError
-from ..vocabulary import Vocabulary
 from .learned import LearnedLens
 from .linear import LinearLens
 from .store import learned_lens, linear_lens

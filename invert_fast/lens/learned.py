@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import draft_attention
-from ..gelu import Gelu
-from ..product import pack_linears
+from ..ops import prefix_attention
+from ..ops.gelu import Gelu
+from ..ops.linear import pack_linears
 from .linear import LinearLens, best_tokens, split_rows, two_row_map
 from .precision import fast_dtype
 from .repair import Repair
@@ -126,32 +126,9 @@ class _Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         B, T, width = x.shape
         q, k, v = self.qkv(self.norm_attention(x)).view(B, T, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
-        if draft_attention.fits(q, None):
-            seen = draft_attention.attention(q, k, v, None, None, None, scale=q.shape[-1] ** -0.5, window=WINDOW)
-        else:
-            seen = _local_attention(q, k, v).transpose(1, 2)
-        seen = seen.reshape(B, T, width)
+        seen = prefix_attention(q, k, v, scale=q.shape[-1] ** -0.5, causal=True, window=WINDOW).reshape(B, T, width)
         x = x + self.mixed(seen)
         return x + self.down(self.gelu(self.up(self.norm_mlp(x))))
-
-
-def _local_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Causal attention to the `WINDOW` last rows, `[B, H, T, d] → [B, H, T, d]`: each block of so many rows sees itself
-    and the block before it."""
-    B, H, T, d = query.shape
-    if T <= WINDOW:
-        return F.scaled_dot_product_attention(query, key, value, is_causal=True)
-    blocks = -(-T // WINDOW)
-    query, key, value = (F.pad(t, (0, 0, 0, blocks * WINDOW - T)) for t in (query, key, value))
-    here = [t.reshape(B * H, blocks, WINDOW, d) for t in (query, key, value)]
-    keys, values = (torch.cat([F.pad(t, (0, 0, 0, 0, 1, 0))[:, :-1], t], 2) for t in here[1:])
-    row = torch.arange(WINDOW, device=query.device)[:, None]
-    column = torch.arange(-WINDOW, WINDOW, device=query.device)
-    visible = (column <= row) & (column > row - WINDOW)
-    visible = visible.repeat(blocks, 1, 1)
-    visible[0, :, :WINDOW] = False  # there is no block before the first
-    seen = F.scaled_dot_product_attention(here[0], keys, values, attn_mask=visible)
-    return seen.reshape(B, H, blocks * WINDOW, d)[:, :, :T]
 
 
 def _zero(layer: nn.Linear) -> None:

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..best_two import BestTwo
-from ..lanes import Lanes
-from ..model import Decoder
-from ..vocabulary import Vocabulary
+from ..model.decoder import Decoder
+from ..model.lanes import Lanes
+from ..model.vocabulary import Vocabulary
+from ..ops.best_two import BestTwo
 from .repair import Repair, measure_repair
 from .sampling import self_samples
 

@@ -15,9 +15,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..lanes import Lanes
-from ..model import Decoder
-from ..vocabulary import Vocabulary
+from ..model.decoder import Decoder
+from ..model.lanes import Lanes
+from ..model.vocabulary import Vocabulary
 from .second_look import doubtful, look_again
 
 _ROWS, _CHANGES, _PRIORS = (0.0, 1.0), (0.3, 1.0), (0.0, 0.3, 1.0)

@@ -11,8 +11,8 @@ from tqdm import tqdm
 from transformers import GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 
-from ..model import Decoder
-from ..vocabulary import Vocabulary
+from ..model.decoder import Decoder
+from ..model.vocabulary import Vocabulary
 
 _RANDOM_SHARES = (0.0, 0.3, 1.0)
 

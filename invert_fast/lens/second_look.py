@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..model import Decoder
+from ..model.decoder import Decoder
 
 _DOUBTFUL = 0.01  # probability of being wrong above which a drafted token is looked at again
 _RANDOM = 0.3  # of the tokens, as far as the prior knows: what a model would never write is not to be talked away

@@ -14,9 +14,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from .. import cache
-from ..model import BUNDLED, Decoder
-from ..vocabulary import Vocabulary
+from ..model.decoder import Decoder
+from ..model.load import BUNDLED
+from ..model.vocabulary import Vocabulary
+from ..storage import cache
 from .learned import LearnedLens
 from .linear import LinearLens, fit_linear
 from .repair import read_repair
@@ -30,7 +31,7 @@ _Lens = TypeVar("_Lens", LinearLens, LearnedLens)
 
 def linear_name(decoder: Decoder, seed: int) -> str:
     """File name, in the cache folder, of the linear lens of this model and layer."""
-    return cache.key(decoder, _LINEAR, str(seed)) + ".safetensors"
+    return cache.key(decoder.identity, _LINEAR, str(seed)) + ".safetensors"
 
 
 def linear_lens(decoder: Decoder, vocabulary: Vocabulary, seed: int = 0, again: bool = False) -> LinearLens:
@@ -53,7 +54,7 @@ def linear_lens(decoder: Decoder, vocabulary: Vocabulary, seed: int = 0, again: 
 
 def learned_name(decoder: Decoder, states_dtype: str) -> str:
     """File name, in the cache folder, of the learned lens of this model and layer for states of this precision."""
-    return cache.key(decoder, _LEARNED, states_dtype) + ".safetensors"
+    return cache.key(decoder.identity, _LEARNED, states_dtype) + ".safetensors"
 
 
 def learned_lens(decoder: Decoder, vocabulary: Vocabulary, states_dtype: str = "any") -> LearnedLens | None:

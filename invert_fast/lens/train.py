@@ -21,10 +21,10 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .. import cache
-from ..model import Decoder
+from ..model.decoder import Decoder
+from ..model.vocabulary import Vocabulary
+from ..storage import cache
 from ..types import InputError, dtype_named
-from ..vocabulary import Vocabulary
 from . import store
 from .learned import HEAD, LearnedLens
 from .linear import LinearLens, fit_linear, noisy
@@ -244,7 +244,7 @@ class _Trainer:
         self.falls_from = round(self.total * (1 - _FALL))
         same = replace(fit, minutes=None, steps=None)
         decoder = data.decoder
-        self.name = cache.key(decoder, "fit", json.dumps([asdict(same), data.digest])) + ".safetensors"
+        self.name = cache.key(decoder.identity, "fit", json.dumps([asdict(same), data.digest])) + ".safetensors"
         states = data.held_states[:, 1:].flatten(0, 1) if data.length > 1 else data.held_states.flatten(0, 1)
         lens.mean.copy_(states.mean(0))
         lens.spread.copy_(states.std(0) + 1e-6 * states.std() + 1e-30)

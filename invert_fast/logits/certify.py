@@ -12,10 +12,10 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from ..calibrate import Tolerances, calibrate, noise_through
-from ..model import Decoder
+from ..engine.tolerances import Tolerances, calibrate, noise_through
+from ..model.decoder import Decoder
+from ..model.vocabulary import Vocabulary
 from ..types import dtype_named
-from ..vocabulary import Vocabulary
 from .recorded import Logits
 from .solve import Solution
 from .states import StateSolver

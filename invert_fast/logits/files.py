@@ -17,8 +17,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from .. import files
-from ..files import StatesFile
+from ..storage import files
+from ..storage.files import StatesFile
 from ..types import InputError
 from .recorded import KINDS, Logits
 

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .. import cache
 from ..lens.sampling import self_samples
-from ..model import Decoder
-from ..vocabulary import Vocabulary
+from ..model.decoder import Decoder
+from ..model.vocabulary import Vocabulary
+from ..storage import cache
 
 _RIDGE = 1e-4
 _TEXTS_LEAST, _TEXTS_MOST, _PER_DIMENSION = 4096, 49152, 8
@@ -54,7 +54,7 @@ def offset_lenses(decoder: Decoder, vocabulary: Vocabulary, longest: int, seed: 
     """Lenses for texts of 1 … `longest` tokens; sampled and solved once, then read from the cache folder."""
     embedding = vocabulary.embedding
     width = embedding.shape[1]
-    key = cache.key(decoder, "offsets", str(longest), str(seed))
+    key = cache.key(decoder.identity, "offsets", str(longest), str(seed))
     stored = _read(key, decoder.device)
     if stored is None:
         count = max(_TEXTS_LEAST, min(_TEXTS_MOST, _PER_DIMENSION * longest * width))

@@ -20,13 +20,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..calibrate import Tolerances
-from ..model import Decoder
+from ..engine.tolerances import Tolerances
+from ..model.decoder import Decoder
+from ..model.vocabulary import Vocabulary
 from ..types import InputError, Status
-from ..vocabulary import Vocabulary
 from .offsets import OffsetLens, offset_lenses
 
-_RUNNER_UP_FACTOR = 3.0  # as in the engine: a rival within this many times max(noise, best) makes the answer ambiguous
 _PASS = 4096  # tokens a forward pass
 _WIDE_EVERY = 4  # rounds
 _START_ROUNDS = 3  # of coordinate descent on the linear model, from each random start
@@ -122,14 +121,14 @@ class _Run:
     ):
         self.decoder, self.vocabulary, self.targets, self.settings = decoder, vocabulary, targets, settings
         self.norm = targets.norm(dim=-1).clamp_min(1e-30)
-        self.noise = tolerances.noise
+        self.tolerances = tolerances
         self.forward_tokens = torch.zeros(len(targets), dtype=torch.long, device=targets.device)
         self.allowed = vocabulary.allowed.nonzero().flatten()
         self.generator = torch.Generator().manual_seed(settings.seed)
 
     def noise_at(self, length: int) -> float:
         """The ceiling of a true prompt's residual."""
-        return self.noise[0] if length == 1 else self.noise[1]
+        return self.tolerances.noise[0] if length == 1 else self.tolerances.noise[1]
 
     def begin(self, lens: OffsetLens) -> _Beam:
         """Random starts, led by the linear model alone: exchanges of one place after another, the last place first."""
@@ -255,11 +254,12 @@ class _Run:
         runner_up, status = torch.inf, Status.NOT_FOUND
         if residual <= noise:
             self._add(beam, one, self._rivals(beam.lens, one, best))
+        reach = float(self.tolerances.reach(torch.tensor(residual), torch.tensor(noise)))
         for n, other in beams.items():
             differs = (other.ids[row] != best).any(-1) if n == length else torch.ones_like(other.expanded[row])
             near = other.residual[row].masked_fill(~differs, torch.inf)
             runner_up = min(runner_up, float(near.min()))
-            close = near <= _RUNNER_UP_FACTOR * max(noise, residual)
+            close = near <= reach
             others += [ids for ids, flag in zip(other.ids[row].tolist(), close.tolist(), strict=True) if flag]
         if residual <= noise:
             alone = not others and bool((self.vocabulary.class_size[best] == 1).all())

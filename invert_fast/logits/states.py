@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..model import Decoder
+from ..model.decoder import Decoder
 from ..types import InputError, dtype_named
 from .recorded import Logits, checked
 from .solve import RowSolver, SharedSolver, Solution, ulp, weights

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..model import Decoder, products
+from ..model.decoder import Decoder
+from ..model.precision import products
 from ..types import InputError, dtype_named
 
 _PROBE_TOKENS = 8

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .base import Behind, Block, Context, Observer, Proposer, Run, Strategy, Working, served
+from ..engine.protocol import Behind, Block, Context, Observer, Proposer, Run, Strategy, Working, served
 
 
 class Chain:

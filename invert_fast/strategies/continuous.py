@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from ..captured import Rows
-from ..trace import PositionTrace
-from .base import Block, Context, Run, Working, growing_blocks
-from .proxies import Proxies, captured_steps
+from ..engine.protocol import Block, Context, Run, Working
+from ..engine.trace import PositionTrace
+from ..model.cuda_graph import Rows
+from .blocks import growing_blocks
+from .proxies import Proxies, graphed_steps
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Continuous:
     lane; loss_threshold: MSE below which a lane stops early; init: zeros | token | gaussian; metric: l1 | l2 | cosine |
     dot, in whose order candidates are tried; first_block, growth, max_block: how many are verified at once; round:
     steps between two looks at the lanes that are done; seed: of random starts; trace: keep loss curves, and proxies
-    every `trace_stride` steps; captured: a step is one CUDA graph (None: on CUDA, unless traced), see `captured.py`;
+    every `trace_stride` steps; cuda_graph: a step is one graph (None: on CUDA, unless traced), see `model.cuda_graph`;
     search_dtype: precision of the search, float32 | tf32 (on CUDA) | bfloat16 (None: the model's; verification always
     is in the model's).
     """
@@ -49,7 +50,7 @@ class Continuous:
     seed: int = 42
     trace: bool = False
     trace_stride: int = 10
-    captured: bool | None = None
+    cuda_graph: bool | None = None
     search_dtype: str | None = None
     name: str = "continuous"
 
@@ -72,6 +73,9 @@ class Continuous:
         return _Proposer(self, context)
 
 
+PRESETS = {"fast": Continuous.fast, "baseline": Continuous.baseline, "high-accuracy": Continuous.high_accuracy}
+
+
 class _Proposer:
     """searching `[S]` bool: lanes whose proxy still moves; order `[S, V]`: −distance of the C nearest rows of the
     others, −inf elsewhere."""
@@ -82,7 +86,7 @@ class _Proposer:
         slots = context.lanes.slots
         self.searching = torch.zeros(slots, dtype=torch.bool, device=context.decoder.device)
         self.order = torch.full((slots, context.vocabulary.size), float("-inf"), device=context.decoder.device)
-        self.captured = captured_steps(context, self.proxies, settings, self._advance)
+        self.graphed = graphed_steps(context, self.proxies, settings, self._advance)
         if settings.trace:
             self.losses = torch.zeros(slots, settings.steps, device=context.decoder.device)
             self.history: list[list[Tensor]] = [[] for _ in range(slots)]
@@ -111,18 +115,19 @@ class _Proposer:
 
     def _optimise(self, slots: Tensor) -> None:
         """Up to `round` steps of these lanes; fewer when an eighth of them is done, so that those need not wait."""
-        s, p, lanes = self.settings, self.proxies, self.context.lanes
+        s, p = self.settings, self.proxies
         enough = len(slots) - max(1, len(slots) // 8)
-        if self.captured is not None:
-            self._finish(slots, self.captured.run(slots, p.tables, s.round, enough))
+        if self.graphed is not None:
+            before = p.step[slots]
+            self._finish(slots, self.graphed.run(slots, p.tables, s.round, enough), before)
             return
-        value, exp_avg, exp_avg_sq, step = (t[slots] for t in (p.value, p.exp_avg, p.exp_avg_sq, p.step))
-        target, held = lanes.target(slots), p.hold(slots)
+        value, exp_avg, exp_avg_sq, step = (t[slots] for t in p.tables)
+        before, held = step.clone(), p.hold(slots)
         moving = torch.ones_like(step, dtype=torch.bool)
         for _ in range(s.round):
             if s.trace:
                 self._watch(slots[moving], value[moving], step[moving])
-            loss, grad = p.gradient(slots, value, target, held)
+            loss, grad = p.gradient(slots, value, held)
             if s.trace:
                 self.losses[slots[moving], step[moving]] = loss[moving]
             self._adam(value, grad, exp_avg, exp_avg_sq, step, moving)
@@ -130,19 +135,19 @@ class _Proposer:
             if int(moving.sum()) <= enough:
                 break
         p.value[slots], p.exp_avg[slots], p.exp_avg_sq[slots], p.step[slots] = value, exp_avg, exp_avg_sq, step
-        self._finish(slots, moving)
+        self._finish(slots, moving, before)
 
     def _adam(self, *tables: Tensor) -> None:
         s = self.settings
         ops.adam_step(*tables, lr=s.lr, total_steps=s.steps, clip=s.clip, weight_decay=s.weight_decay)
 
     def _advance(self, rows: Rows, loss: Tensor, grad: Tensor) -> None:
-        """The same step, of `CapturedSteps`."""
+        """The same step, of `GraphedSteps`."""
         self._adam(rows.value, grad, rows.exp_avg, rows.exp_avg_sq, rows.step, rows.moving)
         rows.moving.logical_and_((loss >= self.settings.loss_threshold) & (rows.step < self.settings.steps))
 
-    def _finish(self, slots: Tensor, moving: Tensor) -> None:
-        self.context.attempts.steps[slots] = self.proxies.step[slots]
+    def _finish(self, slots: Tensor, moving: Tensor, before: Tensor) -> None:
+        self.context.charge(slots, steps=self.proxies.step[slots] - before)
         self.searching[slots] = moving
         if not bool(moving.all()):
             self._rank(slots[~moving])

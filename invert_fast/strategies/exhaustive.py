@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .base import Block, Context, Run, growing_blocks
+from ..engine.protocol import Block, Context, Run
+from .blocks import growing_blocks
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from ..captured import Rows
-from .base import Block, Context, Run, Working
-from .proxies import Proxies, captured_steps
+from ..engine.protocol import Block, Context, Run, Working
+from ..model.cuda_graph import Rows
+from .proxies import Proxies, graphed_steps
 
 _EAGER = (2.0, 1.5)  # far from the minimum a Polyak step may be longer: 36 % → 54 % and 81 % → 86 % at rank 0
 _SINGULAR = 0.01  # a first step shorter than this share of a row leads nowhere
@@ -34,7 +34,7 @@ class PerStepProjection:
     at once (None: give up instead);
     init: zeros | token | gaussian | prior (the mean row under the model's next-token prior); None: prior where the
     layer gives it for nothing, else zeros. polyak leaves a start where the model is singular, as an RMSNorm is at zero,
-    for the row of a random token. seed: of random starts; captured, search_dtype: as in `Continuous`.
+    for the row of a random token. seed: of random starts; cuda_graph, search_dtype: as in `Continuous`.
     """
 
     optimiser: str = "polyak"
@@ -50,7 +50,7 @@ class PerStepProjection:
     rest_block: int | None = 256
     init: str | None = None
     seed: int = 42
-    captured: bool | None = None
+    cuda_graph: bool | None = None
     search_dtype: str | None = None
     name: str = "sipit"
 
@@ -71,7 +71,7 @@ class _Proposer:
         init = settings.init or ("prior" if context.decoder.layer.near_head else "zeros")
         self.project_from = min(settings.project_from or (1 if init == "prior" else 2), settings.max_steps)
         self.proxies = Proxies(context, init, settings.seed, settings.search_dtype)
-        self.captured = captured_steps(context, self.proxies, settings, self._move_rows)
+        self.graphed = graphed_steps(context, self.proxies, settings, self._move_rows)
 
     @cached_property
     def row_length(self) -> Tensor:
@@ -114,16 +114,16 @@ class _Proposer:
 
     def _advance(self, slots: Tensor) -> Tensor:
         """One step of these lanes' proxies; returns where they stand then, `[b, D_e]`."""
-        p, lanes = self.proxies, self.context.lanes
+        p = self.proxies
         before = p.value[slots]
         self._snap(slots, before)
         fresh = p.step[slots] == 0
-        if self.captured is not None:
+        if self.graphed is not None:
             p.value[slots] = before
-            self.captured.run(slots, p.tables, 1)
+            self.graphed.run(slots, p.tables, 1)
             value = p.value[slots]
         else:
-            loss, grad = p.gradient(slots, before, lanes.target(slots), p.hold(slots, once=True))
+            loss, grad = p.gradient(slots, before, p.hold(slots, once=True))
             if self.settings.optimiser == "adam":
                 exp_avg, exp_avg_sq, step = p.exp_avg[slots], p.exp_avg_sq[slots], p.step[slots]
                 value = before.clone()
@@ -137,11 +137,11 @@ class _Proposer:
             if bool(nowhere.any()):
                 value[nowhere] = p.random_rows(slots[nowhere])
         p.value[slots] = value
-        self.context.attempts.steps[slots] += 1
+        self.context.charge(slots, steps=1)
         return value
 
     def _move_rows(self, rows: Rows, loss: Tensor, grad: Tensor) -> None:
-        """The same step, of `CapturedSteps`."""
+        """The same step, of `GraphedSteps`."""
         if self.settings.optimiser == "adam":
             self._adam(rows.value, grad, rows.exp_avg, rows.exp_avg_sq, rows.step, rows.moving)
         else:

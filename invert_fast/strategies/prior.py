@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..lanes import Lanes
-from .base import Block, Context, Run, growing_blocks
+from ..engine.protocol import Block, Context, Run
+from ..model.lanes import Lanes
+from .blocks import growing_blocks
 
 
 @dataclass(frozen=True)
@@ -92,4 +93,4 @@ class NextTokenPrior:
         rows = torch.arange(len(slots), device=slots.device)
         self.last[slots] = hidden[rows, behind - 1].float()
         mirror.commit(slots, ids, behind, rows)
-        lanes.forward_tokens[slots] += ids.shape[1]
+        self.context.charge(slots, forward=ids.shape[1])

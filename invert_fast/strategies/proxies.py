@@ -11,11 +11,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..captured import Advance, CapturedSteps
-from ..lanes import Held
-from ..model import COMPUTE, products
+from ..engine.protocol import Context
+from ..model.cuda_graph import Advance, GraphedSteps
+from ..model.lanes import Held
+from ..model.precision import COMPUTE
 from ..types import InputError
-from .base import Context
 from .prior import NextTokenPrior
 
 INITS = ("zeros", "token", "gaussian", "prior")
@@ -95,35 +95,23 @@ class Proxies:
         """The prefixes of these lanes in the precision of the search, for `gradient` (once: for one call of it)."""
         return self.context.lanes.hold(slots, self.dtype, self.compute, once=once)
 
-    def gradient(self, slots: Tensor, value: Tensor, target: Tensor, held: Held) -> tuple[Tensor, Tensor]:
+    def gradient(self, slots: Tensor, value: Tensor, held: Held) -> tuple[Tensor, Tensor]:
         """MSE(f(e), h) `[b]` and its gradient `[b, D_e]` at `value`, for lanes whose prefixes are held."""
         lanes = self.context.lanes
-        found = self.context.decoder.programs.gradient(value.to(self.dtype), held.positions, target, held.call)
-        if found is not None:
-            lanes.forward_tokens[slots] += 1
-            lanes.backward_tokens[slots] += 1
-            return found
-        with torch.enable_grad():
-            embeds = value.detach().to(self.dtype).requires_grad_()
-            hidden = lanes.fan_out(slots, embeds[:, None], held)[:, 0]
-        error = hidden.detach().float() - target
-        with products(embeds.device, self.compute):
-            (grad,) = torch.autograd.grad(hidden, embeds, (error * (2 / error.shape[1])).to(hidden.dtype))
-        lanes.backward_tokens[slots] += 1
-        return error.square().mean(-1), grad.float()
+        return lanes.gradient(slots, value, lanes.target(slots), held)
 
 
 class _Settings(Protocol):
     @property
-    def captured(self) -> bool | None: ...
+    def cuda_graph(self) -> bool | None: ...
     @property
     def search_dtype(self) -> str | None: ...
 
 
-def captured_steps(context: Context, proxies: Proxies, settings: _Settings, advance: Advance) -> CapturedSteps | None:
+def graphed_steps(context: Context, proxies: Proxies, settings: _Settings, advance: Advance) -> GraphedSteps | None:
     """What runs steps as a CUDA graph, or None where they are to run as they are."""
     on_cuda = context.decoder.device.type == "cuda"
     traced = getattr(settings, "trace", False)  # looks at every step
-    if traced or settings.captured is False or (settings.captured is None and not on_cuda):
+    if traced or settings.cuda_graph is False or (settings.cuda_graph is None and not on_cuda):
         return None
-    return CapturedSteps(context.lanes, proxies.value.shape[1], advance, settings.search_dtype or "float32")
+    return GraphedSteps(context.lanes, proxies.value.shape[1], advance, settings.search_dtype or "float32")

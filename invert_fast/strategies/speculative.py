@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..engine.protocol import Behind, Block, Context, Run
 from ..lens import LearnedLens, LinearLens, choose_lens, doubtful, look_again
-from .base import Behind, Block, Context, Run, growing_blocks
+from .blocks import growing_blocks
 
 _CALL_TOKENS, _LANE_TOKENS = 96.0, 1.0  # what a further round costs in tokens: the call, and each lane in it
 _DOUBTFUL = 0.4  # share of the draft behind a doubtful token that is computed in vain

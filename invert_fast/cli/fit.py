@@ -1,0 +1,100 @@
+"""`invert-fast fit`: fit a lens to a model and layer, and say how well it drafts."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+from ..inverter import Inverter
+from ..lens import Fit
+from ..storage import files
+from ..types import InputError
+from .report import table
+
+log = logging.getLogger("invert_fast")
+_PRECISIONS = ("any", "float32", "float16", "bfloat16")
+
+
+def add_fit(
+    commands: argparse._SubParsersAction,
+    model_options: Callable[[argparse.ArgumentParser], None],
+    positive: Callable[[str], int],
+) -> None:
+    """Declare the command and its options."""
+    one = commands.add_parser(
+        "fit",
+        help="train a lens: better first drafts, fewer repairs",
+        description="Fit a lens to one layer of a model, on text that the model writes itself. `invert` then drafts "
+        "with it. It is kept in the cache folder (INVERT_FAST_CACHE); a fit that was interrupted goes on where it was.",
+    )
+    model_options(one)
+    one.add_argument(
+        "--lens",
+        choices=("learned", "linear"),
+        default="learned",
+        help="learned: a small transformer, minutes (default); linear: closed form, seconds, made on first use anyway",
+    )
+    one.add_argument("--minutes", type=_minutes, metavar="m", help="train for at most so long (sampling comes before)")
+    one.add_argument("--steps", type=positive, metavar="N", help="optimisation steps at most (default 1500)")
+    one.add_argument(
+        "--text", type=Path, metavar="FILE", help="prompts.txt or .jsonl like those to recover: half of the training"
+    )
+    one.add_argument(
+        "--states-dtype",
+        choices=_PRECISIONS,
+        default="any",
+        help="precision the states will be stored in (default any)",
+    )
+    one.add_argument(
+        "--noise", type=_noise, default=0.0, metavar="σ", help="Gaussian noise expected on the states, over their RMS"
+    )
+    one.add_argument("--seed", type=int, default=0, metavar="N", help="default 0; equal seeds give equal lenses")
+    one.add_argument("--output", type=Path, metavar="FILE", help="also write the learned lens to this file")
+    one.add_argument("--json", action="store_true", help="print the report as JSON")
+    one.set_defaults(command=_fit)
+
+
+def _minutes(text: str) -> float:
+    return _number(text, "a number of minutes above 0", lambda value: 0 < value < float("inf"))
+
+
+def _noise(text: str) -> float:
+    return _number(text, "a number from 0 to 10, such as 0.05", lambda value: 0 <= value <= 10)
+
+
+def _number(text: str, wanted: str, good: Callable[[float], bool]) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not good(value):
+        raise argparse.ArgumentTypeError(f"'{text}' is not {wanted}")
+    return value
+
+
+def _fit(args: argparse.Namespace) -> int:
+    if args.lens == "linear" and (args.minutes or args.steps or args.text or args.noise or args.output):
+        raise InputError("--minutes, --steps, --text, --noise and --output are of the learned lens: leave them out")
+    texts = files.read_prompts(args.text, None) if args.text else []
+    inverter = Inverter.from_pretrained(
+        args.model, -1 if args.layer is None else args.layer, args.device, args.dtype, insist=args.insist
+    )
+    settings = Fit(
+        steps=args.steps, minutes=args.minutes, states_dtype=args.states_dtype, noise=args.noise, seed=args.seed
+    )
+    report = inverter.fit(args.lens, settings, text=texts, output=args.output)
+    if args.json:
+        print(json.dumps(asdict(report)))
+        return 0
+    rows = [
+        [name, f"{report.linear[name]:.4f}", f"{report.top1[name]:.4f}", f"{report.top16[name]:.4f}"]
+        for name in report.top1
+    ]
+    print(table(["held-out tokens", "linear top-1", f"{args.lens} top-1", "top-16"], rows))
+    kept = f"kept in {report.path}" if report.path else "kept nowhere: INVERT_FAST_CACHE is off, or cannot be written"
+    print(f"{report.steps} steps, {report.seconds:.0f} s; {kept}")
+    return 0

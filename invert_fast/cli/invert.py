@@ -1,0 +1,177 @@
+"""`invert-fast invert`: states file → recovered.jsonl. What recovers from anything else goes through the same run."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import time
+from pathlib import Path
+
+from ..engine.protocol import Strategy
+from ..engine.tolerances import Tolerances
+from ..inverter import Inverter
+from ..storage import files
+from ..storage.files import StatesFile
+from ..strategies import registry
+from ..strategies.continuous import PRESETS as CONTINUOUS
+from ..types import InputError, Status
+from .options import DTYPES, gib, inverter_of, model_options, positive, progress, shard
+
+PRESETS = ("fast", "baseline", "high-accuracy")
+log = logging.getLogger("invert_fast")
+
+
+def add_invert(commands: argparse._SubParsersAction) -> None:
+    """Declare the command and its options."""
+    one = commands.add_parser(
+        "invert",
+        help="states file → recovered.jsonl",
+        description="Recover the texts of a states file, one JSON line a text, written as it is found.",
+    )
+    model_options(one)
+    one.add_argument("states", type=Path, help=".safetensors (from `capture`, or one [T, D] tensor) or .npy")
+    inversion_options(one)
+    one.add_argument(
+        "--states-dtype", choices=DTYPES, help="precision the states were stored in, if the file is silent"
+    )
+    one.add_argument("--compute-dtype", choices=DTYPES, help="precision they were computed in, if the file is silent")
+    one.set_defaults(command=_invert)
+
+
+def inversion_options(parser: argparse.ArgumentParser) -> None:
+    """How texts are recovered and written, whatever they are recovered from."""
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="recovered.jsonl to write")
+    parser.add_argument(
+        "--strategy",
+        choices=registry.names(),
+        default="auto",
+        help="how candidates are found (default auto: draft, verify, repair; a few gradient steps; then all tokens)",
+    )
+    parser.add_argument("--preset", choices=PRESETS, help="operating point of --strategy continuous (default baseline)")
+    parser.add_argument(
+        "--trace",
+        action="store_true",
+        help="with --strategy continuous: write loss curves, rank trajectories and cumulative discrete loss as well",
+    )
+    parser.add_argument("--batch-size", type=positive, metavar="B", help="texts at once (default: what fits in memory)")
+    parser.add_argument(
+        "--max-memory", type=gib, metavar="GiB", help="memory to stay within (default: half of what is free)"
+    )
+    parser.add_argument("--resume", action="store_true", help="go on with an output file that exists")
+    parser.add_argument(
+        "--shard", type=shard, default=(1, 1), metavar="i/n", help="only the i-th of n parts of the texts"
+    )
+    parser.add_argument("--json", action="store_true", help="print a summary as JSON")
+
+
+def strategy_of(args: argparse.Namespace) -> str | Strategy:
+    """The strategy that the options name."""
+    if args.strategy == "continuous":
+        return CONTINUOUS[args.preset or "baseline"](trace=args.trace)
+    if args.preset or args.trace:
+        option = "--preset" if args.preset else "--trace"
+        raise InputError(f"{option} is an option of the continuous search: add --strategy continuous, or leave it out")
+    return args.strategy
+
+
+def check_output(args: argparse.Namespace) -> None:
+    """Refuse to write over what was found before."""
+    if args.output.exists() and not args.resume:
+        raise InputError(
+            f"{args.output} exists, expected a new file: give another --output, or --resume to go on with it"
+        )
+
+
+def _invert(args: argparse.Namespace) -> int:
+    check_output(args)
+    strategy_of(args)  # before any work
+    source = files.open_states(args.states)
+    source.check_finite()
+    inverter = inverter_of(args, args.layer if args.layer is not None else source.layer)
+    if args.insist:
+        source = files.without_model(source)
+    told = files.head(source, inverter.decoder.layer.name)
+    inverter.checked(0, told)  # width, layer and model, before anything is written
+    lengths = source.lengths()
+    inverter.check_lengths(lengths)
+    done = done_before(args.output, lengths)
+    start = time.perf_counter()
+    stored, computed = args.states_dtype or told.dtype, args.compute_dtype or told.compute_dtype
+    tolerances = inverter.calibrate(stored, computed)
+    log.info("%s states, %s", stored, tolerances.describe())
+    return recover(args, inverter, source, tolerances, done, start)
+
+
+def done_before(output: Path, lengths: list[int]) -> set[int]:
+    """Texts that the output has already; InputError if it is not of texts of these lengths."""
+    return files.resume(output, lengths) if output.exists() else set()
+
+
+def todo(args: argparse.Namespace, lengths: list[int], done: set[int]) -> list[int]:
+    """Texts of this shard that are not done, longest first: like lengths share a pass."""
+    part, parts = args.shard
+    return sorted(
+        (i for i in range(len(lengths)) if i % parts == part - 1 and i not in done), key=lambda i: -lengths[i]
+    )
+
+
+def recover(
+    args: argparse.Namespace,
+    inverter: Inverter,
+    source: StatesFile,
+    tolerances: Tolerances,
+    done: set[int],
+    start: float,
+) -> int:
+    """Recover what is not `done`, a line a text as it is found, and sum up; returns the exit status.
+
+    start: `time.perf_counter()` when the work began.
+    """
+    layer, lengths = inverter.decoder.layer.name, source.lengths()
+    left = todo(args, lengths, done)
+    found = inverter.invert_iter(
+        ((i, source.states(i, layer)) for i in left),
+        strategy_of(args),
+        lengths=[lengths[i] for i in left],
+        batch_size=args.batch_size,
+        max_memory=args.max_memory,
+        tolerances=tolerances,
+    )
+    tokens, forward, certified, worst = 0, 0, 0, {}
+    with (
+        args.output.open("a", encoding="utf-8") as out,
+        progress(total=sum(lengths[i] for i in left), desc="invert", unit="token") as bar,
+    ):
+        for index, recovery in found:
+            out.write(files.recovery_line(index, recovery) + "\n")
+            out.flush()
+            tokens, forward = tokens + lengths[index], forward + recovery.cost.forward_tokens
+            certified += recovery.certified
+            if (at := recovery.first_failure) is not None:
+                worst.setdefault(Status(int(recovery.status[at])), (index, at))
+            bar.update(lengths[index])
+    seconds = time.perf_counter() - start
+    for status, (index, at) in sorted(worst.items()):
+        log.warning("text %d, position %d is %s: %s", index, at, status.label, status.sentence)
+    summary = {
+        "prompts": len(left),
+        "tokens": tokens,
+        "certified": certified,
+        "seconds": round(seconds, 3),
+        "tokens_per_second": round(tokens / max(seconds, 1e-9), 1),
+        "forward_tokens_per_token": round(forward / max(tokens, 1), 4),
+        "strategy": args.strategy,
+        "device": str(inverter.decoder.device),
+        "dtype": args.dtype,
+    }
+    if args.json:
+        print(json.dumps(summary))
+    else:
+        already = f" ({len(done)} were there already)" if done else ""
+        print(
+            f"{certified} of {len(left)} texts certified{already}, {tokens} tokens in {seconds:.1f} s "
+            f"({summary['tokens_per_second']:,} tokens/s, {summary['forward_tokens_per_token']} forward tokens a "
+            f"token) → {args.output}"
+        )
+    return 0 if certified == len(left) else 1

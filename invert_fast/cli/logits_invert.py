@@ -1,0 +1,108 @@
+"""`invert-fast logits invert`: file of log-probs → recovered.jsonl. Solved for states, then as `invert-fast invert`."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..inverter import Inverter
+from ..logits.certify import certified_noise
+from ..logits.files import LogitsFile, open_logits
+from ..logits.recorded import KINDS, Logits
+from ..logits.solve import Solution
+from ..logits.states import UNEXPLAINED, StateSolver
+from ..storage import files
+from .invert import check_output, done_before, inversion_options, recover, strategy_of, todo
+from .options import DTYPES, inverter_of, model_options, progress
+
+log = logging.getLogger("invert_fast")
+
+
+def add(commands: argparse._SubParsersAction) -> None:
+    """Declare the command and its options."""
+    one = commands.add_parser(
+        "invert",
+        help="file of log-probs → recovered.jsonl",
+        description="Recover the texts whose next-token log-probs or logits these are, one JSON line a text, written "
+        "as it is found. At least D + 1 entries a position are needed, D being the width of the model.",
+    )
+    model_options(one, layer=False)
+    one.add_argument("logits", type=Path, help=".safetensors (from `logits capture`, or one [T, V] tensor) or .npy")
+    inversion_options(one)
+    one.add_argument(
+        "--kind", choices=KINDS, help="what the numbers are, if the file is silent (default: told by sums)"
+    )
+    one.add_argument("--stored-dtype", choices=DTYPES, help="precision they were stored in, if the file is silent")
+    one.add_argument("--compute-dtype", choices=DTYPES, help="precision they were computed in, if the file is silent")
+    one.set_defaults(command=_invert)
+
+
+def _invert(args: argparse.Namespace) -> int:
+    check_output(args)
+    strategy_of(args)  # before any work
+    source = open_logits(args.logits)
+    inverter = inverter_of(args, None)
+    if args.insist:
+        source = replace(source, rows=files.without_model(source.rows))
+    lengths = source.rows.lengths()
+    inverter.check_lengths(lengths)
+    done = done_before(args.output, lengths)
+    wanted = set(todo(args, lengths, done))
+    solver = StateSolver(inverter.decoder, 1.0 if args.insist else UNEXPLAINED)
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory(dir=args.output.parent, prefix=f".{args.output.name}.") as folder:
+        states, found = Path(folder) / "states.safetensors", []
+        rows = _solved(args, source, solver, wanted, found)
+        width = inverter.decoder.width
+        files.write_states(states, rows, lengths, width, torch.float32, {"layer": "final_norm", "dtype": "float32"})
+        tolerances = _tolerances(args, inverter, source, solver, wanted, found)
+        return recover(args, inverter, files.open_states(states), tolerances, done, start)
+
+
+def _record(args: argparse.Namespace, source: LogitsFile, index: int) -> Logits:
+    return source.logits(index, args.kind, args.stored_dtype, args.compute_dtype)
+
+
+def _solved(
+    args: argparse.Namespace, source: LogitsFile, solver: StateSolver, wanted: set[int], found: list[Solution]
+) -> Iterator[Tensor]:
+    """States of each text, zeros for those that need none; what is known of their errors goes to `found`."""
+    with progress(total=len(wanted), desc="solve", unit="text") as bar:
+        for index, length in enumerate(source.rows.lengths()):
+            if index not in wanted:
+                yield torch.zeros(length, solver.head.width)
+                continue
+            solution = solver.solve(_record(args, source, index), index)
+            yield solution.hidden.float().cpu()
+            found.append(replace(solution, hidden=torch.empty(0)))
+            bar.update()
+
+
+def _tolerances(args, inverter: Inverter, source: LogitsFile, solver: StateSolver, wanted: set[int], found):
+    """Calibrated for states of this origin, and said."""
+    some = [i for i in wanted if source.rows.lengths()[i]]
+    if not some:
+        return inverter.calibrate()
+    like = _record(args, source, some[0])
+    tolerances = certified_noise(solver, inverter.decoder, inverter.vocabulary, like, found)
+    misfits = [s.chi for s in found if s.chi is not None and len(s.chi)]
+    log.info(
+        "%d entries of %d dimensions and a constant; condition %.0f; states are believed to %.1e; %s",
+        like.values.shape[1], solver.head.width, max(s.condition for s in found),
+        max(float(s.deviation.max()) for s in found if len(s.deviation)), tolerances.describe(),
+    )  # fmt: skip
+    if misfits and float(torch.cat(misfits).median()) > 2:
+        log.warning(
+            "the numbers are %.0f times further from any state's than their precision explains: were they computed in "
+            "a coarser one (--compute-dtype), or changed? What is certified takes that into account",
+            float(torch.cat(misfits).median()),
+        )
+    return tolerances

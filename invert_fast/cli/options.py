@@ -1,0 +1,80 @@
+"""What the commands share: options that mean the same everywhere, their types, and progress bars."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from tqdm import tqdm
+
+from ..inverter import Inverter
+
+DTYPES = ("float32", "float16", "bfloat16")
+_Item = TypeVar("_Item")
+
+
+def model_options(parser: argparse.ArgumentParser, layer: bool = True) -> None:
+    """--model, --layer (where there is a choice), --device, --dtype, --insist."""
+    parser.add_argument("--model", required=True, metavar="M", help="Hugging Face id, local folder, or `bundled`")
+    if layer:
+        parser.add_argument(
+            "--layer",
+            metavar="L",
+            help="hidden_states index, block:k, final_norm or embeddings (default: the file's, else -1)",
+        )
+    parser.add_argument("--device", metavar="DEVICE", help="cpu, cuda, cuda:1 … (default: cuda when there is one)")
+    parser.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        default="float32",
+        help="precision of our forward passes (default float32, which certifies best)",
+    )
+    parser.add_argument(
+        "--insist",
+        action="store_true",
+        help="try a model family that was not tested, and states whose fingerprint is another model's",
+    )
+
+
+def positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number above 0")
+    return int(text)
+
+
+def gib(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number of GiB above 0")
+    return value
+
+
+def shard(text: str) -> tuple[int, int]:
+    part, _, whole = text.partition("/")
+    if not (part.isdecimal() and whole.isdecimal() and 1 <= int(part) <= int(whole)):
+        raise argparse.ArgumentTypeError(f"'{text}' is not i/n with 1 ≤ i ≤ n, for example 2/4")
+    return int(part), int(whole)
+
+
+def inverter_of(args: argparse.Namespace, layer: str | None) -> Inverter:
+    """The inverter that `model_options` ask for."""
+    return Inverter.from_pretrained(
+        args.model, -1 if layer is None else layer, args.device, args.dtype, insist=args.insist
+    )
+
+
+def progress(**options) -> tqdm:
+    """A progress bar on stderr for whatever takes over two seconds."""
+    return tqdm(delay=2, file=sys.stderr, dynamic_ncols=True, **options)
+
+
+def counted(items: Iterable[_Item], bar: tqdm) -> Iterator[_Item]:
+    """The items, one tick of the bar each."""
+    for item in items:
+        yield item
+        bar.update()

@@ -1,0 +1,61 @@
+"""What was tried at the position each lane stands at, and how near it came."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+KEPT = 64  # nearest candidates remembered a position: more tokens than ever fit one state equally well
+
+
+class Attempts:
+    """Per lane, reset whenever the lane moves on.
+
+    tried `[S, V]` bool: candidates already verified at this position; tries `[S]`: how many;
+    near, near_ids, near_rank `[S, KEPT]`: the nearest candidates so far by residual, best first (+inf and −1 where
+    fewer), and how many had been tried before each;
+    near_state `[S, D]`: the state that the nearest one gives;
+    steps `[S]`: optimisation steps taken;
+    rivals_due `[S]` bool: the best fits, and tokens that may fit as well have to be tried before it is believed;
+    failed `[S]` bool: an earlier position of this text was not found.
+    """
+
+    def __init__(self, slots: int, vocab_size: int, width: int, device: torch.device):
+        self.tried = torch.zeros(slots, vocab_size, dtype=torch.bool, device=device)
+        self.tries = torch.zeros(slots, dtype=torch.long, device=device)
+        self.steps = torch.zeros_like(self.tries)
+        self.near = torch.full((slots, KEPT), float("inf"), device=device)
+        self.near_ids = torch.full((slots, KEPT), -1, dtype=torch.long, device=device)
+        self.near_rank = torch.zeros_like(self.near_ids)
+        self.near_state = torch.zeros(slots, width, device=device)
+        self.rivals_due = torch.zeros(slots, dtype=torch.bool, device=device)
+        self.failed = torch.zeros(slots, dtype=torch.bool, device=device)
+
+    def reset(self, slots: Tensor) -> None:
+        """These lanes moved on to another position: forget what was tried (tokens of a text are found one by one)."""
+        used = slots[(self.tries[slots] > 0) | (self.steps[slots] > 0)]
+        if not len(used):  # most lanes move on untried, and with nothing to forget
+            return
+        self.tried[used] = False
+        self.tries[used], self.steps[used] = 0, 0
+        self.near[used], self.near_ids[used] = float("inf"), -1
+        self.rivals_due[used] = False
+
+    def note(self, slots: Tensor, ids: Tensor, residual: Tensor, hidden: Tensor) -> None:
+        """Add verified candidates: `ids [b, C]` (−1: none; those tried before count once), the states they give
+        `hidden [b, C, D]` and their `residual [b, C]`."""
+        fresh = (ids >= 0) & ~self.tried[slots[:, None], ids.clamp_min(0)]
+        at, column = fresh.nonzero(as_tuple=True)
+        self.tried[slots[at], ids[at, column]] = True
+        rank = self.tries[slots][:, None] + fresh.cumsum(-1) - 1
+        self.tries[slots] += fresh.sum(-1)
+        near, order = torch.cat([self.near[slots], residual.masked_fill(~fresh, float("inf"))], -1).sort(
+            dim=-1, stable=True
+        )
+        order = order[:, :KEPT]
+        column = order[:, 0] - KEPT  # of the best, when it is one of these
+        new = column >= 0
+        self.near_state[slots[new]] = hidden[new, column[new]].float()
+        self.near[slots] = near[:, :KEPT]
+        self.near_ids[slots] = torch.cat([self.near_ids[slots], ids], -1).gather(1, order)
+        self.near_rank[slots] = torch.cat([self.near_rank[slots], rank], -1).gather(1, order)

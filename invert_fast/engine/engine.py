@@ -1,0 +1,207 @@
+"""The outer loop: strategies propose, the engine verifies, commits and records. Nothing else certifies."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .. import ops
+from ..model.decoder import Decoder
+from ..model.lanes import Lanes
+from ..model.vocabulary import Vocabulary
+from ..types import Recovery, Status
+from .attempts import Attempts
+from .ledger import Ledger
+from .protocol import Behind, Block, Context, Observer, Run, Strategy, Working, served
+from .tolerances import Tolerances
+from .verdict import Judge, RunVerdict
+
+log = logging.getLogger("invert_fast")
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Recovers streams of texts on `slots` lanes of up to `max_len` tokens; any number of them, side by side too.
+
+    tokens_per_call bounds how many tokens one forward pass computes; running out of memory halves it and says so.
+    states_dtype: precision that the states were stored in.
+    """
+
+    decoder: Decoder
+    vocabulary: Vocabulary
+    tolerances: Tolerances
+    strategy: Strategy
+    slots: int
+    max_len: int
+    tokens_per_call: int
+    states_dtype: str = "float32"
+
+    def run(self, texts: Iterable[tuple[int, Tensor]]) -> Iterator[tuple[int, Recovery]]:
+        """`(index, hidden [T, D])` in, `(index, Recovery)` out, in the order they are finished."""
+        return _Stream(self, iter(texts)).recoveries()
+
+
+class _Stream:
+    """One run of an engine: its lanes, and all that is known of the texts in them."""
+
+    def __init__(self, engine: Engine, source: Iterator[tuple[int, Tensor]]):
+        decoder, vocabulary, tolerances = engine.decoder, engine.vocabulary, engine.tolerances
+        self.decoder, self.source, self.tokens_per_call = decoder, source, engine.tokens_per_call
+        self.lanes = Lanes(decoder, engine.slots, engine.max_len)
+        self.attempts = Attempts(engine.slots, vocabulary.size, decoder.width, decoder.device)
+        self.ledger = Ledger(self.lanes, self.attempts, vocabulary, tolerances)
+        self.judge = Judge(self.lanes, self.attempts, vocabulary, tolerances)
+        context = Context(
+            *(decoder, vocabulary, tolerances, self.lanes, self.attempts, self.ledger.traces, engine.states_dtype)
+        )
+        self.proposer = engine.strategy.bind(context)
+
+    def recoveries(self) -> Iterator[tuple[int, Recovery]]:
+        self._refill()
+        while True:
+            done = self.lanes.finished()
+            if len(done):
+                taken = self.ledger.take(done)
+                self.lanes.release(done)
+                self._refill()
+                yield from taken
+                continue  # a text of no tokens is finished already
+            active = self.lanes.active()
+            if not len(active):
+                return
+            with self.ledger.timed(active):
+                self._step(active)
+
+    @torch.no_grad()
+    def _refill(self) -> None:
+        """Put the next texts into the idle lanes."""
+        idle = self.lanes.idle()
+        items = list(itertools.islice(self.source, len(idle)))
+        if not items:
+            return
+        started = idle[: len(items)]
+        self.lanes.load(started, [index for index, _ in items], [rows for _, rows in items])
+        self.ledger.clear(started)
+        with self.ledger.timed(started):
+            self.proposer.begin(started)
+
+    @torch.no_grad()
+    def _step(self, active: Tensor) -> None:
+        """One round: every active lane gets one unit of work, or its position is settled with what is known."""
+        due = self.attempts.rivals_due[active]
+        asking = active[~due]
+        items = self.proposer.propose(asking) if len(asking) else []
+        exhausted = asking[~served(items, asking)]
+        if bool(due.any()):
+            items = [*items, self.judge.rivals(active[due])]
+        for item in items:
+            if not isinstance(item, Working):
+                self._work(item)
+        if len(exhausted):  # nothing is left to try there: commit the nearest, honestly named
+            self._commit_best(exhausted, torch.zeros_like(exhausted), torch.full_like(exhausted, -1))
+
+    def _work(self, item: Run | Block) -> None:
+        """Verify one item in as many calls as memory asks for. What a cut leaves over is proposed again later."""
+        start = 0
+        while start < len(item.slots):
+            columns = min(item.ids.shape[1], max(2, self.tokens_per_call))  # 2: a rival needs the best beside it
+            rows = max(1, self.tokens_per_call // columns)
+            slots, ids = item.slots[start : start + rows], item.ids[start : start + rows, :columns]
+            try:
+                if isinstance(item, Run):
+                    self._verify_run(Run(slots, ids, item.counts[start : start + rows].clamp_max(columns)))
+                else:
+                    self._verify_block(Block(slots, ids))
+            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+                if not _out_of_memory(error) or ids.numel() <= 2:
+                    raise
+                self.tokens_per_call = max(2, ids.numel() // 2)
+                log.warning(
+                    "out of memory: going on with %d tokens a call (--max-memory sets less from the start)",
+                    self.tokens_per_call,
+                )
+                continue
+            start += rows
+
+    def _verify_run(self, run: Run) -> None:
+        """One causal pass: everything before the first mismatch is certified by it."""
+        slots, ids = run.slots, run.ids
+        b, K = ids.shape
+        hidden, target = self.lanes.draft(slots, ids), self.lanes.rows(slots, K)
+        residual = _comparable(ops.residuals(hidden.flatten(0, 1)[:, None], target.flatten(0, 1)).view(b, K))
+        position = self.lanes.length[slots][:, None] + torch.arange(K, device=ids.device)
+        found = self.judge.run(run, residual)
+        counts, rows = found.counts, torch.arange(b, device=ids.device)
+        self.ledger.write(slots, counts, residual, found.margin, found.status)
+        self.lanes.commit(slots, ids, counts, rows)
+        self.attempts.reset(slots[counts > 0])
+        stopped = counts < run.counts
+        if bool(stopped.any()):
+            at = counts[stopped][:, None]
+            self._note(
+                slots[stopped],
+                ids[stopped].gather(1, at),
+                residual[stopped].gather(1, at),
+                hidden[rows[stopped], counts[stopped]][:, None],
+            )
+            if isinstance(self.proposer, Observer):
+                self.proposer.observe(_behind(run, found, stopped, position, hidden))
+
+    def _verify_block(self, block: Block) -> None:
+        """One fan-out over alternatives for the next token of each lane; lanes whose answer is clear move on."""
+        slots, ids = block.slots, block.ids
+        hidden = self.lanes.fan_out(slots, self.decoder.embed(ids.clamp_min(0)))
+        residual = _comparable(ops.residuals(hidden, self.lanes.target(slots)))
+        self._note(slots, ids, residual, hidden)
+        ready = self.judge.settled(slots)
+        if bool(ready.any()):
+            hit = ids[ready] == self.attempts.near_ids[slots[ready], :1]
+            chosen = torch.where(hit.any(-1), hit.int().argmax(-1), -1)
+            self._commit_best(slots[ready], ready.nonzero().flatten(), chosen)
+
+    def _note(self, slots: Tensor, ids: Tensor, residual: Tensor, hidden: Tensor) -> None:
+        """Remember verified candidates of this position; ask for rivals when the best fits but may not be alone."""
+        self.attempts.note(slots, ids, residual, hidden)
+        self.attempts.rivals_due[slots] = self.judge.fits(slots)
+
+    def _commit_best(self, slots: Tensor, rows: Tensor, chosen: Tensor) -> None:
+        """Move lanes on with the best token of their position. chosen: its column in the last call, −1 if not there."""
+        status, margin = self.judge.of_best(slots)
+        near, token = self.attempts.near[slots, :1], self.attempts.near_ids[slots, :1].clamp_min(0)
+        one = torch.ones_like(slots)
+        self.ledger.write(slots, one, near, margin[:, None], status[:, None], self.attempts.near_rank[slots, :1])
+        unclear = slots[status == Status.AMBIGUOUS]
+        if len(unclear):
+            self.ledger.write_alternatives(unclear, self.judge.reach(unclear))
+        self.attempts.failed[slots] |= status == Status.NOT_FOUND
+        here = chosen >= 0
+        if bool(here.any()):
+            self.lanes.commit(slots[here], token[here], one[here], rows[here], chosen[here])
+        if not bool(here.all()):  # its KV is gone: one more token makes it again
+            again = slots[~here]
+            self.lanes.draft(again, token[~here])
+            self.lanes.commit(again, token[~here], one[~here], torch.arange(len(again), device=slots.device))
+        self.attempts.reset(slots)
+
+
+def _behind(run: Run, found: RunVerdict, stopped: Tensor, position: Tensor, hidden: Tensor) -> Behind:
+    """What the lanes that stopped in a run showed behind their mismatch."""
+    step = torch.arange(run.ids.shape[1], device=run.ids.device)
+    after = (step > found.counts[:, None]) & (step < run.counts[:, None]) & stopped[:, None]
+    at, column = after.nonzero(as_tuple=True)
+    near = found.near[at, column]
+    return Behind(run.slots[at], position[at, column], run.ids[at, column], (at, column), hidden, near)
+
+
+def _comparable(residual: Tensor) -> Tensor:
+    """NaN and overflow (states of absurd size) count as infinitely far."""
+    return residual.nan_to_num(nan=float("inf"), posinf=float("inf"))
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in str(error)

@@ -1,0 +1,135 @@
+"""What is known of every position of the texts now in the lanes, and its hand-over as `Recovery` objects."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..model.lanes import Lanes
+from ..model.vocabulary import Vocabulary
+from ..types import Cost, Recovery, Status
+from .attempts import Attempts
+from .tolerances import Tolerances
+from .trace import Traces
+
+
+class Ledger:
+    """Arrays `[S, M]` beside the lanes' ids: residual, margin, status, rank, steps, runners-up; seconds `[S]`."""
+
+    def __init__(self, lanes: Lanes, attempts: Attempts, vocabulary: Vocabulary, tolerances: Tolerances):
+        shape, device = (lanes.slots, lanes.max_len), lanes.targets.device
+        self.lanes, self.attempts, self.vocabulary, self.tolerances = lanes, attempts, vocabulary, tolerances
+        self.residual, self.margin = torch.zeros(shape, device=device), torch.zeros(shape, device=device)
+        self.status = torch.zeros(shape, dtype=torch.long, device=device)
+        self.rank = torch.zeros(shape, dtype=torch.long, device=device)
+        self.steps = torch.zeros_like(self.rank)
+        self.seconds = torch.zeros(lanes.slots, device=device)
+        self.traces = Traces()
+        self.alternatives: dict[tuple[int, int], list[int]] = {}
+
+    def clear(self, slots: Tensor) -> None:
+        """These lanes start a new text."""
+        self.seconds[slots] = 0
+        self.attempts.failed[slots] = False
+
+    @contextmanager
+    def timed(self, slots: Tensor) -> Iterator[None]:
+        """Charge the time spent inside to the texts of these lanes, in equal shares."""
+        start = time.perf_counter()
+        yield
+        self.seconds[slots] += (time.perf_counter() - start) / len(slots)
+
+    def write(
+        self,
+        slots: Tensor,
+        counts: Tensor,
+        residual: Tensor,
+        margin: Tensor,
+        status: Tensor,
+        rank: Tensor | None = None,
+    ) -> None:
+        """Record the first `counts [b]` of the next positions of each lane: `[b, K]` tables. Call before the commit."""
+        to, of, _ = self.lanes.span(slots, counts)
+        self.residual[to] = residual[of].nan_to_num()  # nothing tried: the largest number there is
+        self.margin[to] = margin[of].nan_to_num()
+        self.status[to] = status[of]
+        self.rank[to] = 0 if rank is None else rank[of]
+        self.steps[to] = 0
+        some = counts > 0
+        self.steps[slots[some], self.lanes.length[slots[some]]] = self.attempts.steps[slots[some]]
+
+    def write_alternatives(self, slots: Tensor, within: Tensor) -> None:
+        """Remember for these lanes' next position the tried ids whose residual is at most `within [b]`."""
+        near = (self.attempts.near[slots] <= within[:, None]).tolist()
+        rows = zip(
+            slots.tolist(), self.lanes.length[slots].tolist(), near, self.attempts.near_ids[slots].tolist(), strict=True
+        )
+        for slot, position, close, ids in rows:
+            self.alternatives[slot, position] = [i for i, c in zip(ids, close, strict=True) if c and i >= 0]
+
+    def take(self, slots: Tensor) -> list[tuple[int, Recovery]]:
+        """The finished texts of these lanes, as `(text index, Recovery)`."""
+        if not len(slots):
+            return []
+        lanes = self.lanes
+        lengths = lanes.target_length[slots]
+        there = torch.arange(int(lengths.max()), device=slots.device) < lengths[:, None]
+        lane, position = slots[:, None].expand_as(there)[there], there.nonzero()[:, 1]
+        residual, status = self.residual[lane, position], self.status[lane, position]
+        norm = torch.linalg.vector_norm(lanes.targets[lane, position], dim=-1, dtype=torch.float64)
+        power = norm.square() / lanes.targets.shape[-1]
+        _, tolerance, _ = self.tolerances.at(position)
+        tables = (
+            lanes.ids[lane, position],
+            residual,
+            residual.double().square() * power,  # MSE = residual² ‖h‖² / D
+            self.margin[lane, position],
+            status.to(torch.int8),
+            self.rank[lane, position],
+            self.steps[lane, position],
+            tolerance.double().square() * power,
+        )
+        ends = lengths.cumsum(0)[:-1].cpu().numpy()
+        columns = [np.split(table.cpu().numpy(), ends) for table in tables]  # one row a text, no copy
+        unclear = ((self.status[slots] == Status.AMBIGUOUS)[:, : there.shape[1]] & there).any(-1).tolist()
+        cost = zip(
+            lanes.forward_tokens[slots].tolist(),
+            lanes.backward_tokens[slots].tolist(),
+            self.seconds[slots].tolist(),
+            strict=True,
+        )
+        found, precision = [], _precision(lanes)
+        for slot, text, rows, spent, several in zip(
+            slots.tolist(), lanes.text[slots].tolist(), zip(*columns, strict=True), cost, unclear, strict=True
+        ):
+            ids, _, loss, _, status, *_, ceiling = rows
+            recovery = Recovery(
+                *rows[:-1],
+                loss_ceiling=ceiling,
+                text=lanes.decoder.decode(ids.tolist()),
+                alternatives=self._alternatives(slot, ids, status) if several else {},
+                cost=Cost(*spent),
+                precision=precision,
+                trace=self.traces.take(slot, ids, loss, ceiling, self.vocabulary.embedding),
+            )
+            found.append((text, recovery))
+        return found
+
+    def _alternatives(self, slot: int, ids: np.ndarray, status: np.ndarray) -> dict[int, list[int]]:
+        """Per ambiguous position the other ids: those seen within reach, and all with an equal embedding row."""
+        others: dict[int, list[int]] = {}
+        for position in np.flatnonzero(status == Status.AMBIGUOUS).tolist():
+            token = int(ids[position])
+            seen = self.alternatives.pop((slot, position), [])
+            same = [i for t in {token, *seen} for i in self.vocabulary.equals(t)]
+            others[position] = sorted({*same} - {token})
+        return others
+
+
+def _precision(lanes: Lanes) -> str:
+    return f"{str(lanes.decoder.dtype).removeprefix('torch.')}, TF32 off"

@@ -1,0 +1,189 @@
+"""The extraction of one prompt's next-token log-probs: probe, pick, ask, say how good it is."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import numpy as np
+from tqdm import tqdm
+
+from ..types import InputError
+from . import subspace
+from .bounds import Bounds, log_probs
+from .client import Client
+from .interface import BudgetSpentError, Prompt
+from .methods import SEARCHES, Ask, pick
+from .probe import Capabilities, probe
+from .progress import Progress, hash_of
+from .work import Work
+
+
+@dataclass(frozen=True)
+class Settings:
+    """method: a name of `methods.NAMES`; precision: bound on the error of a log-prob, nats, that argmax methods work
+    for; per_query: most tokens biased in one call by them; tokens: ids that are wanted (None: all); extra: entries
+    beyond D + 1 when the unembedding is known."""
+
+    method: str = "auto"
+    precision: float = 1e-3
+    per_query: int = 1024
+    tokens: tuple[int, ...] | None = None
+    extra: int = 64
+    seed: int = 0
+
+    def __post_init__(self):
+        if not 0 < self.precision < 10:
+            raise InputError(f"precision is {self.precision:g}, expected nats above 0 and below 10, such as 1e-3")
+        if self.per_query < 1:
+            raise InputError(f"per_query is {self.per_query}, expected at least 1 token a query")
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """log_probs `[V]` fp64 nats, NaN where unknown; error `[V]`: stated bound on |log_probs − truth|, inf where
+    unknown; normalised: False where only differences to the most likely token are known; queries: requests sent for
+    this prompt, probing (`probe_queries`) included; theory: the number the method should take, probing not included;
+    complete: all wanted tokens are known to the precision; misfit: of the least squares through the
+    unembedding, nats, or None; stopped: why it is not complete, or None."""
+
+    log_probs: np.ndarray
+    error: np.ndarray
+    normalised: bool
+    method: str
+    capabilities: Capabilities
+    queries: int
+    probe_queries: int
+    theory: float
+    complete: bool
+    misfit: float | None = None
+    stopped: str | None = None
+
+    @property
+    def known(self) -> np.ndarray:
+        """Ids of the tokens whose log-prob is known."""
+        return np.flatnonzero(np.isfinite(self.log_probs))
+
+    @property
+    def bound(self) -> float:
+        """The largest error stated for a known token, nats."""
+        return float(self.error[self.known].max(initial=0.0))
+
+
+def extract(
+    client: Client,
+    prompt: Prompt,
+    settings: Settings = Settings(),
+    *,
+    image: subspace.Image | None = None,
+    capabilities: Capabilities | None = None,
+    progress: Progress | None = None,
+    index: int = 0,
+    bar: bool = True,
+) -> Extraction:
+    """Extract the log-probs of the token after `prompt`.
+
+    image: the model's unembedding, if it is known: D + k tokens are then enough. capabilities: from an earlier probe of
+    the same API (its reference token is measured anew). progress: where to keep what is found; a prompt that is in it
+    already is continued. A spent budget ends the work: what is known by then is returned, with `stopped` saying so.
+    Raises InputError (ApiError) for what the API refuses and for answers that contradict each other.
+    """
+    size = client.api.vocab_size
+    if image is not None and image.weight.shape[0] != size:
+        raise InputError(f"the unembedding has {image.weight.shape[0]} rows, the API {size} tokens: give its own model")
+    wanted = _wanted(settings, size)
+    before = client.spent
+    saved = progress.saved.get(index) if progress else None
+    if saved is not None:
+        if saved.prompt != hash_of(prompt):
+            raise InputError(
+                f"prompt {index} is not the one in the progress file: give the same prompts, or another file"
+            )
+        found, already = saved.capabilities, saved.spent
+    else:
+        found, already = capabilities or probe(client, prompt), 0
+        if progress:
+            progress.start(index, prompt, found, client.spent - before)
+    probed = found.queries if capabilities is None else 0
+    bounds = Bounds(size, found.reference)
+    if saved is not None:
+        saved.restore(bounds)
+
+    made = None
+    among = size if image is None else image.width + settings.extra
+    one_list = found.top > 1 + (image.width if image is not None else size)
+    if image is not None and among < len(wanted) and not found.full and not one_list:
+        made = subspace.plan(image, found.reference, settings.extra, settings.seed)
+    tokens = wanted if made is None else np.union1d(made.tokens, [found.reference])
+    precision = settings.precision if made is None else settings.precision / max(1.0, made.amplification)
+    ask = Ask(len(tokens), precision, settings.per_query, size)
+    if image is not None and one_list and not found.full and settings.method in ("auto", "top"):
+        method = pick("top", found, ask)
+    else:
+        method = pick(settings.method, found, ask)
+
+    with tqdm(
+        total=len(tokens),
+        desc=method.name,
+        unit="token",
+        delay=2,
+        disable=not bar or bool(os.environ.get("TQDM_DISABLE")),
+    ) as shown:
+
+        def on_known(ids: np.ndarray) -> None:
+            if progress:
+                progress.keep(index, ids, bounds, already + client.spent - before)
+            shown.n = int((bounds.width[tokens] <= max(precision, 1e-12) * 1.01).sum())
+            shown.set_postfix(queries=client.spent - before, refresh=False)
+            shown.update(0)
+
+        work = Work(client, prompt, found, bounds, tokens, precision, settings.per_query, on_known, settings.seed)
+        stopped = None
+        try:
+            method.run(work)
+        except BudgetSpentError as error:
+            stopped = str(error)
+
+    misfit = None
+    solvable = image is not None and np.isfinite(bounds.high[tokens]).all() and stopped is None
+    if method.name == "top" and image is not None:
+        made = subspace.plan(image, found.reference, among=np.flatnonzero(np.isfinite(bounds.high)))
+        solvable = True
+    if made is not None and image is not None and solvable:
+        misfit = subspace.fill(bounds, image, made)
+    values = log_probs(bounds)
+    known = np.isfinite(bounds.high[wanted])
+    if stopped is None and not known.all():
+        stopped = (
+            f"{int((~known).sum())} of {len(wanted)} tokens were never told: the API's lists or its bias do not reach "
+            "them"
+        )
+    worst = float(values.error[wanted].max(initial=0.0))
+    if stopped is None and method.name in SEARCHES and worst > 1.01 * settings.precision:
+        stopped = (
+            f"the stated error is {worst:.2g} nats, more than the {settings.precision:g} asked for: rounding allows no "
+            "less this way"
+            + ("; extract more tokens (extra), or all of them without the unembedding" if misfit is not None else "")
+        )
+    return Extraction(
+        values.values,
+        values.error,
+        values.normalised,
+        f"{method.name} + unembedding" if misfit is not None else method.name,
+        found,
+        already + client.spent - before,
+        probed,
+        method.theory(found, ask),
+        stopped is None,
+        misfit,
+        stopped,
+    )
+
+
+def _wanted(settings: Settings, size: int) -> np.ndarray:
+    if settings.tokens is None:
+        return np.arange(size)
+    wanted = np.unique(np.array(settings.tokens, np.int64))
+    if not len(wanted) or wanted[0] < 0 or wanted[-1] >= size:
+        raise InputError(f"tokens are outside the API's vocabulary of {size}, expected ids from 0 to {size - 1}")
+    return wanted

@@ -1,0 +1,98 @@
+"""What an API can be asked about the next token, what it answers, and how it fails.
+
+The four capabilities are forms of one question: argmax (`top=0`), top-k log-probs (`top=k`), logit bias (`bias`), the
+full vector (`top=vocab_size`). What an API really honours is measured (`probe.py`), never believed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+from ..types import InputError
+
+Prompt = str | tuple[int, ...]
+UNKNOWN = -1  # a token whose name does not tell its id
+
+
+@dataclass(frozen=True)
+class Query:
+    """One question: the next token after `prompt`, with `bias` (token id → nats) added to the logits.
+
+    top: how many log-probs to return; 0 asks for the chosen token alone.
+    """
+
+    prompt: Prompt
+    bias: Mapping[int, float] = field(default_factory=dict)
+    top: int = 0
+
+
+@dataclass(frozen=True)
+class Answer:
+    """token: id of the chosen token (UNKNOWN where its name is shared by several); ids, log_probs `[n]`: the list that
+    came with it, most likely first, nats; chosen_log_prob: what was said of the chosen token, NaN where nothing was."""
+
+    token: int
+    ids: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    log_probs: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    chosen_log_prob: float = float("nan")
+
+    def log_prob(self, token: int) -> float:
+        """What this answer says of a token, NaN where it says nothing."""
+        at = np.flatnonzero(self.ids == token)
+        if len(at):
+            return float(self.log_probs[at[0]])
+        return self.chosen_log_prob if token == self.token else float("nan")
+
+
+class Api(Protocol):
+    """One model behind an interface. `ask` may be called from several threads at once.
+
+    name: what is written into progress files (no key, no prompt); vocab_size: ids are 0…vocab_size−1;
+    names: how tokens come back, `ids` or `strings`; untellable: tokens that an answer cannot tell from one another, of
+    which a query biases at most one.
+    """
+
+    name: str
+    vocab_size: int
+    names: str
+    untellable: frozenset[int]
+
+    def ask(self, query: Query) -> Answer:
+        """Raises an ApiError: RefusedError for what this API will never answer, UnavailableError for what may pass."""
+        ...
+
+
+class ApiError(InputError):
+    """The API did not answer, or not in a way that can be used. Not worth another try unless it is UnavailableError."""
+
+
+class RefusedError(ApiError):
+    """The API will not answer this question (a parameter over its limit, an unknown model)."""
+
+
+class UnauthorisedError(ApiError):
+    """The API wants a key, or another one."""
+
+
+class MalformedError(ApiError):
+    """An answer that is complete but lacks what was asked for."""
+
+
+class UnavailableError(ApiError):
+    """A passing failure: connection lost, server error, an answer cut short. Tried again."""
+
+
+class RateLimitedError(UnavailableError):
+    """Too many requests; `retry_after` is the API's own word on how long to wait, in seconds, or None."""
+
+    def __init__(self, message: str, retry_after: float | None = None):
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class BudgetSpentError(ApiError):
+    """The query budget is used up: what is known by then is kept."""

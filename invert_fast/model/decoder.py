@@ -1,0 +1,216 @@
+"""The adapter to Hugging Face (with `twin.py`, which copies a body's structure): any decoder, no code per architecture.
+
+The user's model is never patched. `Decoder` runs a structural twin of its body (same parameter tensors, own config and
+own module objects) that stops at the layer that was captured and whose attention sees the lanes' prefix storage.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from .. import ops
+from ..types import InputError
+from . import attention
+from .layer import Layer
+from .precision import products
+from .prefix import PrefixCall
+from .twin import final_norm, find_blocks, structural_twin
+
+TESTED_FAMILIES = ("gpt2", "llama", "qwen2", "qwen3", "mistral", "gpt_neox", "opt", "gemma", "phi3")
+_FINGERPRINT_VALUES = 4096
+_TWIN_RESIDUAL = 0.05  # relative L2; bf16 passes of one model differ by 0.02
+
+
+class Decoder:
+    """A Hugging Face decoder seen from one layer: embeddings in, hidden states out, prefix KV on the side.
+
+    model: any tested causal language model (`insist=True` for others); tokenizer: may be None (ids only);
+    layer: see `Layer`. Raises InputError for encoder-decoders, untested families and layers out of range.
+    """
+
+    def __init__(self, model: PreTrainedModel, tokenizer=None, layer: int | str = -1, insist: bool = False):
+        config = model.config.get_text_config()
+        if getattr(model.config, "is_encoder_decoder", False):
+            raise InputError(
+                f"'{model.config.model_type}' is an encoder-decoder, expected a decoder-only model: its "
+                "states do not determine the text token by token"
+            )
+        if model.config.model_type not in TESTED_FAMILIES and not insist:
+            raise InputError(
+                f"model family '{model.config.model_type}' was not tested, expected one of "
+                f"{', '.join(TESTED_FAMILIES)}: pass insist=True (--insist) to try it anyway; nothing is "
+                "certified that its own forward pass does not reproduce"
+            )
+        self.model, self.tokenizer = model.eval(), tokenizer
+        self.layer = Layer(layer, config.num_hidden_layers)
+        self.body = structural_twin(model, self.layer.depth, self.layer.normed, attention.NAME)
+        self._bodies: dict[torch.dtype, nn.Module] = {}
+        self._full: Decoder | None = self if self.layer.near_head else None
+        parameter = next(model.parameters())
+        self.device, self.dtype = parameter.device, parameter.dtype
+        embedding = model.get_input_embeddings()
+        self.vocab_size: int = embedding.weight.shape[0]  # type: ignore[assignment]
+        with torch.no_grad():  # some families scale inside the embedding module
+            self.embedding = torch.cat(
+                [embedding(part) for part in torch.arange(self.vocab_size, device=self.device).split(65536)]
+            ).detach()
+        self.width = config.hidden_size if self.layer.depth < self.layer.blocks else _output_width(self)
+        self.blocks = self.layer.depth
+        self.max_length = getattr(config, "max_position_embeddings", None) or 2**31
+        self.usable_ids = min(self.vocab_size, len(tokenizer)) if tokenizer is not None else self.vocab_size
+
+        self._check_twin()
+
+    @torch.no_grad()
+    def _check_twin(self) -> None:
+        """Refuse a family whose own forward pass the twin does not reproduce: one that attends in another way."""
+        family = self.model.config.model_type
+        ids = (torch.arange(min(8, self.max_length), device=self.device) * 7 % self.usable_ids)[None]
+        try:
+            call = PrefixCall(causal=True)
+            ours = self.run(self.embed(ids), torch.arange(ids.shape[1], device=self.device)[None], call)
+            off = ops.residuals(ours.transpose(0, 1), self.capture(ids)[0]).max().item()
+        except (TypeError, AttributeError, ValueError, RuntimeError, LookupError) as error:
+            raise InputError(
+                f"model family '{family}' does not run in our way ({type(error).__name__}: "
+                f"{' '.join(str(error).split())[:100]}), expected one of {', '.join(TESTED_FAMILIES)}"
+            ) from error
+        if len(call.own) != self.blocks or not off < _TWIN_RESIDUAL:
+            raise InputError(
+                f"model family '{family}' attends in a way of its own (our states are {off:.0e} off its own), expected "
+                f"one of {', '.join(TESTED_FAMILIES)}"
+            )
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Token embeddings as the model sees them: `[...] → [..., D_embedding]`."""
+        return self.embedding[ids]
+
+    def run(self, embeds: Tensor, positions: Tensor, call: PrefixCall, compute: str = "float32") -> Tensor:
+        """One pass of the twin: `[B, K, D_embedding]` at `positions [B, K]` → states `[B, K, D]`; KV goes to `call`.
+
+        It runs in the precision of `embeds`: that of the model, or a lower one for searching. compute: see `products`;
+        whatever is verified takes the default of both.
+        """
+        body = self.body if embeds.dtype == self.dtype else self._body_in(embeds.dtype)
+        with attention.attending(call), products(self.device, compute):
+            return body(inputs_embeds=embeds, position_ids=positions, use_cache=False).last_hidden_state
+
+    def _body_in(self, dtype: torch.dtype) -> nn.Module:
+        """A copy of the twin in another precision, made once: the only copy of weights there is."""
+        if dtype not in self._bodies:
+            made = nn.Module.to(copy.deepcopy(self.body), dtype).eval()
+            for ours, theirs in zip(made.modules(), self.body.modules(), strict=True):
+                for name, table in theirs.named_buffers(recurse=False):
+                    if "inv_freq" in name:  # rotation angles grow with the position: models keep them in fp32
+                        setattr(ours, name, table)
+            self._bodies[dtype] = made
+        return self._bodies[dtype]
+
+    @torch.no_grad()
+    def states(self, ids: Tensor) -> Tensor:
+        """States of whole texts by the twin, `[B, T] → [B, T, D]`: cheaper than `capture`, and equal up to rounding."""
+        positions = torch.arange(ids.shape[1], device=ids.device).expand(ids.shape)
+        return self.run(self.embed(ids), positions, PrefixCall(causal=True))
+
+    def full(self) -> Decoder:
+        """The same model seen from its last layer (itself where it already is): what the next-token prior needs."""
+        if self._full is None:
+            self._full = Decoder(self.model, self.tokenizer, "final_norm", insist=True)
+        return self._full
+
+    @torch.no_grad()
+    def log_probs(self, states: Tensor) -> Tensor:
+        """Next-token log-probabilities of states of the last layer, `[..., D] → [..., V]` fp32; ids past the
+        tokenizer's get −inf. A proposal only: logit scaling that keeps the order is left out."""
+        if not self.layer.normed:
+            states = final_norm(self.model, states)
+        head = self.model.get_output_embeddings()
+        assert head is not None, "a causal language model has a head"
+        scores = head(states.to(self.dtype)).float()
+        scores[..., self.usable_ids :] = float("-inf")
+        return scores.log_softmax(-1)
+
+    @torch.no_grad()
+    def seen_embedding(self) -> Tensor:
+        """Embedding rows `[V, D_embedding]` less what no state of this layer can show.
+
+        The final norm takes a common shift (LayerNorm) or a common length (RMSNorm) out of a row, so rows that differ
+        only in that are near each other. Very short rows drown in a state: they stay short.
+        """
+        rows = self.embedding.float()
+        if not self.layer.normed:
+            return rows
+        lengths = rows.norm(dim=-1, keepdim=True)
+        try:
+            return final_norm(self.model, self.embedding).float() * (2 * lengths / lengths.median()).clamp_max(1.0)
+        except RuntimeError:  # embeddings of another width than the states (OPT-350m): the norm does not apply
+            return rows
+
+    @torch.no_grad()
+    def capture(self, ids: Tensor) -> Tensor:
+        """States by the model's own, unmodified forward pass: `[B, T] → [B, T, D]`. Independent of `run`."""
+        if self.layer.depth == self.layer.blocks and not self.layer.normed:
+            return self._capture_last_block(ids)
+        out = self.model.base_model(input_ids=ids, use_cache=False, output_hidden_states=not self.layer.normed)
+        return out.last_hidden_state if self.layer.normed else out.hidden_states[self.layer.depth]
+
+    def _capture_last_block(self, ids: Tensor) -> Tensor:
+        kept = {}
+
+        def keep(_module, _args, out):
+            kept["states"] = out[0] if isinstance(out, tuple) else out
+
+        _, blocks = find_blocks(self.model.base_model, self.layer.blocks)
+        handle = blocks[-1].register_forward_hook(keep)
+        try:
+            self.model.base_model(input_ids=ids, use_cache=False)
+        finally:
+            handle.remove()
+        return kept["states"]
+
+    def encode(self, text: str, special: bool = False) -> list[int]:
+        """Token ids of a text; `special=True` adds what the tokenizer adds (often a BOS, which then has a row)."""
+        if self.tokenizer is None:
+            raise InputError("this model was given without a tokenizer: pass token ids, or a tokenizer")
+        return self.tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"]
+
+    def check_ids(self, ids: list[int]) -> None:
+        """InputError for a token id that this model has not."""
+        if bad := [i for i in ids if not 0 <= i < self.vocab_size]:
+            raise InputError(
+                f"token id {bad[0]} is outside this model's vocabulary of {self.vocab_size}: "
+                "tokenise with this model's own tokenizer"
+            )
+
+    def decode(self, ids: list[int]) -> str | None:
+        """Text of ids, nothing skipped or cleaned up; None without a tokenizer."""
+        if self.tokenizer is None:
+            return None
+        return self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+    def fingerprint(self) -> str:
+        """`family:16 hex digits` over parameter names, shapes and a sample of values, rounded to bf16 so that loading
+        the same checkpoint in another precision does not change it."""
+        if not hasattr(self, "_fingerprint"):
+            digest = hashlib.sha256()
+            for name, value in sorted(self.model.base_model.named_parameters()):
+                step = max(1, value.numel() // _FINGERPRINT_VALUES)
+                sample = value.detach().flatten()[::step].to(torch.bfloat16).view(torch.int16).cpu().numpy()
+                digest.update(f"{name}{list(value.shape)}".encode() + sample.tobytes())
+            self._fingerprint = f"{self.model.config.model_type}:{digest.hexdigest()[:16]}"
+        return self._fingerprint
+
+    @property
+    def identity(self) -> tuple[str, str, str]:
+        """What a figure measured on this decoder is of: model, layer, and how much of the vocabulary is in use."""
+        return self.fingerprint(), self.layer.name, str(self.usable_ids)
+
+
+def _output_width(decoder: Decoder) -> int:
+    ids = torch.zeros(1, 1, dtype=torch.long, device=decoder.device)
+    return decoder.capture(ids).shape[-1]

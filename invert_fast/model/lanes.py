@@ -1,0 +1,236 @@
+"""The batch: lanes that each recover one text, over one static prefix storage.
+
+A lane holds its target rows, its committed tokens and its prefix KV. Lanes stand at different positions; a finished
+lane is handed the next text, so no step waits for a straggler. Questions are asked for any subset of lanes at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .decoder import Decoder
+from .gradient import loss_and_gradient
+from .prefix import PrefixCall
+from .replay import programs_of
+
+
+@dataclass
+class Held:
+    """The prefixes of some lanes, ready for many fan-outs of one token: `positions [b, 1]`, what attention sees, in
+    which precision, and how products are computed (`precision.products`)."""
+
+    call: PrefixCall
+    positions: Tensor
+    dtype: torch.dtype
+    compute: str = "float32"
+
+
+class Span(NamedTuple):
+    """A run of positions of some lanes: where they are in a table `[S, M]` of all lanes, and in one `[b, K]` of these
+    lanes' next positions. alone: of a single lane, so that both are slices."""
+
+    to: tuple[Any, Any]
+    of: tuple[Any, Any]
+    alone: bool = False
+
+
+class Lanes:
+    """`slots` lanes of up to `max_len` tokens of one decoder.
+
+    targets `[S, M, D]` fp32; ids `[S, M]`; target_length, length `[S]`: tokens to recover and committed so far;
+    text `[S]`: index of the text in a lane, −1 when idle; forward_tokens, backward_tokens `[S]`: tokens computed for
+    the lane's text, and those of them that a gradient was taken of.
+    Storage is per layer `[S, Hkv, M, d]`, made on the first commit that needs it: texts whose first draft is right from
+    end to end never touch it.
+    """
+
+    def __init__(self, decoder: Decoder, slots: int, max_len: int):
+        device = decoder.device
+        self.decoder, self.slots, self.max_len = decoder, slots, max_len
+        self.targets = torch.zeros(slots, max_len, decoder.width, device=device)
+        self.ids = torch.zeros(slots, max_len, dtype=torch.long, device=device)
+        self.target_length = torch.zeros(slots, dtype=torch.long, device=device)
+        self.length = torch.zeros_like(self.target_length)
+        self.text = torch.full_like(self.target_length, -1)
+        self.forward_tokens = torch.zeros_like(self.target_length)
+        self.backward_tokens = torch.zeros_like(self.target_length)
+        self.keys: list[Tensor] | None = None
+        self.values: list[Tensor] | None = None
+        self._pending: PrefixCall | None = None
+
+    def load(self, slots: Tensor, texts: list[int], hidden: list[Tensor]) -> None:
+        """Give idle lanes their next texts: `hidden[i] [T_i, D]`, on any device, goes to lane `slots[i]`."""
+        padded = torch.nn.utils.rnn.pad_sequence(hidden, batch_first=True)  # one copy to the device for all
+        self.targets[slots, : padded.shape[1]] = padded.to(self.targets)
+        self.target_length[slots] = torch.tensor([len(rows) for rows in hidden], device=slots.device)
+        self.text[slots] = torch.tensor(texts, device=slots.device)
+        self.length[slots] = 0
+        self.forward_tokens[slots], self.backward_tokens[slots] = 0, 0
+
+    def active(self) -> Tensor:
+        """Lanes with tokens left to recover."""
+        return (self.length < self.target_length).nonzero().flatten()
+
+    def finished(self) -> Tensor:
+        """Lanes whose text is complete and not yet taken away."""
+        return ((self.text >= 0) & (self.length == self.target_length)).nonzero().flatten()
+
+    def idle(self) -> Tensor:
+        return (self.text < 0).nonzero().flatten()
+
+    def release(self, slots: Tensor) -> None:
+        self.text[slots], self.length[slots], self.target_length[slots] = -1, 0, 0
+
+    def target(self, slots: Tensor) -> Tensor:
+        """The state each lane has to reproduce next, `[b, D]`."""
+        return self.targets[slots, self.length[slots]]
+
+    def fan_out(self, slots: Tensor, embeds: Tensor, held: Held | None = None) -> Tensor:
+        """N independent continuations of each lane's prefix: `[b, N, D_embedding] → [b, N, D]`.
+
+        The prefix KV is shared by the N, never copied per candidate. Differentiable in `embeds` where it asks for it.
+        held: what `hold` made of the same lanes, where they are asked many times at one position.
+        """
+        if held is not None:
+            return self._forward(slots, embeds, held.positions, held.call, held.compute)
+        positions = self.length[slots][:, None].expand(embeds.shape[:2])
+        return self._run(slots, embeds, positions, causal=False)
+
+    def hold(
+        self, slots: Tensor, dtype: torch.dtype | None = None, compute: str = "float32", *, once: bool = False
+    ) -> Held:
+        """The prefixes of these lanes, laid out once for many fan-outs; of no use once one of them moves on.
+
+        dtype: precision of those fan-outs, where it is not the model's; compute: see `precision.products`; once: there
+        will be one fan-out only, for which they stay where they are.
+        """
+        call = self._call(slots, causal=False)
+        if not once and call.slots is not None and call.keys is not None and call.values is not None:
+            call.keys, call.values = [k[call.slots] for k in call.keys], [v[call.slots] for v in call.values]
+            call.slots = None
+        if dtype is not None and call.keys is not None and call.values is not None:
+            call.keys, call.values = [k.to(dtype) for k in call.keys], [v.to(dtype) for v in call.values]
+        return Held(call, self.length[slots][:, None], dtype or self.decoder.dtype, compute)
+
+    def gradient(self, slots: Tensor, value: Tensor, target: Tensor, held: Held) -> tuple[Tensor, Tensor]:
+        """MSE(f(e), h) `[b]` and its gradient `[b, D_e]` at `value [b, D_e]`, for lanes whose prefixes are held."""
+        call, positions = held.call, held.positions
+        found = programs_of(self.decoder).gradient(self.decoder, value.to(held.dtype), positions, target, call)
+        if found is None:
+            found = loss_and_gradient(
+                lambda embeds: self.decoder.run(embeds, positions, call, held.compute),
+                *(value, target, held.dtype, held.compute),
+            )
+        self.charge(slots, forward=1, backward=1)
+        return found
+
+    def charge(self, slots: Tensor, forward: int = 0, backward: int = 0) -> None:
+        """Count what was computed for the texts of these lanes, in tokens a lane: the one place where cost is noted."""
+        self.forward_tokens[slots] += forward
+        self.backward_tokens[slots] += backward
+
+    def reserve(self) -> None:
+        """Make the prefix storage now, and for good: `in_place` refers to it by address."""
+        if self.decoder.blocks and self.keys is None:
+            call, token = PrefixCall(causal=False), torch.zeros(1, 1, dtype=torch.long, device=self.ids.device)
+            with torch.no_grad():  # one token says what a layer's keys look like
+                self.decoder.run(self.decoder.embed(token), token, call)
+            self.keys, self.values = self._storage(call, 0), self._storage(call, 1)
+
+    def in_place(self, slots: Tensor, lengths: Tensor) -> PrefixCall:
+        """A fan-out over the reserved storage itself, up to `lengths [b]` in the rows `slots [b]`: nothing is copied or
+        read back, so that what these tensors hold may change between two replays of a captured pass."""
+        if not self.decoder.blocks:
+            return PrefixCall(causal=False)
+        return PrefixCall(False, self.keys, self.values, lengths, slots)
+
+    def draft(self, slots: Tensor, ids: Tensor) -> Tensor:
+        """K tokens in a row after each lane's prefix, causally: `[b, K] → [b, K, D]`."""
+        step = torch.arange(ids.shape[1], device=ids.device)
+        positions = (self.length[slots][:, None] + step).clamp_max(self.decoder.max_length - 1)  # padding may overhang
+        return self._run(slots, self.decoder.embed(ids), positions, causal=True)
+
+    def _run(self, slots: Tensor, embeds: Tensor, positions: Tensor, causal: bool) -> Tensor:
+        return self._forward(slots, embeds, positions, self._call(slots, causal))
+
+    def _call(self, slots: Tensor, causal: bool) -> PrefixCall:
+        """What a pass over these lanes sees of their prefixes."""
+        lengths = self.length[slots]
+        longest = int(lengths.max())
+        call = PrefixCall(causal)
+        if longest and self.keys is not None and self.values is not None:
+            call.keys = [k[:, :, :longest] for k in self.keys]
+            call.values = [v[:, :, :longest] for v in self.values]
+            in_order = len(slots) == self.slots and bool((slots[1:] > slots[:-1]).all())
+            call.lengths, call.slots = lengths, None if in_order else slots
+        return call
+
+    def _forward(
+        self, slots: Tensor, embeds: Tensor, positions: Tensor, call: PrefixCall, compute: str = "float32"
+    ) -> Tensor:
+        hidden = None
+        if not embeds.requires_grad:
+            programs = programs_of(self.decoder)
+            hidden = (programs.draft if call.causal else programs.fan_out)(self.decoder, embeds, positions, call)
+        if hidden is None:
+            with torch.set_grad_enabled(embeds.requires_grad):
+                hidden = self.decoder.run(embeds, positions, call, compute)
+        self.charge(slots, forward=embeds.shape[1])
+        self._pending = call
+        return hidden
+
+    def span(self, slots: Tensor, counts: Tensor) -> Span:
+        """The next `counts [b]` positions of each lane."""
+        if len(slots) == 1:  # as it lies
+            lane, start, count = int(slots), int(self.length[slots]), int(counts)
+            return Span((lane, slice(start, start + count)), (0, slice(count)), alone=True)
+        most = int(counts.max()) if len(counts) else 0
+        at, step = (torch.arange(most, device=slots.device) < counts[:, None]).nonzero(as_tuple=True)
+        slot = slots[at]
+        return Span((slot, self.length[slot] + step), (at, step))
+
+    def rows(self, slots: Tensor, count: int) -> Tensor:
+        """The next `count` target rows of each lane, `[b, count, D]`; past the end of a lane, its last again."""
+        if len(slots) == 1 and (start := int(self.length[slots])) + count <= self.max_len:
+            return self.targets[int(slots), start : start + count][None]
+        position = self.length[slots][:, None] + torch.arange(count, device=slots.device)
+        return self.targets[slots[:, None], position.clamp_max(self.max_len - 1)]
+
+    def commit(self, slots: Tensor, ids: Tensor, counts: Tensor, rows: Tensor, chosen: Tensor | None = None) -> None:
+        """Append to `slots [b]` the first `counts [b]` of `ids [b, K]`, re-using the KV of the call just made.
+
+        rows `[b]`: the row of that call each lane was in; chosen `[b]`: after a fan-out, the column that won (K = 1).
+        Lanes that are complete after this keep no KV.
+        """
+        if self._pending is None:
+            raise RuntimeError("commit follows a draft or a fan_out")
+        span, after = self.span(slots, counts), self.length[slots] + counts
+        goes_on = after < self.target_length[slots]
+        if self.decoder.blocks and bool(goes_on.any()):  # first, since it may run out of memory: then nothing has moved
+            to, of = span.to, span.of
+            if span.alone:
+                of = int(rows), of[1] if chosen is None else slice(int(chosen), int(chosen) + 1)
+            else:
+                kept = goes_on[of[0]]
+                at, step = of[0][kept], of[1][kept]
+                to, of = (to[0][kept], to[1][kept]), (rows[at], step if chosen is None else chosen[at])
+            if self.keys is None or self.values is None:
+                self.keys, self.values = self._storage(self._pending, 0), self._storage(self._pending, 1)
+            to, of = (to[0], slice(None), to[1]), (of[0], slice(None), of[1])
+            for layer in range(self.decoder.blocks):
+                key, value = self._pending.own[layer]
+                self.keys[layer][to] = key.detach()[of]
+                self.values[layer][to] = value.detach()[of]
+        self.ids[span.to] = ids[span.of]
+        self.length[slots] = after
+
+    def _storage(self, call: PrefixCall, part: int) -> list[Tensor]:
+        shapes = [call.own[layer][part] for layer in range(self.decoder.blocks)]
+        return [
+            torch.zeros(self.slots, t.shape[1], self.max_len, t.shape[3], dtype=t.dtype, device=t.device)
+            for t in shapes
+        ]

@@ -1,0 +1,157 @@
+"""`best_two`: the best two tokens of every row under a lens's scores x·e_v + b_v, csrc/best_two.cpp.
+
+Scores that come from a likelihood, b_v = −½ e_vᵀ G e_v and more, need not be looked at whole. With G = LLᵀ the score is
+−½‖L⁻¹x − Lᵀe_v‖² but for a constant, noise of unit variance in every direction, in which tokens differ by the spread of
+Lᵀe. In the few directions of largest spread they already lie far apart: candidates are found there, and only those are
+scored in full.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from . import native
+from .linear import MOST_BYTES, linear, pack
+from .native import _C
+from .table import backend as backend_of
+
+_SCORES_BYTES, _SCORES_CACHED = 1 << 28, 1 << 24
+_KEPT, _KEPT_NATS = 0.88, 100.0  # of the mean lead of one token over another: what a sketch must keep of it
+_FEWEST_TOKENS, _WIDEST = 1024, 1024  # too few for a sketch to pay; too wide for its eigenvectors to come in a moment
+_STEP = 16
+
+
+@dataclass(frozen=True)
+class _Sketch:
+    """x·map scores like x in directions of which `rest [V]`, ½‖Lᵀe_v‖², was left out; both matrices packed, too."""
+
+    map: Tensor
+    packed_map: Tensor
+    packed: Tensor
+    rest: Tensor
+
+    @property
+    def width(self) -> int:
+        return self.map.shape[1]
+
+
+def best_two(
+    x: Tensor, matrix: Tensor, bias: Tensor, packed: Tensor | None = None, *, backend: str = "auto"
+) -> tuple[Tensor, Tensor]:
+    """argmax_v x·e_v + b_v and its lead over the second largest: x `[n, K]`, matrix `[V, K]`, bias `[V]` → `[n]` each.
+
+    See `kernels.reference.best_two`. packed: the transposed matrix as `linear.pack` wrote it, where it is used often.
+    """
+    if x.dim() != 2 or matrix.dim() != 2 or x.shape[1] != matrix.shape[1] or bias.shape != matrix.shape[:1]:
+        raise ValueError(
+            f"best_two of rows {list(x.shape)}, matrix {list(matrix.shape)} and bias {list(bias.shape)}: expected "
+            "[n, K], [V, K] and [V]"
+        )
+    return backend_of("best_two", backend, x.device)(x, matrix, bias, packed)
+
+
+def fused(x: Tensor, matrix: Tensor, bias: Tensor, packed: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """A few megabytes of scores at a time: on a CPU they are still in the cache when their maximum is looked for."""
+    ids, leads = x.new_empty(len(x), dtype=torch.long), x.new_empty(len(x))
+    rows = max(1, (_SCORES_BYTES if x.is_cuda else _SCORES_CACHED) // (4 * len(bias)))
+    for start in range(0, len(x), rows):
+        scores = torch.addmm(bias, x[start : start + rows], matrix.T)
+        top, found = scores.max(-1)
+        scores.scatter_(1, found[:, None], float("-inf"))
+        ids[start : start + rows], leads[start : start + rows] = found, top - scores.amax(-1)
+    return ids, leads
+
+
+def cpp(x: Tensor, matrix: Tensor, bias: Tensor, packed: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """csrc/best_two.cpp: no score is written down. PyTorch's products for what is not fp32."""
+    if not x.dtype == matrix.dtype == bias.dtype == torch.float32:
+        return fused(x, matrix, bias)
+    packed = pack(matrix.t()) if packed is None else packed
+    x, bias, out, size = _laid_out(x, bias)
+    _C.best_two(
+        *(x.data_ptr(), packed.data_ptr(), bias.data_ptr(), out[0].data_ptr(), out[1].data_ptr()),
+        *(size, len(bias), torch.get_num_threads()),
+    )
+    return out
+
+
+def _laid_out(x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor], tuple[int, int, int]]:
+    """Rows and bias as the library reads them, room for the answer, and rows, width and stride."""
+    x = native.rows(x)
+    out = x.new_empty(len(x), dtype=torch.long), x.new_empty(len(x))
+    return x, bias.contiguous(), out, (*x.shape, x.stride(0))
+
+
+class BestTwo:
+    """`best_two` of many rows for one matrix e `[V, K]`, packed once; with a sketch of the scores where that will do.
+
+    gram: G `[K, K]` of scores that come from a likelihood.
+    """
+
+    def __init__(self, matrix: Tensor, gram: Tensor | None = None):
+        self.matrix, self.gram = matrix.contiguous(), gram
+        self._packed: Tensor | None = None
+        self._made: _Sketch | None = None
+        on_cpu = matrix.device.type == "cpu" and matrix.dtype == torch.float32
+        self._compiled = native.has("best_two") and on_cpu and matrix.nbytes <= MOST_BYTES
+
+    def __call__(self, x: Tensor, bias: Tensor, scale: Tensor | float | None = None) -> tuple[Tensor, Tensor]:
+        """x `[n, K]`, bias `[V]` → ids and leads, `[n]` each.
+
+        scale: the bias has −½ scale·eᵀGe in it, so that a sketch will do: then the best two of a few candidates, of
+        which the first is all but always the best of all; where it is not, its lead is small.
+        """
+        if not (self._compiled and x.dtype == bias.dtype == torch.float32):
+            return best_two(x, self.matrix, bias, backend="fused")
+        sketch = self._sketch()
+        if sketch is not None and scale is not None:
+            return self._by_sketch(sketch, x, bias, scale)
+        if self._packed is None:
+            self._packed = pack(self.matrix.t())
+        return best_two(x, self.matrix, bias, self._packed, backend="cpp")
+
+    def _by_sketch(self, sketch: _Sketch, x: Tensor, bias: Tensor, scale: Tensor | float) -> tuple[Tensor, Tensor]:
+        x, bias, out, size = _laid_out(x, bias)
+        low, low_bias = linear(x, sketch.map, None, sketch.packed_map, backend="cpp"), bias + scale * sketch.rest
+        _C.best_two_by_sketch(
+            (low.data_ptr(), sketch.packed.data_ptr(), low_bias.data_ptr()),
+            (*low.shape, low.stride(0)),
+            (x.data_ptr(), self.matrix.data_ptr(), bias.data_ptr()),
+            *(size, out[0].data_ptr(), out[1].data_ptr(), len(bias), torch.get_num_threads()),
+        )
+        return out
+
+    def _sketch(self) -> _Sketch | None:
+        """Made on the first use, if it pays."""
+        if self.gram is not None:
+            self._made = _sketch_of(self.matrix, self.gram)
+            self.gram = None
+        return self._made
+
+
+@torch.no_grad()
+def _sketch_of(matrix: Tensor, gram: Tensor) -> _Sketch | None:
+    """The narrowest that keeps tokens apart, None if it would have to be half as wide as all or more."""
+    V, K = matrix.shape
+    if V < _FEWEST_TOKENS or K > _WIDEST or not bool(gram.isfinite().all()):
+        return None
+    values, vectors = torch.linalg.eigh(gram.double())
+    root = values.clamp_min(1e-9 * float(values[-1]) + 1e-30).sqrt()
+    factor = vectors * root  # L
+    covariance = factor.T @ torch.cov(matrix.T).double() @ factor
+    if not bool(covariance.isfinite().all()):  # a model may have rows of NaN, which are no candidates
+        return None
+    spread, directions = torch.linalg.eigh(covariance)
+    spread, directions = spread.flip(0).clamp_min(0), directions.flip(1)
+    kept = spread.cumsum(0)
+    enough = (kept >= _KEPT * kept[-1]) & (kept >= _KEPT_NATS)
+    width = -(-(int((~enough).sum()) + 1) // _STEP) * _STEP
+    if width > K // 2:
+        return None
+    to_low = ((vectors / root) @ directions[:, :width]).float().contiguous()
+    low = matrix @ (factor @ directions[:, :width]).float()
+    rest = 0.5 * (((matrix @ gram) * matrix).sum(-1) - low.square().sum(-1))
+    return _Sketch(to_low, pack(to_low), pack(low.t()), rest)

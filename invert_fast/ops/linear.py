@@ -1,0 +1,141 @@
+"""`linear`: rows times a matrix that was packed once, csrc/product.cpp. On AVX2 a fifth to a half faster than PyTorch's
+at 16 to 128 rows, as a pass over lanes or over a chunk of a text has: a general product spends that time packing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from transformers.pytorch_utils import Conv1D
+
+from . import native
+from .native import _C, has_values
+from .recording import define, is_recording
+from .table import backend as backend_of
+
+_FEWEST_ROWS = 4  # for fewer, memory is what bounds it
+MOST_BYTES = 1 << 30  # of weights: packed, each is there a second time, and for gradients a third
+
+
+def linear(
+    x: Tensor, matrix: Tensor, bias: Tensor | None = None, packed: Tensor | None = None, *, backend: str = "auto"
+) -> Tensor:
+    """x `[..., K]` · matrix `[K, N]` + bias `[N]`, see `kernels.reference.linear`. packed: the matrix as `pack` wrote
+    it, where it is used often. Takes no gradient: see `PackedLinear`."""
+    if x.shape[-1] != matrix.shape[0] or (bias is not None and bias.shape != matrix.shape[1:]):
+        shape = None if bias is None else list(bias.shape)
+        raise ValueError(
+            f"linear of rows {list(x.shape)}, matrix {list(matrix.shape)} and bias {shape}: expected [..., K], [K, N] "
+            "and [N]"
+        )
+    return backend_of("linear", backend, x.device)(x, matrix, bias, packed)
+
+
+def fused(x: Tensor, matrix: Tensor, bias: Tensor | None = None, packed: Tensor | None = None) -> Tensor:
+    """PyTorch's own."""
+    rows = x.reshape(-1, matrix.shape[0])
+    out = torch.mm(rows, matrix) if bias is None else torch.addmm(bias, rows, matrix)
+    return out.view(*x.shape[:-1], matrix.shape[1])
+
+
+def cpp(x: Tensor, matrix: Tensor, bias: Tensor | None = None, packed: Tensor | None = None) -> Tensor:
+    """csrc/product.cpp for fp32; PyTorch's own for a few rows and for other types."""
+    K, N = matrix.shape
+    if x.numel() < _FEWEST_ROWS * K or not x.dtype == matrix.dtype == torch.float32:
+        return fused(x, matrix, bias)
+    packed = pack(matrix) if packed is None else packed
+    rows = x.reshape(-1, K)
+    if rows.stride(1) != 1:
+        rows = rows.contiguous()
+    out = x.new_empty(*x.shape[:-1], N)
+    _C.product(
+        *(rows.data_ptr(), packed.data_ptr(), 0 if bias is None else bias.data_ptr(), out.data_ptr()),
+        *(len(rows), K, N, rows.stride(0), N, torch.get_num_threads()),
+    )
+    return out
+
+
+def pack(matrix: Tensor) -> Tensor:
+    """A matrix `[K, N]` in the form of csrc/product.cpp."""
+    packed = torch.empty(_C.packed_size(*matrix.shape))
+    _C.pack_matrix(matrix.data_ptr(), *matrix.stride(), *matrix.shape, packed.data_ptr())
+    return packed
+
+
+class _Packed(nn.Module):
+    """What `PackedLinear` and `PackedConv1D` share; of no state of its own, so that a module can become one."""
+
+    weight: Tensor
+    bias: Tensor | None
+    weight_is_transposed = False  # `[N, K]`
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.device.type != "cpu" or not x.dtype == self.weight.dtype == torch.float32:
+            return super().forward(x)
+        if is_recording():  # of any number of rows
+            return _Product.apply(x, self)  # type: ignore[return-value]
+        if x.numel() < _FEWEST_ROWS * x.shape[-1] or not has_values(x) or torch.is_autocast_enabled("cpu"):
+            return super().forward(x)
+        if torch.is_grad_enabled() and x.requires_grad:
+            return _Product.apply(x, self)  # type: ignore[return-value]
+        packed, matrix = self.packed(False)
+        return linear(x, matrix, self.bias, packed)
+
+    def packed(self, transposed: bool) -> tuple[Tensor, Tensor]:
+        """`[K, N]`, or its transpose, in the form of csrc/product.cpp, made on the first use; and as a view."""
+        packs = self.__dict__.setdefault("_packs", {})
+        if transposed not in packs:
+            weight = self.weight.detach()
+            matrix = weight.t() if transposed != self.weight_is_transposed else weight
+            packs[transposed] = pack(matrix), matrix
+        return packs[transposed]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_packs"}
+
+
+class PackedLinear(_Packed, nn.Linear):
+    weight_is_transposed = True
+
+
+class PackedConv1D(_Packed, Conv1D):
+    pass
+
+
+_PACKED = {nn.Linear: PackedLinear, Conv1D: PackedConv1D}
+
+
+def pack_linears(body: nn.Module) -> None:
+    """Make the linear layers of a body, copies whose weights nobody changes, packed ones, where that is faster."""
+    if not native.has("linear"):
+        return
+    found = [module for module in body.modules() if type(module) in _PACKED]
+    if sum(weight.nbytes for module in found for weight in module.parameters()) <= MOST_BYTES:
+        for module in found:
+            module.__class__ = _PACKED[type(module)]
+
+
+class _Product(torch.autograd.Function):
+    """By way of the operator below while a pass is recorded, else directly. Weights have no gradient here."""
+
+    @staticmethod
+    def forward(ctx, x, module):
+        ctx.module = module
+        bias = None if module.bias is None else module.bias.detach()
+        packed, matrix = module.packed(False)
+        return (_product if is_recording() else _recorded)(x, packed, matrix, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):  # type: ignore[override]
+        packed, matrix = ctx.module.packed(True)
+        return (_product if is_recording() else _recorded)(grad, packed, matrix, None), None
+
+
+def _recorded(x: Tensor, packed: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:
+    return cpp(x, matrix, bias, packed)
+
+
+_product = define("product(Tensor x, Tensor packed, Tensor matrix, Tensor? bias) -> Tensor", _recorded)
