@@ -8,8 +8,9 @@ print(inverter.invert(states)[0].text)
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from .lazy import exporting
 
 if TYPE_CHECKING:
     from .inverter import Inverter
@@ -33,11 +34,10 @@ __all__ = [
     "__version__",
 ]
 
-_HOMES = {"Inverter": "inverter"} | dict.fromkeys(("Cost", "InputError", "Recovery", "States", "Status"), "types")
-
-
-def __getattr__(name: str) -> Any:
-    """Imported when it is asked for: `invert-fast --help` needs no PyTorch."""
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_HOMES.get(name, 'strategies')}", __name__), name)
+_TYPES = ("Cost", "InputError", "Recovery", "States", "Status")
+__getattr__ = exporting(
+    __name__,
+    dict.fromkeys(__all__[:-1], f"{__name__}.strategies")
+    | dict.fromkeys(_TYPES, f"{__name__}.types")
+    | {"Inverter": f"{__name__}.inverter"},
+)

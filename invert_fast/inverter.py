@@ -15,7 +15,8 @@ from .engine.engine import Engine
 from .engine.memory import plan
 from .engine.protocol import Strategy
 from .engine.tolerances import Tolerances, calibrate
-from .lens import Fit, FitReport, fit_learned, fit_linear_again, forget
+from .lens.choose import forget
+from .lens.settings import Fit, FitReport
 from .logits.certify import certified_noise
 from .logits.recorded import Logits
 from .logits.search import VectorRecovery, VectorSearch, search_states
@@ -242,6 +243,8 @@ class Inverter:
         (or token ids) like those to be recovered, half of the training if given; output: also write the lens there. It
         is kept in the cache folder. Interrupted fits go on where they were. Raises InputError for what is out of range.
         """
+        from .lens.train import fit_learned, fit_linear_again  # and with it what generates text
+
         settings = settings or Fit()
         if lens == "linear":
             report = fit_linear_again(self.decoder, self.vocabulary, settings.seed)

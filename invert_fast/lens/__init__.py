@@ -1,21 +1,36 @@
 """Lenses map states to token scores for whole texts at once. A lens can only propose: it never makes a result wrong."""
 
-from .choose import LENSES, choose_lens, forget
-from .learned import LearnedLens
-from .linear import LinearLens
-from .second_look import doubtful, look_again
-from .train import Fit, FitReport, fit_learned, fit_linear_again
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..lazy import exporting
+
+if TYPE_CHECKING:
+    from .base import Lens
+    from .choose import LENSES, choose_lens, forget
+    from .learned import LearnedLens
+    from .linear import LinearLens
+    from .settings import Fit, FitReport
+    from .train import fit_learned, fit_linear_again
 
 __all__ = [
     "LENSES",
     "Fit",
     "FitReport",
     "LearnedLens",
+    "Lens",
     "LinearLens",
     "choose_lens",
-    "doubtful",
     "fit_learned",
     "fit_linear_again",
     "forget",
-    "look_again",
 ]
+
+__getattr__ = exporting(
+    __name__,
+    dict.fromkeys(("LENSES", "choose_lens", "forget"), f"{__name__}.choose")
+    | dict.fromkeys(("Fit", "FitReport"), f"{__name__}.settings")
+    | dict.fromkeys(("fit_learned", "fit_linear_again"), f"{__name__}.train")
+    | {"Lens": f"{__name__}.base", "LearnedLens": f"{__name__}.learned", "LinearLens": f"{__name__}.linear"},
+)

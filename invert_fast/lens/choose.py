@@ -8,20 +8,19 @@ from weakref import WeakKeyDictionary
 from ..model.decoder import Decoder
 from ..model.vocabulary import Vocabulary
 from ..types import InputError
-from .learned import LearnedLens
-from .linear import LinearLens
+from .base import Lens
 from .store import learned_lens, linear_lens
 
 log = logging.getLogger("invert_fast")
 
 LENSES = ("auto", "linear", "learned")
 _WORTH = 0.001  # more of the tokens right, at least, for the learned lens to be worth its passes
-_read: WeakKeyDictionary[Decoder, dict[tuple, LinearLens | LearnedLens]] = WeakKeyDictionary()  # once a process
+_read: WeakKeyDictionary[Decoder, dict[tuple, Lens]] = WeakKeyDictionary()  # once a process
 
 
 def choose_lens(
     decoder: Decoder, vocabulary: Vocabulary, kind: str = "auto", states_dtype: str = "any", seed: int = 0
-) -> LinearLens | LearnedLens:
+) -> Lens:
     """The lens for states of this precision: `linear` (fitted now, in seconds, if it never was), `learned` (InputError
     if none was fitted) or `auto`: the learned one if it exists and drafts better."""
     if kind not in LENSES:
@@ -38,9 +37,7 @@ def forget(decoder: Decoder) -> None:
     _read.pop(decoder, None)
 
 
-def _chosen(
-    decoder: Decoder, vocabulary: Vocabulary, kind: str, states_dtype: str, seed: int
-) -> LinearLens | LearnedLens:
+def _chosen(decoder: Decoder, vocabulary: Vocabulary, kind: str, states_dtype: str, seed: int) -> Lens:
     if kind != "linear":
         learned = learned_lens(decoder, vocabulary, states_dtype)
         if learned is not None and (kind == "learned" or learned.accuracy >= learned.linear_accuracy + _WORTH):

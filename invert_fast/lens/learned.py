@@ -21,8 +21,9 @@ from ..ops.linear import pack_linears
 from .linear import LinearLens, best_tokens, split_rows, two_row_map
 from .precision import fast_dtype
 from .repair import Repair
+from .settings import HEAD
 
-HEAD, WINDOW = 64, 64
+WINDOW = 64  # rows that a row attends to, itself included
 _TOKENS_AT_ONCE = 2048  # of a draft: what a pass over so many tokens writes stays in the cache
 
 

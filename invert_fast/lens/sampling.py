@@ -68,3 +68,11 @@ def self_samples(
         swap = torch.rand(count, length, device=device) < share[:, None]
         text = torch.where(swap, random, text)
     return torch.where(vocabulary.usable[text], text, random)  # padding rows are never in a real text
+
+
+def noisy(states: Tensor, noise: float, seed: int) -> Tensor:
+    """States `[..., D]` with Gaussian noise of `noise` times the RMS of each row. Deterministic from the seed."""
+    if not noise:
+        return states
+    drawn = torch.randn(states.shape, generator=torch.Generator().manual_seed(seed)).to(states.device)
+    return states + noise * states.square().mean(-1, keepdim=True).sqrt() * drawn

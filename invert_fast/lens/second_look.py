@@ -8,34 +8,28 @@ few of a hundred, it costs little and puts almost half of the wrong ones right b
 from __future__ import annotations
 
 import math
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from ..model.decoder import Decoder
+from .base import Lens
 
-_DOUBTFUL = 0.01  # probability of being wrong above which a drafted token is looked at again
+_LOOK_AGAIN = 0.01  # probability of being wrong above which a drafted token is looked at again
 _RANDOM = 0.3  # of the tokens, as far as the prior knows: what a model would never write is not to be talked away
 _SCORES_AT_ONCE = 1 << 21
-
-
-class _Scorer(Protocol):
-    """What is asked of a lens."""
-
-    def scores(self, proxies: Tensor, first: Tensor) -> Tensor: ...
 
 
 def doubtful(error: Tensor) -> tuple[Tensor, Tensor]:
     """Text and position, `[n]` each, of the drafted tokens to look at again. error `[b, T]`: how likely each is wrong.
     Position 0 has no prior."""
-    text, position = (error[:, 1:] > _DOUBTFUL).nonzero(as_tuple=True)
+    text, position = (error[:, 1:] > _LOOK_AGAIN).nonzero(as_tuple=True)
     return text, position + 1
 
 
 @torch.no_grad()
 def look_again(
-    decoder: Decoder, lens: _Scorer, hidden: Tensor, proxies: Tensor, text: Tensor, position: Tensor
+    decoder: Decoder, lens: Lens, hidden: Tensor, proxies: Tensor, text: Tensor, position: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The best tokens of some rows by lens and prior, and their lead over the second best: `[n]` each.
 

@@ -19,7 +19,7 @@ from ..model.load import BUNDLED
 from ..model.vocabulary import Vocabulary
 from ..storage import cache
 from .learned import LearnedLens
-from .linear import LinearLens, fit_linear
+from .linear import LinearLens
 from .repair import read_repair
 
 log = logging.getLogger("invert_fast")
@@ -47,6 +47,8 @@ def linear_lens(decoder: Decoder, vocabulary: Vocabulary, seed: int = 0, again: 
     log.info(
         "fitting the linear lens of %s, %s (once; kept in the cache folder)", decoder.fingerprint(), decoder.layer.name
     )
+    from .linear_fit import fit_linear  # and with it what generates text
+
     lens = fit_linear(decoder, vocabulary, seed)
     cache.write(name, save(_linear_tensors(lens), metadata=_about(lens, {"format": _LINEAR})))
     return lens

@@ -8,8 +8,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from pathlib import Path
+
+from .atomic import write_whole
 
 
 def folder() -> Path | None:
@@ -49,8 +50,6 @@ def write(name: str, data: bytes) -> None:
         return
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=root, delete=False) as file:
-            file.write(data)
-        os.replace(file.name, root / name)
+        write_whole(root / name, data)
     except OSError:
         return

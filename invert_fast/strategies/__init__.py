@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from ..lazy import exporting
 from .registry import BUILT_IN
 
 if TYPE_CHECKING:
@@ -17,12 +17,5 @@ if TYPE_CHECKING:
 
 __all__ = ["Chain", "Continuous", "Exhaustive", "PerStepProjection", "PriorOrder", "Speculative"]
 
-_HOMES = {place.partition(":")[2]: place.partition(":")[0] for place in BUILT_IN.values()}
-_HOMES["Chain"] = f"{__name__}.chain"
-
-
-def __getattr__(name: str) -> Any:
-    """Classes are imported when they are asked for: names alone (`registry.names`) need no PyTorch."""
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+_places = (place.split(":") for place in BUILT_IN.values())
+__getattr__ = exporting(__name__, {name: module for module, name in _places} | {"Chain": f"{__name__}.chain"})

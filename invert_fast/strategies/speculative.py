@@ -15,11 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..engine.protocol import Behind, Block, Context, Run
-from ..lens import LearnedLens, LinearLens, choose_lens, doubtful, look_again
+from ..lens.base import Lens
+from ..lens.choose import choose_lens
+from ..lens.second_look import doubtful, look_again
 from .blocks import growing_blocks
 
 _CALL_TOKENS, _LANE_TOKENS = 96.0, 1.0  # what a further round costs in tokens: the call, and each lane in it
-_DOUBTFUL = 0.4  # share of the draft behind a doubtful token that is computed in vain
+_IN_VAIN = 0.4  # share of the draft behind a doubtful token that is computed in vain
 _WORST = 0.9  # error: even a token that is most likely wrong may be worth verifying
 _NEAR = 0.02  # doubt of a token whose state came near behind a mismatch
 _SCORES_AT_ONCE = 1 << 21
@@ -50,7 +52,7 @@ class Speculative:
 class _Proposer:
     """The drafts of all lanes, and how long a chunk of them is worth verifying at once."""
 
-    def __init__(self, settings: Speculative, context: Context, lens: LinearLens | LearnedLens):
+    def __init__(self, settings: Speculative, context: Context, lens: Lens):
         self.settings, self.context, self.lens = settings, context, lens
         self.repair, lanes, device = lens.repair, context.lanes, context.decoder.device
         self.first_block = settings.first_block or self.repair.first_block
@@ -235,7 +237,7 @@ def _alike(counts: Tensor, left: Tensor | None = None) -> Iterator[Tensor]:
     left = counts if left is None else left
     while len(order):
         wanted, there, longest = counts[order], left[order], counts[order[0]]
-        vain = (longest - there).clamp_min(0) + _DOUBTFUL * (there.minimum(longest) - wanted)
+        vain = (longest - there).clamp_min(0) + _IN_VAIN * (there.minimum(longest) - wanted)
         whole = longest * torch.arange(1, len(order) + 1, device=order.device)
         count = int((vain.cumsum(0) <= (whole / 8).clamp_min(_CALL_TOKENS)).int().cumprod(0).sum())
         yield order[:count]

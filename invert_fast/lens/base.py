@@ -1,0 +1,44 @@
+"""What a lens is: the one protocol of all of them."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import Tensor
+
+from ..model.vocabulary import Vocabulary
+from .repair import Repair
+
+
+class Lens(Protocol):
+    """Scores tokens from states of whole texts, without a forward pass. b texts of T rows; n single rows.
+
+    kind: what it is called; accuracy: share of held-out tokens whose top score is right; repair: how its candidates are
+    best ordered where the top score was wrong.
+    """
+
+    kind: str
+    vocabulary: Vocabulary
+    accuracy: float
+    repair: Repair
+
+    def proxies(self, hidden: Tensor) -> Tensor:
+        """What each row of whole texts says of its token, in the space of embeddings: `[b, T, D] → [b, T, D_e]`."""
+        ...
+
+    def best(self, proxies: Tensor) -> tuple[Tensor, Tensor]:
+        """The token of the top score of every row and its lead over the next, `[b, T, D_e] → [b, T]` each."""
+        ...
+
+    def draft(self, hidden: Tensor) -> Tensor:
+        """`[b, T, D] → [b, T]`: the best token of every row of whole texts."""
+        ...
+
+    def scores(self, proxies: Tensor, first: Tensor) -> Tensor:
+        """log p(state | token) up to a constant, `[n, V]`, of single rows' proxies `[n, D_e]`; first `[n]` bool: which
+        of them stand at position 0."""
+        ...
+
+    def change_scores(self, state: Tensor, wrong_state: Tensor, wrong: Tensor) -> Tensor:
+        """The same once token `wrong [n]` was seen to give `wrong_state [n, D]` where `state [n, D]` was asked for."""
+        ...
