@@ -19,9 +19,10 @@ from .lens.choose import forget
 from .lens.settings import Fit, FitReport
 from .logits.certify import certified_noise
 from .logits.recorded import Logits
-from .logits.search import VectorRecovery, VectorSearch, search_states
+from .logits.search import search_states
 from .logits.solve import Solution
 from .logits.states import StateSolver
+from .logits.vector import VectorRecovery, VectorSearch
 from .model.decoder import Decoder
 from .model.load import load
 from .model.vocabulary import Vocabulary

@@ -13,7 +13,7 @@ from . import subspace
 from .bounds import Bounds, log_probs
 from .client import Client
 from .interface import BudgetSpentError, Prompt
-from .methods import SEARCHES, Ask, pick
+from .methods import SEARCHES, Ask, Method, pick
 from .probe import Capabilities, probe
 from .progress import Progress, hash_of
 from .work import Work
@@ -92,6 +92,53 @@ def extract(
     if image is not None and image.weight.shape[0] != size:
         raise InputError(f"the unembedding has {image.weight.shape[0]} rows, the API {size} tokens: give its own model")
     wanted = _wanted(settings, size)
+    begun = _begin(client, prompt, capabilities, progress, index)
+    route = _route(begun.found, settings, image, wanted, size)
+    before = begun.spent_before
+    with tqdm(
+        total=len(route.tokens),
+        desc=route.method.name,
+        unit="token",
+        delay=2,
+        disable=not bar or bool(os.environ.get("TQDM_DISABLE")),
+    ) as shown:
+
+        def on_known(ids: np.ndarray) -> None:
+            if progress:
+                progress.keep(index, ids, begun.bounds, begun.already + client.spent - before)
+            shown.n = int((begun.bounds.width[route.tokens] <= max(route.precision, 1e-12) * 1.01).sum())
+            shown.set_postfix(queries=client.spent - before, refresh=False)
+            shown.update(0)
+
+        stopped = None
+        work = Work(
+            *(client, prompt, begun.found, begun.bounds, route.tokens, route.precision, settings.per_query, on_known),
+            settings.seed,
+        )
+        try:
+            route.method.run(work)
+        except BudgetSpentError as error:
+            stopped = str(error)
+    misfit = _fill(begun.bounds, image, route, stopped)
+    return _concluded(begun, route, settings, wanted, misfit, stopped, begun.already + client.spent - before)
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """A prompt whose extraction begins, or goes on. found: what the API can; spent_before: by the client, for others;
+    already: for this prompt in an earlier run; probe_queries: those of them that probed."""
+
+    found: Capabilities
+    bounds: Bounds
+    spent_before: int
+    already: int
+    probe_queries: int
+
+
+def _begin(
+    client: Client, prompt: Prompt, capabilities: Capabilities | None, progress: Progress | None, index: int
+) -> _Begun:
+    """Probe, unless that was done; take in what an earlier run has found."""
     before = client.spent
     saved = progress.saved.get(index) if progress else None
     if saved is not None:
@@ -104,11 +151,27 @@ def extract(
         found, already = capabilities or probe(client, prompt), 0
         if progress:
             progress.start(index, prompt, found, client.spent - before)
-    probed = found.queries if capabilities is None else 0
-    bounds = Bounds(size, found.reference)
+    bounds = Bounds(client.api.vocab_size, found.reference)
     if saved is not None:
         saved.restore(bounds)
+    return _Begun(found, bounds, before, already, found.queries if capabilities is None else 0)
 
+
+@dataclass(frozen=True)
+class _Route:
+    """How the log-probs are got: which tokens are asked for, to which precision, by which method; plan: how all others
+    follow from those, None where they do not."""
+
+    method: Method
+    ask: Ask
+    tokens: np.ndarray
+    precision: float
+    plan: subspace.Plan | None
+
+
+def _route(
+    found: Capabilities, settings: Settings, image: subspace.Image | None, wanted: np.ndarray, size: int
+) -> _Route:
     made = None
     among = size if image is None else image.width + settings.extra
     one_list = found.top > 1 + (image.width if image is not None else size)
@@ -117,49 +180,44 @@ def extract(
     tokens = wanted if made is None else np.union1d(made.tokens, [found.reference])
     precision = settings.precision if made is None else settings.precision / max(1.0, made.amplification)
     ask = Ask(len(tokens), precision, settings.per_query, size)
-    if image is not None and one_list and not found.full and settings.method in ("auto", "top"):
-        method = pick("top", found, ask)
-    else:
-        method = pick(settings.method, found, ask)
+    by_list = image is not None and one_list and not found.full and settings.method in ("auto", "top")
+    return _Route(pick("top" if by_list else settings.method, found, ask), ask, tokens, precision, made)
 
-    with tqdm(
-        total=len(tokens),
-        desc=method.name,
-        unit="token",
-        delay=2,
-        disable=not bar or bool(os.environ.get("TQDM_DISABLE")),
-    ) as shown:
 
-        def on_known(ids: np.ndarray) -> None:
-            if progress:
-                progress.keep(index, ids, bounds, already + client.spent - before)
-            shown.n = int((bounds.width[tokens] <= max(precision, 1e-12) * 1.01).sum())
-            shown.set_postfix(queries=client.spent - before, refresh=False)
-            shown.update(0)
+def _fill(bounds: Bounds, image: subspace.Image | None, route: _Route, stopped: str | None) -> float | None:
+    """All entries from those that were asked for, where the unembedding allows; the misfit, or None."""
+    if image is None:
+        return None
+    if route.method.name == "top":
+        return subspace.fill(bounds, image, subspace.plan(image, bounds.reference, among=_told(bounds)))
+    if route.plan is None or stopped is not None or not np.isfinite(bounds.high[route.tokens]).all():
+        return None
+    return subspace.fill(bounds, image, route.plan)
 
-        work = Work(client, prompt, found, bounds, tokens, precision, settings.per_query, on_known, settings.seed)
-        stopped = None
-        try:
-            method.run(work)
-        except BudgetSpentError as error:
-            stopped = str(error)
 
-    misfit = None
-    solvable = image is not None and np.isfinite(bounds.high[tokens]).all() and stopped is None
-    if method.name == "top" and image is not None:
-        made = subspace.plan(image, found.reference, among=np.flatnonzero(np.isfinite(bounds.high)))
-        solvable = True
-    if made is not None and image is not None and solvable:
-        misfit = subspace.fill(bounds, image, made)
-    values = log_probs(bounds)
-    known = np.isfinite(bounds.high[wanted])
+def _told(bounds: Bounds) -> np.ndarray:
+    return np.flatnonzero(np.isfinite(bounds.high))
+
+
+def _concluded(
+    begun: _Begun,
+    route: _Route,
+    settings: Settings,
+    wanted: np.ndarray,
+    misfit: float | None,
+    stopped: str | None,
+    queries: int,
+) -> Extraction:
+    """What was found, and why it is not complete where it is not."""
+    values = log_probs(begun.bounds)
+    known = np.isfinite(begun.bounds.high[wanted])
     if stopped is None and not known.all():
         stopped = (
             f"{int((~known).sum())} of {len(wanted)} tokens were never told: the API's lists or its bias do not reach "
             "them"
         )
-    worst = float(values.error[wanted].max(initial=0.0))
-    if stopped is None and method.name in SEARCHES and worst > 1.01 * settings.precision:
+    worst, name = float(values.error[wanted].max(initial=0.0)), route.method.name
+    if stopped is None and name in SEARCHES and worst > 1.01 * settings.precision:
         stopped = (
             f"the stated error is {worst:.2g} nats, more than the {settings.precision:g} asked for: rounding allows no "
             "less this way"
@@ -169,11 +227,11 @@ def extract(
         values.values,
         values.error,
         values.normalised,
-        f"{method.name} + unembedding" if misfit is not None else method.name,
-        found,
-        already + client.spent - before,
-        probed,
-        method.theory(found, ask),
+        f"{name} + unembedding" if misfit is not None else name,
+        begun.found,
+        queries,
+        begun.probe_queries,
+        route.method.theory(begun.found, route.ask),
         stopped is None,
         misfit,
         stopped,

@@ -8,13 +8,13 @@ nothing was extracted), `ids` int64 unless rows are full: `[n]` where all rows s
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
+from ..storage.atomic import write_whole
 from .extraction import Extraction
 
 FORMAT = "invert_fast-logits-1"
@@ -56,6 +56,4 @@ def write(path: Path, found: Sequence[Extraction | None], api: str, model: str |
         "api": api,
         **({"model": model} if model else {}),
     }
-    part = path.with_name(path.name + ".part")
-    save_file(tensors, part, metadata)
-    os.replace(part, path)
+    write_whole(path, save(tensors, metadata))

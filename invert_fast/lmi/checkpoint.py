@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError
 from torch import Tensor
 
+from ..storage import checkpoint as stored
+from ..storage.atomic import write_whole
+from ..storage.checkpoint import as_bytes
 from ..types import InputError
-from .network import Architecture, PromptInverter, Shape, from_config, load_tokenizer
+from .bodies import from_config, load_tokenizer
+from .network import PromptInverter, Shape
+from .settings import Architecture
 from .view import View
 
 FORMAT = "lmi-1"
@@ -25,11 +27,8 @@ _LARGEST_VOCABULARY = 2**20
 def write(path: Path, net: PromptInverter, about: dict[str, Any], more: dict[str, Tensor] | None = None) -> None:
     """Weights, shape and what else is to be known; whole or not at all. more: tensors of a training to go on with."""
     about = {"format": FORMAT, "shape": asdict(net.shape), **about}
-    tensors = {f"net.{name}": tensor.detach().cpu().contiguous() for name, tensor in _own(net).items()}
-    data = save(tensors | {k: v.cpu().contiguous() for k, v in (more or {}).items()}, {"about": json.dumps(about)})
-    part = path.with_suffix(".part")
-    part.write_bytes(data)
-    os.replace(part, path)
+    tensors = {f"net.{name}": tensor for name, tensor in _own(net).items()}
+    write_whole(path, as_bytes(tensors | (more or {}), about))
 
 
 def read(path: str | Path) -> tuple[PromptInverter, dict[str, Any]]:
@@ -41,9 +40,9 @@ def read(path: str | Path) -> tuple[PromptInverter, dict[str, Any]]:
     path = path / WEIGHTS if path.is_dir() else path
     about, tensors = read_tensors(path)
     try:
-        stored = about["shape"]
-        view, architecture = View(**stored["view"]), Architecture(**stored["architecture"])
-        vocab_size, config = int(stored["vocab_size"]), dict(stored["config"])
+        shape = about["shape"]
+        view, architecture = View(**shape["view"]), Architecture(**shape["architecture"])
+        vocab_size, config = int(shape["vocab_size"]), dict(shape["config"])
         if not 1 <= vocab_size <= _LARGEST_VOCABULARY:
             raise ValueError(f"a vocabulary of {vocab_size}")
         shape = Shape(vocab_size, view, architecture, config)
@@ -62,11 +61,9 @@ def read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if not path.is_file():
         raise InputError(f"{path} does not exist, expected an inverter: train one with `invert-fast logits train`")
     try:
-        with safe_open(path, framework="pt") as file:
-            about = json.loads((file.metadata() or {})["about"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        if not isinstance(about, dict) or about.get("format") != FORMAT:
-            raise ValueError(f"format {about.get('format') if isinstance(about, dict) else about}")
+        about, tensors = stored.read(path)
+        if about.get("format") != FORMAT:
+            raise ValueError(f"format {about.get('format')}")
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise InputError(
             f"{path} is not an inverter ({' '.join(str(error).split())[:120]}), expected a safetensors file of format "

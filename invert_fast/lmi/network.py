@@ -1,7 +1,7 @@
 """The inverter itself: vectors → pseudo-embeddings → a Hugging Face encoder-decoder → the prompt (2311.13647).
 
-The only file here that knows encoder-decoders. The body is a pretrained one from a local folder or the Hub (the
-paper's `t5-base`), which speaks its own tokenizer, or one built from a config, which speaks the target's token ids.
+The body (`bodies.py`) is a pretrained one from a local folder or the Hub (the paper's `t5-base`), which speaks its own
+tokenizer, or one built from a config, which speaks the target's token ids.
 """
 
 from __future__ import annotations
@@ -9,60 +9,22 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..types import InputError
+from .bodies import from_config, load_body, tiny_config
 from .estimates import Estimates
+from .settings import Architecture
 from .target import Target
 from .unroll import RunningMean, TextRows, Unroll
 from .view import View, check_vectors
 from .whiten import Whiten
 
-BODIES = ("t5", "mt5", "bart")
 _WHITEN_PROMPTS = 4096
 _IGNORED = -100  # torch's cross-entropy skips it
-_LARGEST = 16384  # of any size in a stored config: a hostile file must not make us allocate all memory
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """body: `tiny` (a T5 built from the sizes below, in the target's own vocabulary), or the name or local folder of a
-    pretrained encoder-decoder (`t5-base` in the paper); whiten: 0, or the rank to which each vector is mapped first
-    (for `entries`: the target's width); estimates: closed-form estimates of so many first and last tokens, as further
-    pseudo-embeddings (0: none); table: where a tiny body's embedding table starts, `random` or `target`, from the
-    target's own, which takes its weights; bottleneck: of the shared MLP, 0 = the body's width; dropout: in the MLP and,
-    in a tiny body, everywhere; max_tokens: longest prompt that can be written."""
-
-    body: str = "t5-base"
-    width: int = 192
-    layers: int = 2
-    decoder_layers: int = 2
-    heads: int = 4
-    feed_forward: int = 512
-    bottleneck: int = 0
-    dropout: float = 0.1
-    whiten: int = 0
-    estimates: int = 0
-    table: str = "random"
-    ema: float = 0.01
-    max_tokens: int = 64
-
-    def __post_init__(self):
-        sizes = (self.width, self.layers, self.decoder_layers, self.heads, self.feed_forward, self.max_tokens)
-        if not all(1 <= size <= _LARGEST for size in sizes) or self.width % self.heads:
-            raise InputError(f"sizes {sizes}, expected each from 1 to {_LARGEST} and a width that the heads divide")
-        if self.table not in ("random", "target") or (self.table == "target" and self.body != "tiny"):
-            raise InputError(f"table '{self.table}' of body '{self.body}', expected random, or target with body tiny")
-        if not 0 <= self.estimates <= 64:
-            raise InputError(f"{self.estimates} estimates, expected 0 to 64 tokens from either end")
-        if not (0 <= self.bottleneck <= _LARGEST and 0 <= self.whiten <= _LARGEST):
-            raise InputError(f"bottleneck {self.bottleneck}, whiten {self.whiten}, expected 0 to {_LARGEST}")
-        if not (0 <= self.dropout < 1 and 0 < self.ema <= 1):
-            raise InputError(f"dropout {self.dropout}, ema {self.ema}, expected 0 ≤ dropout < 1 and 0 < ema ≤ 1")
 
 
 @dataclass(frozen=True)
@@ -231,78 +193,3 @@ def _start_table(body, vocab_size: int, table: Tensor | None) -> None:
     _, axes = torch.linalg.eigh(rows.T @ rows)
     rows = rows @ axes.flip(1)[:, : weight.shape[1]]
     weight[:vocab_size, : rows.shape[1]] = (rows / rows.square().mean().sqrt()).to(weight.dtype)
-
-
-def tiny_config(vocab_size: int, how: Architecture) -> dict[str, Any]:
-    """A T5 whose vocabulary is the target's and two ids more: padding (also the start) and the end."""
-    return {
-        "model_type": "t5",
-        "vocab_size": vocab_size + 2,
-        "d_model": how.width,
-        "d_kv": how.width // how.heads,
-        "d_ff": how.feed_forward,
-        "num_layers": how.layers,
-        "num_decoder_layers": how.decoder_layers,
-        "num_heads": how.heads,
-        "dropout_rate": how.dropout,
-        "feed_forward_proj": "gated-gelu",
-        "tie_word_embeddings": True,
-        "pad_token_id": vocab_size,
-        "decoder_start_token_id": vocab_size,
-        "eos_token_id": vocab_size + 1,
-    }
-
-
-def from_config(config: dict[str, Any]):
-    """An encoder-decoder with random weights from a config as Hugging Face writes it; InputError for any other kind
-    of model, or for sizes that no inverter has."""
-    from transformers import AutoConfig, AutoModelForSeq2SeqLM
-
-    kind = config.get("model_type")
-    if kind not in BODIES:
-        raise InputError(f"the body is '{kind}', expected one of {', '.join(BODIES)}: an encoder-decoder")
-    for name, value in config.items():
-        if isinstance(value, int) and value > (_LARGEST if name != "vocab_size" else 2**20):
-            raise InputError(f"the body's config has {name} = {value}, expected at most {_LARGEST}")
-    rest = {name: value for name, value in config.items() if name not in ("model_type", "auto_map", "architectures")}
-    try:
-        return AutoModelForSeq2SeqLM.from_config(AutoConfig.for_model(kind, **rest))
-    except (TypeError, ValueError, KeyError, AttributeError, RuntimeError, ZeroDivisionError) as error:
-        raise InputError(f"no {kind} can be built from that config ({' '.join(str(error).split())[:120]})") from error
-
-
-def load_body(name: str):
-    """(model, tokenizer) of a pretrained encoder-decoder: safetensors only, no remote code."""
-    from transformers import AutoConfig, AutoModelForSeq2SeqLM
-
-    local = Path(name).is_dir()
-    if not local and (name.count("/") > 1 or name.startswith((".", "/", "~"))):
-        raise InputError(f"{name} does not exist, expected 'tiny', a local folder or the name of an encoder-decoder")
-    try:
-        config = AutoConfig.from_pretrained(name, trust_remote_code=False, local_files_only=local)
-        if config.model_type not in BODIES:
-            raise InputError(f"the body {name} is '{config.model_type}', expected one of {', '.join(BODIES)}")
-        body = AutoModelForSeq2SeqLM.from_pretrained(
-            name, config=config, use_safetensors=True, trust_remote_code=False, local_files_only=local
-        )
-        return body, load_tokenizer(name)
-    except InputError:
-        raise
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise InputError(
-            f"the body {name} cannot be loaded ({' '.join(str(error).split())[:160]}): give a local folder with "
-            "config.json, model.safetensors and a tokenizer, or --body tiny to start from random weights"
-        ) from error
-
-
-def load_tokenizer(name: str):
-    """The tokenizer of a pretrained body; InputError when it is not there."""
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(name, trust_remote_code=False, local_files_only=Path(name).is_dir())
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise InputError(
-            f"the tokenizer of {name} cannot be loaded ({' '.join(str(error).split())[:120]}): the folder or name that "
-            "the inverter was trained with must still be there"
-        ) from error

@@ -18,60 +18,20 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ..storage.checkpoint import load_optimizer, optimizer_tensors, step_seed
 from ..types import InputError
 from . import checkpoint
 from .muon import Muon
 from .network import PromptInverter
 from .prompts import PromptSet
+from .schedule import batch_rows, optimizers, rate_at
+from .settings import Training
 from .target import Target
 
 log = logging.getLogger("invert_fast")
 
-OPTIMIZERS = ("adam", "muon")
 _HELD_BATCH = 256
 _FIT_PROMPTS = 50_000
-
-
-@dataclass(frozen=True)
-class Training:
-    """How an inverter is trained. The defaults of rate, optimizer and warm-up are the paper's.
-
-    steps, batch: prompts a step; optimizer: `adam`, or `muon` for matrices and Adam for the rest; rate: the highest
-    learning rate, that of the embedding table is `embedding_rate` times as high; warm: steps over which it rises;
-    fall: share of the steps, at the end, over which it falls to zero (0: constant); clip: largest gradient norm;
-    look: held-out prompts are looked at, and a checkpoint written, every so many steps; patience: looks without gain
-    in held-out loss before it stops, 0 = never; memory_gib: vectors of the prompts are kept when they fit into this,
-    else asked for anew in each step; bf16: run the network in bf16; seed.
-    """
-
-    steps: int = 100_000
-    batch: int = 256
-    optimizer: str = "adam"
-    rate: float = 2e-4
-    embedding_rate: float = 1.0
-    warm: int = 25_000
-    fall: float = 0.0
-    clip: float = 1.0
-    look: int = 500
-    patience: int = 0
-    memory_gib: float = 2.0
-    bf16: bool = False
-    seed: int = 0
-
-    def __post_init__(self):
-        if min(self.steps, self.batch, self.look) < 1 or min(self.warm, self.patience) < 0:
-            raise InputError(
-                f"{self.steps} steps of {self.batch}, look every {self.look}, warm {self.warm}, patience "
-                f"{self.patience}, expected steps, batch and look ≥ 1, warm and patience ≥ 0"
-            )
-        if self.optimizer not in OPTIMIZERS:
-            raise InputError(f"optimizer '{self.optimizer}', expected one of {', '.join(OPTIMIZERS)}")
-        positive = (self.rate, self.embedding_rate, self.clip)
-        if not all(math.isfinite(x) and x > 0 for x in positive) or not 0 <= self.fall <= 1 or self.memory_gib < 0:
-            raise InputError(
-                f"rate {self.rate}, embedding rate {self.embedding_rate}, clip {self.clip}, fall {self.fall}, memory "
-                f"{self.memory_gib}, expected positive rates and clip, 0 ≤ fall ≤ 1 and memory ≥ 0 GiB"
-            )
 
 
 @dataclass(frozen=True)
@@ -146,7 +106,7 @@ class _Loop:
         if net.whiten is not None or net.estimates is not None:
             rows = torch.arange(min(_FIT_PROMPTS, len(self.labels)))
             net.fit(self.data(rows), self.labels[rows])
-        self.optimizers = _optimizers(net, how)
+        self.optimizers = optimizers(net, how)
 
     def run(self) -> None:
         """Train until the last step, or until held-out prompts stop gaining."""
@@ -169,7 +129,7 @@ class _Loop:
             optimizer.zero_grad(set_to_none=True)
         devices = [net.device] if net.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(_mixed(how.seed, self.step))
+            torch.manual_seed(step_seed(how.seed, self.step))
             with torch.autocast(net.device.type, torch.bfloat16, enabled=how.bf16):
                 loss = net.loss(vectors, labels[:, : int((labels >= 0).sum(1).max())].contiguous())
             loss.backward()
@@ -207,8 +167,7 @@ class _Loop:
     def _save(self) -> None:
         more = {}
         for number, optimizer in enumerate(self.optimizers):
-            for index, state in optimizer.state_dict()["state"].items():
-                more |= {f"{number}.{index}.{name}": torch.as_tensor(value) for name, value in state.items()}
+            more |= optimizer_tensors(optimizer, f"{number}.")
         about = {"training": asdict(self.how), "digest": self.digest}
         about["progress"] = {name: getattr(self, name) for name in _PROGRESS}
         checkpoint.write(self.output / checkpoint.TRAINING, self.net, about, more)
@@ -231,9 +190,8 @@ class _Loop:
         try:
             progress = {name: kind(about["progress"][name]) for name, kind in _PROGRESS.items()}
             for number, optimizer in enumerate(self.optimizers):
-                state = optimizer.state_dict()
-                state["state"] = _optimizer_state(optimizer, tensors, f"{number}.")
-                optimizer.load_state_dict(state)
+                names = ("momentum",) if isinstance(optimizer, Muon) else ("step", "exp_avg", "exp_avg_sq")
+                load_optimizer(optimizer, tensors, names, f"{number}.")
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(
                 f"{path} does not hold the optimizer ({error}): it was not written whole; give another --output"
@@ -244,54 +202,6 @@ class _Loop:
 
 
 _PROGRESS = {"step": int, "best": float, "best_at": int, "since": int, "loss": float}
-
-
-def _optimizer_state(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], prefix: str) -> dict:
-    """The state of each parameter, checked against its shape; KeyError or ValueError for what is not ours."""
-    names = ("momentum",) if isinstance(optimizer, Muon) else ("step", "exp_avg", "exp_avg_sq")
-    out, index = {}, 0
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            state = {name: tensors[f"{prefix}{index}.{name}"] for name in names}
-            for name, value in state.items():
-                if name != "step" and (value.shape != parameter.shape or not bool(value.isfinite().all())):
-                    raise ValueError(f"{prefix}{index}.{name} is {list(value.shape)}")
-            out[index], index = state, index + 1
-    return out
-
-
-def _optimizers(net: PromptInverter, how: Training) -> list[torch.optim.Optimizer]:
-    """Adam for all, or Muon for matrices; the embedding table and vectors always have Adam."""
-    table = {id(net.body.get_input_embeddings().weight), id(net.body.get_output_embeddings().weight)}
-    matrices, tables, rest = [], [], []
-    if net.shape.view.kind == "text":
-        table.add(id(net.front.get_parameter("table.weight")))
-    for name, parameter in net.named_parameters():
-        small = parameter.dim() < 2 or "relative" in name or name.endswith("place")
-        chosen = tables if id(parameter) in table else rest if small or how.optimizer == "adam" else matrices
-        chosen.append(parameter)
-    groups = [{"params": rest, "scale": 1.0}, {"params": tables, "scale": how.embedding_rate}]
-    adam = torch.optim.AdamW(groups, lr=how.rate, betas=(0.9, 0.98), weight_decay=0.0)
-    if not matrices:
-        return [adam]
-    return [Muon([{"params": matrices, "scale": 1.0}], lr=how.rate), adam]
-
-
-def batch_rows(count: int, batch: int, seed: int, step: int) -> Tensor:
-    """Indices of the prompts of a step: each epoch is a permutation of its own, and a batch may span two."""
-    at = torch.arange(step * batch, (step + 1) * batch)
-    out = torch.empty(batch, dtype=torch.long)
-    for epoch in (at // count).unique().tolist():
-        order = torch.randperm(count, generator=torch.Generator().manual_seed(_mixed(seed, -1 - epoch)))
-        inside = at // count == epoch
-        out[inside] = order[at[inside] % count]
-    return out
-
-
-def rate_at(step: int, how: Training) -> float:
-    """Share of the learning rate at a step: up linearly over `warm`, level, down linearly over the last `fall`."""
-    up = min(1.0, (step + 1) / how.warm) if how.warm else 1.0
-    return min(up, (how.steps - step) / (how.fall * how.steps)) if how.fall else up
 
 
 def _labels(net: PromptInverter, target: Target, prompts: Sequence[Sequence[int]]) -> Tensor:
@@ -305,7 +215,3 @@ def _digest(prompts: PromptSet) -> int:
         for token in ids:
             value = (value * 1_000_003 + token + 2) % (1 << 61)
     return value
-
-
-def _mixed(seed: int, step: int) -> int:
-    return (seed * 1_000_003 + step * 7_919 + 12_345) % (1 << 62)

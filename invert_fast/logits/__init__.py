@@ -1,7 +1,7 @@
 """Next-token log-probs or logits back into text."""
 
 from .recorded import Logits
-from .search import VectorRecovery, VectorSearch
 from .states import StateSolver
+from .vector import VectorRecovery, VectorSearch
 
 __all__ = ["Logits", "StateSolver", "VectorRecovery", "VectorSearch"]

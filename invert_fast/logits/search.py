@@ -11,10 +11,9 @@ nothing else that was tried, near exchanges among it, comes close to that.
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -24,46 +23,13 @@ from ..engine.tolerances import Tolerances
 from ..model.decoder import Decoder
 from ..model.vocabulary import Vocabulary
 from ..types import InputError, Status
+from .exchanges import reorderings, repeated
 from .offsets import OffsetLens, offset_lenses
+from .vector import VectorRecovery, VectorSearch
 
 _PASS = 4096  # tokens a forward pass
 _WIDE_EVERY = 4  # rounds
 _START_ROUNDS = 3  # of coordinate descent on the linear model, from each random start
-
-
-@dataclass(frozen=True)
-class VectorSearch:
-    """beam: prompts exchanged further a round; exchanges: tried of each; rounds: at most; wide: exchanges tried of a
-    single prompt in every fourth round, of the nearest first; starts: random starts; pool: nearest prompts kept;
-    rivals: near exchanges tried of what was found; seed: of the starts."""
-
-    beam: int = 8
-    exchanges: int = 32
-    rounds: int = 24
-    wide: int = 1024
-    starts: int = 32
-    pool: int = 512
-    rivals: int = 64
-    seed: int = 0
-
-
-@dataclass(frozen=True)
-class VectorRecovery:
-    """What one vector gave. residual: relative L2 of the final state by the model's own forward pass; runner_up: the
-    nearest other prompt tried; forward_tokens: of all that was tried."""
-
-    token_ids: list[int]
-    text: str | None
-    status: Status
-    residual: float
-    runner_up: float
-    forward_tokens: int
-    seconds: float
-    alternatives: list[list[int]] = field(default_factory=list)
-
-    @property
-    def verified(self) -> bool:
-        return self.status == Status.CERTIFIED
 
 
 @dataclass
@@ -185,7 +151,7 @@ class _Run:
         at = scores.flatten(-2).topk(min(count or self.settings.exchanges, T * size), largest=False).indices
         new = base[:, :, None].repeat(1, 1, at.shape[-1], 1)
         new.scatter_(-1, (at // size)[..., None], (at % size)[..., None])
-        reordered = base[:, :, _reorderings(T).to(base.device)]
+        reordered = base[:, :, reorderings(T).to(base.device)]
         return torch.cat([new.flatten(1, 2), reordered.flatten(1, 2)], 1)
 
     def _states(self, ids: Tensor) -> Tensor:
@@ -210,7 +176,7 @@ class _Run:
         residual = torch.cat([beam.residual[rows], residual], 1)
         expanded = torch.cat([beam.expanded[rows], torch.zeros_like(new[..., 0], dtype=torch.bool)], 1)
         distance = torch.cat([beam.distance[rows], distance], 1)
-        distance = distance.masked_fill(_again(ids), torch.inf)
+        distance = distance.masked_fill(repeated(ids), torch.inf)
         keep = distance.sort(dim=-1, stable=True).indices[:, : self.settings.pool]
         gone = distance.gather(1, keep).isinf()
         found = (
@@ -277,28 +243,3 @@ class _Run:
         swapped = best.repeat(T, near.indices.shape[1], 1)
         swapped[torch.arange(T, device=best.device), :, torch.arange(T, device=best.device)] = near.indices
         return torch.cat([guessed, swapped.flatten(0, 1)])[None]
-
-
-@functools.cache
-def _reorderings(length: int) -> Tensor:
-    """`[m, T]` permutations: two places exchanged, or one token moved elsewhere."""
-    start, found = list(range(length)), set()
-    for i in start:
-        for j in start:
-            exchanged, moved = start.copy(), start.copy()
-            exchanged[i], exchanged[j] = exchanged[j], exchanged[i]
-            moved.insert(j, moved.pop(i))
-            found |= {tuple(exchanged), tuple(moved)}
-    return torch.tensor(sorted(found - {tuple(start)}), dtype=torch.long).view(-1, length)
-
-
-def _again(ids: Tensor) -> Tensor:
-    """`[p, k]` bool: the same prompt stands further left in `ids [p, k, T]`."""
-    odd = torch.randint(-(2**62), 2**62, (ids.shape[-1],), generator=torch.Generator().manual_seed(0)) | 1
-    mixed = ids + 1
-    code = (mixed * odd.to(ids.device)).sum(-1)
-    order = code.sort(dim=-1, stable=True).indices
-    ordered = code.gather(1, order)
-    same = torch.zeros_like(ordered, dtype=torch.bool)
-    same[:, 1:] = ordered[:, 1:] == ordered[:, :-1]
-    return torch.zeros_like(same).scatter(1, order, same)
