@@ -111,9 +111,9 @@ if [ $mode = rehearse ]; then
     stage build 300 "${build[@]}" || link_sources
     stage test-gpu 200 "${tests[@]}" tests/test_cuda.py tests/test_captured.py \
         -k "noticed or stops or stays or refused or default"
-    stage captured 200 "${bench[@]}" bench/bench_captured.py -k "steps and 3-float32"
+    stage captured 200 "${bench[@]}" bench/bench_cuda_graph.py -k "steps and 3-float32"
     stage kernels 200 "${bench[@]}" bench/bench_kernels.py -k "adam and cpp"
-    stage modes 200 "${bench[@]}" bench/bench_captured.py -k "modes and 3"
+    stage modes 200 "${bench[@]}" bench/bench_cuda_graph.py -k "modes and 3"
     stage speculative 200 "${bench[@]}" bench/bench_speculative.py -k "bundled and texts and 16-10]"
 else
     if [ $mode = run ]; then  # for the GPU that is here, which is quicker than for all
@@ -123,9 +123,9 @@ else
     stage build 120 "${build[@]}" || link_sources
     # Kernels compiled for this GPU: TRITON_INTERPRET=0 takes the tests out of Triton's interpreter.
     stage test-gpu 120 env TRITON_INTERPRET=0 "${tests[@]}" tests/test_triton.py tests/test_cuda.py tests/test_captured.py
-    stage captured 120 "${bench[@]}" bench/bench_captured.py -k steps
+    stage captured 120 "${bench[@]}" bench/bench_cuda_graph.py -k steps
     stage kernels 70 "${bench[@]}" bench/bench_kernels.py
-    stage modes 120 "${bench[@]}" bench/bench_captured.py -k modes
+    stage modes 120 "${bench[@]}" bench/bench_cuda_graph.py -k modes
     stage speculative 90 "${bench[@]}" bench/bench_speculative.py -k "gpt2-small and texts or bundled and texts"
     stage test-rest 60 "${tests[@]}" tests/test_ops.py tests/test_lanes.py -x
 fi

@@ -1,6 +1,6 @@
 """The captured step against the same step run kernel by kernel, and the gradient modes from end to end, on a GPU.
 
-    pytest bench/bench_captured.py --benchmark-only [-k "steps and 64"] [--benchmark-json out.json]
+    pytest bench/bench_cuda_graph.py --benchmark-only [-k "steps and 64"] [--benchmark-json out.json]
 
 A model of GPT-2 small's shape with random weights: its costs are real. Both ways of stepping must reach the same
 proxies before they are timed. INVERT_FAST_REHEARSE=1 runs all of it on a tiny model, on any machine: that proves the
@@ -44,7 +44,7 @@ def inverter() -> Inverter:
 class Search:
     """A continuous search that never ends, in every lane after a prefix: `step()` makes ROUND steps."""
 
-    def __init__(self, inverter: Inverter, lanes: int, captured: bool, search_dtype: str = "float32"):
+    def __init__(self, inverter: Inverter, lanes: int, graphed: bool, search_dtype: str = "float32"):
         decoder, vocabulary = inverter.decoder, inverter.vocabulary
         rows = torch.tensor(random_rows(inverter, lanes, PREFIX + 1), device=decoder.device)
         self.slots = torch.arange(lanes, device=decoder.device)
@@ -55,7 +55,7 @@ class Search:
             self.lanes.draft(part, rows[part, :PREFIX])
             everything = torch.full_like(part, PREFIX)
             self.lanes.commit(part, rows[part, :PREFIX], everything, torch.arange(len(part), device=part.device))
-        strategy = Continuous(10**6, 1, loss_threshold=0.0, round=ROUND, captured=captured, search_dtype=search_dtype)
+        strategy = Continuous(10**6, 1, loss_threshold=0.0, round=ROUND, cuda_graph=graphed, search_dtype=search_dtype)
         attempts = Attempts(lanes, vocabulary.size, decoder.width, decoder.device)
         self.proposer = strategy.bind(Context(decoder, vocabulary, inverter.calibrate(), self.lanes, attempts))
         self.proposer.begin(self.slots)
@@ -66,7 +66,7 @@ class Search:
 
     @property
     def why_not(self) -> str | None:
-        return None if self.proposer.captured is None else self.proposer.captured.why_not
+        return None if self.proposer.graphed is None else self.proposer.graphed.why_not
 
 
 @pytest.mark.parametrize("search_dtype", SEARCH)
@@ -107,7 +107,7 @@ def bench_steps(benchmark, inverter, step_row, lanes, search_dtype):
 
 def strategies(lanes: int) -> dict[str, Continuous | PerStepProjection]:
     if REHEARSE:
-        return {"continuous": Continuous(8, 16, captured=True), "sipit": PerStepProjection(max_steps=4, captured=True)}
+        return {"continuous": Continuous(8, 16, cuda_graph=True), "sipit": PerStepProjection(max_steps=4, cuda_graph=True)}
     return {"continuous": Continuous.baseline(search_dtype="tf32"), "sipit": PerStepProjection()}
 
 
