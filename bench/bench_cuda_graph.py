@@ -107,7 +107,10 @@ def bench_steps(benchmark, inverter, step_row, lanes, search_dtype):
 
 def strategies(lanes: int) -> dict[str, Continuous | PerStepProjection]:
     if REHEARSE:
-        return {"continuous": Continuous(8, 16, cuda_graph=True), "sipit": PerStepProjection(max_steps=4, cuda_graph=True)}
+        return {
+            "continuous": Continuous(8, 16, cuda_graph=True),
+            "sipit": PerStepProjection(max_steps=4, cuda_graph=True),
+        }
     return {"continuous": Continuous.baseline(search_dtype="tf32"), "sipit": PerStepProjection()}
 
 

@@ -82,7 +82,7 @@ def _laid_out(x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, Te
     """Rows and bias as the library reads them, room for the answer, and rows, width and stride."""
     x = native.rows(x)
     out = x.new_empty(len(x), dtype=torch.long), x.new_empty(len(x))
-    return x, bias.contiguous(), out, (*x.shape, x.stride(0))
+    return x, bias.contiguous(), out, (x.shape[0], x.shape[1], x.stride(0))
 
 
 class BestTwo:
