@@ -1,16 +1,19 @@
 """The data that passes between the parts: states in, recoveries out, and the errors a user reads.
 
-Everybody may import this file; it imports nothing of ours.
+Everybody may import this file. It imports nothing of ours, and PyTorch only where it is used: the command line begins
+here.
 """
 
 from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from torch import Tensor
 
 
 class InputError(ValueError):
@@ -65,6 +68,8 @@ class States:
     model: str | None = None
 
     def __post_init__(self):
+        from torch import Tensor
+
         if not isinstance(self.hidden, Tensor):
             raise InputError(
                 f"states are a {type(self.hidden).__name__}, expected a torch tensor of shape [T, D] a text"
@@ -131,13 +136,13 @@ class Recovery:
     @property
     def first_failure(self) -> int | None:
         """The first position that is not certified, or None."""
-        bad = np.flatnonzero(self.status != Status.CERTIFIED)
+        (bad,) = (self.status != Status.CERTIFIED).nonzero()
         return int(bad[0]) if len(bad) else None
 
     @property
     def cumulative_loss(self) -> np.ndarray:
         """Σ_{i≤t} ℒ_i^disc, the failure signal of 2607.00852 §4.3."""
-        return np.cumsum(self.discrete_loss)
+        return self.discrete_loss.cumsum()
 
     def raise_if_failed(self) -> Recovery:
         """Return self when certified, else raise RuntimeError with the first failing position and what to do."""
@@ -149,6 +154,8 @@ class Recovery:
 
 def dtype_named(name: str) -> torch.dtype:
     """`"bfloat16"` → `torch.bfloat16`; only the float types that states come in."""
+    import torch
+
     dtype = {
         "float32": torch.float32,
         "float16": torch.float16,

@@ -16,8 +16,7 @@ from ..storage.checkpoint import as_bytes
 from ..types import InputError
 from .bodies import from_config, load_tokenizer
 from .network import PromptInverter, Shape
-from .settings import Architecture
-from .view import View
+from .settings import Architecture, View
 
 FORMAT = "lmi-1"
 WEIGHTS, TRAINING = "inverter.safetensors", "training.safetensors"

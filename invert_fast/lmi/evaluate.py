@@ -13,16 +13,10 @@ from ..types import InputError
 from .metrics import Score, score
 from .network import PromptInverter
 from .rescore import rescore
+from .settings import SWEEPS, View
 from .target import Target
-from .view import View
 
 _BATCH = 100
-SWEEPS: dict[str, tuple[float, ...]] = {
-    "top_k": (1, 10, 100, 1000),
-    "temperature": (0.5, 0.8, 1.2, 2.0),
-    "top_p": (0.5, 0.9, 0.99),
-    "noise": (0.001, 0.01, 0.1, 1.0),
-}
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from ..types import InputError
 from .bodies import from_config, load_body, tiny_config
 from .estimates import Estimates
-from .settings import Architecture
+from .settings import Architecture, View
 from .target import Target
 from .unroll import RunningMean, TextRows, Unroll
-from .view import View, check_vectors
+from .view import check_vectors
 from .whiten import Whiten
 
 _WHITEN_PROMPTS = 4096

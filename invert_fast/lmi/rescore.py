@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from .settings import View
 from .target import Target
-from .view import View
 
 TOLERANCE = 1e-3  # nats, root mean square over entries: fp32 passes in other batches differ by about 1e-6
 

@@ -1,14 +1,87 @@
-"""How an inverter is built, and how it is trained."""
+"""What an inverter is shown, how it is built, and how it is trained."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ..types import InputError
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+KINDS = ("log-probs", "logits", "text")
 OPTIMIZERS = ("adam", "muon")
 LARGEST = 16384  # of any size in a stored config: a hostile file must not make us allocate all memory
+SWEEPS: dict[str, tuple[float, ...]] = {  # settings of a `View` that an inverter can be measured under
+    "top_k": (1, 10, 100, 1000),
+    "temperature": (0.5, 0.8, 1.2, 2.0),
+    "top_p": (0.5, 0.9, 0.99),
+    "noise": (0.001, 0.01, 0.1, 1.0),
+}
+
+
+@dataclass(frozen=True)
+class View:
+    """What is seen of the distribution after a prompt.
+
+    kind: `log-probs`, raw `logits`, or `text`: only the tokens that the target samples (a baseline); steps: how many
+    greedily generated positions are seen, 1 = the prompt's last alone (of `text`: how many tokens are sampled);
+    entries: log-probs of this many tokens, chosen by `seed`, None = all V of them; top_k: only the k largest
+    probabilities are shown, the rest of the mass lies evenly on the others (0 = all are); temperature, top_p: the
+    provider's sampling settings; noise: standard deviation of Gaussian noise on the log-probs, in nats.
+    """
+
+    kind: str = "log-probs"
+    steps: int = 1
+    entries: int | None = None
+    top_k: int = 0
+    temperature: float = 1.0
+    top_p: float = 1.0
+    noise: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.kind not in KINDS:
+            raise InputError(f"input '{self.kind}', expected one of {', '.join(KINDS)}")
+        if self.steps < 1 or self.top_k < 0 or (self.entries is not None and self.entries < 1):
+            raise InputError(
+                f"{self.steps} steps, {self.entries} entries, top {self.top_k}, expected steps ≥ 1, entries ≥ 1 (or "
+                "none given, for all) and top-k ≥ 0 (0: all)"
+            )
+        if not (math.isfinite(self.temperature) and self.temperature > 0):
+            raise InputError(
+                f"temperature {self.temperature}, expected more than 0 (greedy text shows no distribution)"
+            )
+        if not 0 < self.top_p <= 1 or not (math.isfinite(self.noise) and self.noise >= 0):
+            raise InputError(f"top-p {self.top_p} and noise {self.noise}, expected 0 < top-p ≤ 1 and noise ≥ 0 nats")
+        blurred = self.top_k or self.top_p < 1 or self.noise or self.entries is not None
+        if self.kind == "text" and blurred:
+            raise InputError("text shows no probabilities: entries, top-k, top-p and noise do not go with it")
+        if self.kind == "logits" and (self.top_k or self.top_p < 1 or self.temperature != 1):
+            raise InputError("top-k, top-p and temperature act on probabilities, expected the input `log-probs`")
+
+    def width(self, vocab_size: int) -> int:
+        """Entries of a vector a step; of `text` one: the token's id."""
+        if self.kind == "text":
+            return 1
+        return vocab_size if self.entries is None else self.entries
+
+    def check(self, vocab_size: int) -> None:
+        """InputError unless the target's vocabulary has what is asked for."""
+        for what, value in (("entries", self.entries or 0), ("top-k", self.top_k)):
+            if value > vocab_size:
+                raise InputError(f"{what} {value} of a vocabulary of {vocab_size}, expected at most {vocab_size}")
+
+    def tokens(self, vocab_size: int) -> Tensor | None:
+        """Ids `[entries]` whose log-probs are shown, ascending; None = all. The same for every model of this size."""
+        if self.entries is None:
+            return None
+        import torch
+
+        generator = torch.Generator().manual_seed(self.seed)
+        return torch.randperm(vocab_size, generator=generator)[: self.entries].sort().values
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..types import InputError
-from .view import View, show
+from .settings import View
+from .view import show
 
 _BATCH = 256
 

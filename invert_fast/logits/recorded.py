@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from ..types import InputError
-from .unembedding import Unembedding
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from .unembedding import Unembedding
 
 KINDS = ("auto", "log_probs", "logits")
 _SUM_TO_ONE = {"float32": 1e-3, "float16": 2e-2, "bfloat16": 1.5e-1, "float64": 1e-3}  # |log of the sum of p|
@@ -31,6 +34,8 @@ class Logits:
     model: str | None = None
 
     def __post_init__(self):
+        from torch import Tensor
+
         if not isinstance(self.values, Tensor) or self.values.dim() != 2 or not self.values.is_floating_point():
             got = (
                 f"{self.values.dtype} {list(self.values.shape)}"
