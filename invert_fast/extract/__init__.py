@@ -5,26 +5,34 @@ api = LocalApi(Inverter.from_pretrained("bundled"), Restrictions(top=5))
 print(extract(Client(api), "The river was").log_probs)
 """
 
-from .client import Client, Patience
-from .extraction import Extraction, Settings, extract
-from .http import Endpoint, HttpApi
-from .interface import (
-    Answer,
-    Api,
-    ApiError,
-    BudgetSpentError,
-    MalformedError,
-    Query,
-    RateLimitedError,
-    RefusedError,
-    UnauthorisedError,
-    UnavailableError,
-)
-from .local import LocalApi, Restrictions
-from .names import TokenNames
-from .probe import Capabilities, probe
-from .progress import Progress
-from .subspace import Image, image_of
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..lazy import exporting
+
+if TYPE_CHECKING:
+    from .capabilities import Capabilities, probe
+    from .client import Client, Patience
+    from .extraction import Extraction, extract
+    from .http import HttpApi
+    from .interface import (
+        Answer,
+        Api,
+        ApiError,
+        BudgetSpentError,
+        MalformedError,
+        Query,
+        RateLimitedError,
+        RefusedError,
+        UnauthorisedError,
+        UnavailableError,
+    )
+    from .local import LocalApi
+    from .names import TokenNames
+    from .progress import Progress
+    from .settings import Endpoint, Restrictions, Settings
+    from .subspace import Image, image_of
 
 __all__ = [
     "Answer",
@@ -53,3 +61,20 @@ __all__ = [
     "image_of",
     "probe",
 ]
+
+_HOMES = {
+    "capabilities": ("Capabilities", "probe"),
+    "client": ("Client", "Patience"),
+    "extraction": ("Extraction", "extract"),
+    "http": ("HttpApi",),
+    "local": ("LocalApi",),
+    "names": ("TokenNames",),
+    "progress": ("Progress",),
+    "settings": ("Endpoint", "Restrictions", "Settings"),
+    "subspace": ("Image", "image_of"),
+}
+__getattr__ = exporting(
+    __name__,
+    dict.fromkeys(__all__, f"{__name__}.interface")
+    | {name: f"{__name__}.{module}" for module, names in _HOMES.items() for name in names},
+)

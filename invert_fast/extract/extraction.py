@@ -11,32 +11,13 @@ from tqdm import tqdm
 from ..types import InputError
 from . import subspace
 from .bounds import Bounds, log_probs
+from .capabilities import Capabilities, probe
 from .client import Client
 from .interface import BudgetSpentError, Prompt
 from .methods import SEARCHES, Ask, Method, pick
-from .probe import Capabilities, probe
 from .progress import Progress, hash_of
+from .settings import Settings
 from .work import Work
-
-
-@dataclass(frozen=True)
-class Settings:
-    """method: a name of `methods.NAMES`; precision: bound on the error of a log-prob, nats, that argmax methods work
-    for; per_query: most tokens biased in one call by them; tokens: ids that are wanted (None: all); extra: entries
-    beyond D + 1 when the unembedding is known."""
-
-    method: str = "auto"
-    precision: float = 1e-3
-    per_query: int = 1024
-    tokens: tuple[int, ...] | None = None
-    extra: int = 64
-    seed: int = 0
-
-    def __post_init__(self):
-        if not 0 < self.precision < 10:
-            raise InputError(f"precision is {self.precision:g}, expected nats above 0 and below 10, such as 1e-3")
-        if self.per_query < 1:
-            raise InputError(f"per_query is {self.per_query}, expected at least 1 token a query")
 
 
 @dataclass(frozen=True)
@@ -73,7 +54,7 @@ class Extraction:
 def extract(
     client: Client,
     prompt: Prompt,
-    settings: Settings = Settings(),
+    settings: Settings | None = None,
     *,
     image: subspace.Image | None = None,
     capabilities: Capabilities | None = None,
@@ -88,7 +69,7 @@ def extract(
     already is continued. A spent budget ends the work: what is known by then is returned, with `stopped` saying so.
     Raises InputError (ApiError) for what the API refuses and for answers that contradict each other.
     """
-    size = client.api.vocab_size
+    settings, size = settings or Settings(), client.api.vocab_size
     if image is not None and image.weight.shape[0] != size:
         raise InputError(f"the unembedding has {image.weight.shape[0]} rows, the API {size} tokens: give its own model")
     wanted = _wanted(settings, size)

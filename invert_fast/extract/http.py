@@ -6,7 +6,6 @@ import email.utils
 import json
 import os
 import time
-from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -25,31 +24,13 @@ from .interface import (
     UnavailableError,
 )
 from .names import TokenNames
+from .settings import DIALECTS, Endpoint
+from .settings import KEY_VARIABLE as KEY_VARIABLE
 
-KEY_VARIABLE = "INVERT_FAST_API_KEY"
-DIALECTS = ("auto", "openai", "llama.cpp")
 _LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 # llama.cpp: log-probs after bias, of the whole vocabulary: no sampler but the temperature may touch them
 _AFTER_BIAS = {"post_sampling_probs": True, "temperature": 1.0, "samplers": ["temperature"]}
 _SHOWN = 300  # characters of an error that a server sent
-
-
-@dataclass(frozen=True)
-class Endpoint:
-    """Where and how to ask. url: the base, such as http://127.0.0.1:8080/v1; model: its name there (None: the first
-    that the server lists); chat: messages instead of a plain prompt (`system`: a system message); dialect: `llama.cpp`
-    asks for log-probs after bias, `auto` finds out; extra: further fields of every request; vocab_size: where the
-    server does not tell; key_variable: the environment variable that holds the key; timeout: seconds."""
-
-    url: str
-    model: str | None = None
-    chat: bool = False
-    system: str | None = None
-    dialect: str = "auto"
-    extra: dict[str, Any] = field(default_factory=dict)
-    vocab_size: int | None = None
-    key_variable: str = KEY_VARIABLE
-    timeout: float = 120.0
 
 
 class HttpApi:

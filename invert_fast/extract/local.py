@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -14,35 +13,9 @@ from ..types import InputError
 from .given import HasDecoder, decoder_of
 from .interface import UNKNOWN, Answer, Prompt, Query, RateLimitedError, RefusedError
 from .names import TokenNames
+from .settings import Restrictions
 
 _CACHED_PROMPTS = 256
-
-
-@dataclass(frozen=True)
-class Restrictions:
-    """What the API withholds.
-
-    top: most log-probs an answer may have (None: all; 0: the token alone); after_bias: log-probs include the bias;
-    chosen: the chosen token's log-prob is told even where it is outside the top; bias: whether bias is honoured;
-    bias_limit: |bias| beyond it is clamped, or with `refuse` answered by an error; bias_entries: most tokens biased at
-    once; temperature: above 0 the token is sampled, not the argmax; noise: standard deviation of a deviation of every
-    logit, new at every question (batched serving); decimals: log-probs are rounded; strings: tokens come back as text;
-    per_second: questions beyond it are refused with the time to wait.
-    """
-
-    top: int | None = None
-    after_bias: bool = True
-    chosen: bool = True
-    bias: bool = True
-    bias_limit: float | None = None
-    refuse: bool = False
-    bias_entries: int | None = None
-    temperature: float = 0.0
-    noise: float = 0.0
-    decimals: int | None = None
-    strings: bool = False
-    per_second: float | None = None
-    seed: int = 0
 
 
 class LocalApi:
@@ -52,9 +25,8 @@ class LocalApi:
     token ids; an empty one has no next token.
     """
 
-    def __init__(
-        self, model: Decoder | HasDecoder, restrictions: Restrictions = Restrictions(), *, special: bool = False
-    ):
+    def __init__(self, model: Decoder | HasDecoder, restrictions: Restrictions | None = None, *, special: bool = False):
+        restrictions = restrictions or Restrictions()
         self.decoder, self.restrictions, self.special = decoder_of(model), restrictions, special
         head = self.decoder.model.get_output_embeddings()
         assert head is not None, "a causal language model has a head"

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from ..types import InputError
 from .bisection import FIRST_BRACKET, bisection
-from .probe import Capabilities
+from .capabilities import Capabilities
+from .settings import NAMES
 from .simultaneous import simultaneous
 from .told import chosen, exact, one_call, one_of_k
 from .work import Work
@@ -108,7 +109,7 @@ METHODS = {
         Method("bisection", bisection, _no_argmax, lambda found, ask: ask.tokens * _bits(ask), "n log₂(32/ε)"),
     )
 }
-NAMES = ("auto", *METHODS)
+assert ("auto", *METHODS) == NAMES, "settings.NAMES lists them for the command line"
 SEARCHES = ("simultaneous", "bisection")  # what a precision must be paid for
 
 

@@ -16,8 +16,8 @@ import numpy as np
 
 from ..types import InputError
 from .bounds import Bounds
+from .capabilities import Capabilities
 from .interface import Prompt
-from .probe import Capabilities
 
 FORMAT = "invert_fast-extraction-1"
 

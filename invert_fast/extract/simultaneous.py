@@ -15,8 +15,8 @@ from functools import lru_cache
 import numpy as np
 
 from .bisection import FIRST_BRACKET, target_width
+from .capabilities import argmax_rounding
 from .interface import UNKNOWN, ApiError, Query
-from .probe import argmax_rounding
 from .work import Work
 
 _GRID = 4096

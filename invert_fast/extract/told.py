@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from .capabilities import MISSING
 from .interface import Query
-from .probe import MISSING
 from .work import Work
 
 _BIAS, _MOST_BIAS = 40.0, 400.0

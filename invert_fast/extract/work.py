@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from .bounds import Bounds
+from .capabilities import Capabilities, rounding
 from .client import Client
 from .interface import Prompt
-from .probe import Capabilities, rounding
 
 
 @dataclass
