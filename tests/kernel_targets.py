@@ -121,22 +121,17 @@ def cases():
         strides = dict.fromkeys(["prediction_stride_b", "prediction_stride_c", "target_stride_b"], "i32")
         constants = {"D": 768, "BC": 8, "BD": 256}
         yield f"residuals {dtype}", residuals_triton.residual_rows, signature | strides, constants, {}
-    signature = {"predictions": "*fp32", "targets": "*fp32", "tolerance": "*fp32", "residual": "*fp32"}
-    signature |= {"squared": "*fp32", "best": "*i64", "runner_up": "*fp32", "first": "*i64", "C": "i32"} | strides
-    yield "closest fp32", residuals_triton.closest_rows, signature, {"D": 768, "BC": 8, "BD": 256}, {}
     yield from attention_cases()
-    for decoupled in (False, True):
-        tables = ["proxy", "grad", "exp_avg", "exp_avg_sq"]
-        rates = ["lr", "total_steps", "clip", "weight_decay", "eps"]
-        betas = ["beta1", "beta2", "rest1", "rest2", "log_beta1", "log_beta2"]
-        signature = (
-            dict.fromkeys(tables, "*fp32")
-            | {"steps": "*i64", "active": "*u8"}
-            | {f"{table}_stride": "i32" for table in tables}
-            | dict.fromkeys([*rates, *betas], "fp32")
-        )
-        constants = {"CLIP": True, "DECOUPLED": decoupled, "D": 768, "BD": 1024}
-        yield f"adam step{' decoupled' if decoupled else ''}", adam_triton.step_lane, signature, constants, {}
+    tables = ["proxy", "grad", "exp_avg", "exp_avg_sq"]
+    rates = ["lr", "total_steps", "clip", "weight_decay", "eps"]
+    betas = ["beta1", "beta2", "rest1", "rest2", "log_beta1", "log_beta2"]
+    signature = (
+        dict.fromkeys(tables, "*fp32")
+        | {"steps": "*i64", "active": "*u8"}
+        | {f"{table}_stride": "i32" for table in tables}
+        | dict.fromkeys([*rates, *betas], "fp32")
+    )
+    yield "adam step", adam_triton.step_lane, signature, {"CLIP": True, "D": 768, "BD": 1024}, {}
 
 
 if __name__ == "__main__":

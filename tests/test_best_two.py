@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from invert_fast.ops import best_two as module
 from invert_fast.ops.best_two import BestTwo
 from invert_fast.ops.linear import pack
 
@@ -22,7 +23,7 @@ def rows(*shape: int, seed: int = 0) -> Tensor:
 def fused(matrix: Tensor, gram: Tensor | None = None) -> BestTwo:
     """In C++, where PyTorch might be faster, too."""
     best_two = BestTwo(matrix, gram)
-    best_two._fused = True
+    best_two._compiled = True
     return best_two
 
 
@@ -44,8 +45,8 @@ def test_the_best_two_columns_of_any_product(data):
 def test_fused_and_plain_search_for_the_best_two_agree_at_the_sizes_of_models(monkeypatch):
     x, matrix, bias = rows(500, 64), rows(5003, 64, seed=1), rows(5003, seed=2)
     ours, plain = fused(matrix), BestTwo(matrix)
-    plain._fused = False
-    monkeypatch.setattr(module, "_SCORES_CACHED", 4 * 5003 * 7)
+    plain._compiled = False
+    monkeypatch.setattr(import_module("invert_fast.ops.best_two"), "_SCORES_CACHED", 4 * 5003 * 7)
     wanted_ids, wanted_leads = plain(x, bias)
     alone = [ours(row[None], bias) for row in x[:10]]
     threads = torch.get_num_threads()

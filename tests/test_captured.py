@@ -17,11 +17,12 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from invert_fast import Continuous, Inverter, PerStepProjection, ops
+from invert_fast import Continuous, Inverter, PerStepProjection
 from invert_fast.engine.protocol import Context
-from invert_fast.model import cuda_graph as captured
-from invert_fast.model.cuda_graph import Advance, CapturedSteps, Rows
+from invert_fast.model import cuda_graph
+from invert_fast.model.cuda_graph import Advance, GraphedSteps, Rows
 from invert_fast.model.lanes import Lanes
+from invert_fast.ops import table
 
 from .families import FAMILIES, UNTESTED, VOCAB, build, exact, inverter, texts
 
@@ -78,14 +79,14 @@ def run_without_values(lanes: Lanes, advance: Advance) -> Rows:
         call = lanes.in_place(rows.slots, rows.length)
         call.keys = None if call.keys is None else [fake.from_tensor(k) for k in call.keys]
         call.values = None if call.values is None else [fake.from_tensor(v) for v in call.values]
-        captured.step(lanes.decoder, rows, call, advance)
+        cuda_graph.step(lanes.decoder, rows, call, advance)
     return rows
 
 
 @pytest.fixture
 def formulas(monkeypatch):
     """The ops as their formulas: what a kernel computes is its own affair, and cannot wait for the device."""
-    monkeypatch.setattr(ops, "choose", lambda op, device: "reference")
+    monkeypatch.setattr(table, "choose", lambda op, device: "reference")
 
 
 # ---- capture safety
@@ -147,9 +148,9 @@ def figures(found) -> list[tuple]:
 def test_steps_in_static_rows_find_what_eager_steps_find(family, mode, caplog):
     truth, inv = texts(4, 1, 0, 3, 2), inverter(family)
     states = inv.capture(truth)
-    eager = inv.invert(states, replace(MODES[mode], captured=False), batch_size=3)
+    eager = inv.invert(states, replace(MODES[mode], cuda_graph=False), batch_size=3)
     with caplog.at_level(logging.WARNING, "invert_fast"):
-        static = inv.invert(states, replace(MODES[mode], captured=True), batch_size=3)
+        static = inv.invert(states, replace(MODES[mode], cuda_graph=True), batch_size=3)
     assert exact(static, truth)
     assert figures(static) == figures(eager)
     for one, other in zip(static, eager, strict=True):
@@ -162,18 +163,18 @@ def test_steps_in_static_rows_find_what_eager_steps_find(family, mode, caplog):
 def test_states_without_a_prefix_and_without_a_layer():
     inv = inverter("llama", "embeddings")
     truth = texts(3, 2)
-    assert exact(inv.invert(inv.capture(truth), replace(QUICK, captured=True)), truth)
+    assert exact(inv.invert(inv.capture(truth), replace(QUICK, cuda_graph=True)), truth)
 
 
 def test_a_graph_that_fails_is_said_and_the_steps_run_as_they_are(monkeypatch, caplog):
     """On a machine without CUDA the capture itself is what fails, in PyTorch."""
     if torch.cuda.is_available():
         pytest.skip("here a capture works")
-    monkeypatch.setattr(captured, "_no_graphs", lambda device: None)
+    monkeypatch.setattr(cuda_graph, "_no_graphs", lambda device: None)
     monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
     truth, inv = texts(3, 2), inverter("gpt2")
     with caplog.at_level(logging.WARNING, "invert_fast"):
-        assert exact(inv.invert(inv.capture(truth), replace(QUICK, captured=True)), truth)
+        assert exact(inv.invert(inv.capture(truth), replace(QUICK, cuda_graph=True)), truth)
     assert len(caplog.records) == 1
     assert "going on kernel by kernel" in caplog.records[0].getMessage()
 
@@ -196,9 +197,9 @@ def test_any_lanes_in_any_order_and_only_those(slots):
     lanes = lanes_of("gpt2")
     alone, tables = tables_of(lanes), tables_of(lanes)
     for slot in range(SLOTS):
-        CapturedSteps(lanes, alone[0].shape[1], sgd).run(torch.tensor([slot]), alone, 20)
+        GraphedSteps(lanes, alone[0].shape[1], sgd).run(torch.tensor([slot]), alone, 20)
     before = tables[0].clone()
-    moving = CapturedSteps(lanes, tables[0].shape[1], sgd).run(torch.tensor(slots), tables, 20)
+    moving = GraphedSteps(lanes, tables[0].shape[1], sgd).run(torch.tensor(slots), tables, 20)
     assert not moving.any()
     others = [s for s in range(SLOTS) if s not in slots]
     assert torch.equal(tables[0][others], before[others])
@@ -209,15 +210,15 @@ def test_any_lanes_in_any_order_and_only_those(slots):
 def test_it_stops_when_enough_are_done_and_charges_what_it_ran():
     lanes, everyone = lanes_of("gpt2"), torch.arange(SLOTS)
     lanes.forward_tokens.zero_()
-    moving = CapturedSteps(lanes, lanes.decoder.embedding.shape[1], sgd).run(everyone, tables_of(lanes), 20, enough=3)
+    moving = GraphedSteps(lanes, lanes.decoder.embedding.shape[1], sgd).run(everyone, tables_of(lanes), 20, enough=3)
     assert moving.tolist() == [False, False, True, True, True], "two are done after the first look"
-    assert lanes.forward_tokens.tolist() == lanes.backward_tokens.tolist() == [captured.LOOK_EVERY] * SLOTS
+    assert lanes.forward_tokens.tolist() == lanes.backward_tokens.tolist() == [cuda_graph.LOOK_EVERY] * SLOTS
 
 
 def test_what_a_graph_refers_to_stays_where_it_is():
     """Through commits, other lanes and later positions: rows and prefix storage keep their addresses."""
     lanes, everyone = lanes_of("llama"), torch.arange(SLOTS)
-    steps, tables = CapturedSteps(lanes, lanes.decoder.embedding.shape[1], sgd), tables_of(lanes)
+    steps, tables = GraphedSteps(lanes, lanes.decoder.embedding.shape[1], sgd), tables_of(lanes)
 
     def addresses() -> list[int]:
         return [t.data_ptr() for t in (*vars(steps.rows).values(), *(lanes.keys or []), *(lanes.values or []))]
@@ -247,9 +248,9 @@ def test_a_search_in_unknown_precision_is_refused():
 def test_the_graph_finds_what_eager_steps_find_on_the_gpu(family, mode, caplog):
     truth, inv = texts(4, 1, 3, 2), Inverter(build(family).to("cuda"))  # type: ignore[arg-type]
     states = inv.capture(truth)
-    eager = inv.invert(states, replace(MODES[mode], captured=False), batch_size=3)
+    eager = inv.invert(states, replace(MODES[mode], cuda_graph=False), batch_size=3)
     with caplog.at_level(logging.WARNING, "invert_fast"):
-        graph = inv.invert(states, replace(MODES[mode], captured=True), batch_size=3)
+        graph = inv.invert(states, replace(MODES[mode], cuda_graph=True), batch_size=3)
     assert exact(graph, truth)
     assert not caplog.records, "it was captured"
     assert [r.token_ids.tolist() for r in graph] == [r.token_ids.tolist() for r in eager]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from invert_fast import ops
+from invert_fast.ops import native
 
 cuda = pytest.importorskip("invert_fast._cuda", reason="invert_fast._cuda is not built (INVERT_FAST_CUDA, nvcc)")
 
@@ -109,14 +110,14 @@ def test_tensors_elsewhere_are_refused(op):
 
 @pytest.mark.parametrize("op", ["nearest_tokens", "residuals"])
 def test_a_missing_module_is_named(op, monkeypatch):
-    monkeypatch.setattr(ops, "_cuda", None)
+    monkeypatch.setattr(native, "_cuda", None)
     arguments = (random(2, 4), random(5, 4), 1) if op == "nearest_tokens" else (random(2, 3, 4), random(2, 4))
     with pytest.raises(ValueError, match=r"needs invert_fast\._cuda: install with INVERT_FAST_CUDA=on"):
         getattr(ops, op)(*arguments, backend="cuda")
 
 
 def test_it_is_never_the_default():
-    assert all(ops.choose(op, torch.device(device)) != "cuda" for op in ops.BACKENDS for device in ("cpu", "cuda"))
+    assert all(ops.choose(op, device) != "cuda" for op in ops.BACKENDS for device in ("cpu", "cuda"))
 
 
 # ---- on a GPU

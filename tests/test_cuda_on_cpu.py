@@ -9,6 +9,7 @@ import mmap
 import shutil
 import subprocess
 from ctypes import c_bool, c_char_p, c_int, c_int64, c_void_p
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from invert_fast.kernels import reference
 from torch import Tensor
 
 from invert_fast import ops
+from invert_fast.ops import native
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = Path(__file__).with_name("cuda_on_cpu")
@@ -101,8 +103,9 @@ def module(request, library, monkeypatch) -> Module:
     """In place of the GPU's: `backend="cuda"` then takes CPU tensors."""
     library.set_order(*map(c_bool, request.param))
     made = Module(library)
-    monkeypatch.setattr(ops, "_cuda", made)
-    monkeypatch.setattr(ops, "_stream", lambda *tensors: 0)
+    for name in ("nearest_tokens", "residuals"):
+        monkeypatch.setattr(import_module(f"invert_fast.ops.{name}"), "_cuda", made)
+    monkeypatch.setattr(native, "stream", lambda *tensors: 0)
     return made
 
 

@@ -6,7 +6,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from invert_fast.storage.files import open_states, read_prompts, write_states
+from invert_fast.storage.prompts import read_prompts
+from invert_fast.storage.states import open_states, write_states
 from invert_fast.types import InputError
 
 

@@ -9,6 +9,7 @@ import torch
 
 from invert_fast import Continuous, PerStepProjection
 from invert_fast.model.prefix import PrefixCall
+from invert_fast.model.replay import Programs
 from invert_fast.types import InputError
 
 from .families import VOCAB, exact, inverter, texts
@@ -42,7 +43,7 @@ def test_gradients_are_taken_in_bf16_and_candidates_verified_in_fp32(mode, monke
 
     states = inv.capture(truth)
     inv.calibrate()
-    monkeypatch.setattr(type(inv.decoder.programs), "_program", lambda *_: None)  # replays would not come by
+    monkeypatch.setattr(Programs, "_program", lambda *_: None)  # replays would not come by
     monkeypatch.setattr(type(inv.decoder), "run", watched)
     for asked, expected in (("bfloat16", torch.bfloat16), (None, torch.float32)):
         assert exact(inv.invert(states, replace(MODES[mode], search_dtype=asked)), truth)

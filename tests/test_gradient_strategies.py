@@ -13,7 +13,7 @@ from torch import Tensor
 
 from invert_fast import Chain, Continuous, Exhaustive, Inverter, PerStepProjection, Recovery, States, Status
 from invert_fast.cli.main import main
-from invert_fast.engine.engine import Engine
+from invert_fast.engine.engine import _Stream
 from invert_fast.engine.protocol import Block
 from invert_fast.engine.trace import first_failure, true_ranks
 from invert_fast.strategies import proxies
@@ -290,13 +290,13 @@ def test_what_was_tried_is_banned(strategy, monkeypatch):
     inv = inverter("llama")
     hidden = torch.randn(3, inv.decoder.width, generator=torch.Generator().manual_seed(1))  # no text at all
     tried: dict[int, list[int]] = {}
-    verify = Engine._verify_block
+    verify = _Stream._verify_block
 
-    def watched(self: Engine, block: Block) -> None:
+    def watched(self: _Stream, block: Block) -> None:
         tried.setdefault(int(self.lanes.length[0]), []).extend(block.ids[block.ids >= 0].tolist())
         verify(self, block)
 
-    monkeypatch.setattr(Engine, "_verify_block", watched)
+    monkeypatch.setattr(_Stream, "_verify_block", watched)
     (found,) = inv.invert([hidden], strategy)
     assert found.status[0] == Status.NOT_FOUND
     assert sorted(tried[0]) == list(range(VOCAB)), "every token exactly once before giving up"

@@ -39,13 +39,6 @@ def needs(tmp_path_factory) -> list[dict]:
 @pytest.mark.parametrize("capability", TARGETS)
 def test_kernels_compile_without_spills(needs, capability):
     rows = [row for row in needs if row["target"] == f"sm_{capability}"]
-    assert {row["kernel"].split()[0] for row in rows} >= {
-        "nearest",
-        "unpack",
-        "residuals",
-        "closest",
-        "adam",
-        "attention",
-    }
+    assert {row["kernel"].split()[0] for row in rows} >= {"nearest", "unpack", "residuals", "adam", "attention"}
     assert [row for row in rows if row["stack"] or row["local"]] == [], "registers are spilled"
     assert [row for row in rows if row["shared"] > SHARED_LIMIT] == []

@@ -16,9 +16,9 @@ import torch
 from safetensors.torch import load, load_file, save
 
 from invert_fast import Inverter
-from invert_fast.lens import Fit, LearnedLens, choose_lens, learned, store, train
-from invert_fast.lens import linear as linear_module
-from invert_fast.ops import draft_attention
+from invert_fast.lens import Fit, LearnedLens, choose_lens, learned, linear_fit, store, trainer
+from invert_fast.lens import texts as training_texts
+from invert_fast.ops import draft_attention, prefix_attention
 from invert_fast.strategies import Speculative
 from invert_fast.types import InputError
 
@@ -31,14 +31,14 @@ SHORT = Fit(width=32, layers=1, steps=60)
 def cache(tmp_path, monkeypatch) -> Path:
     """An empty cache folder, and fits small enough for a test."""
     monkeypatch.setenv("INVERT_FAST_CACHE", str(tmp_path))
-    monkeypatch.setattr(train, "_POOL", 96)
-    monkeypatch.setattr(train, "_HELD", 32)
-    monkeypatch.setattr(train, "_LENGTH", 16)
-    monkeypatch.setattr(train, "_TOKENS", 512)
-    monkeypatch.setattr(train, "_LOOK", 20)
-    monkeypatch.setattr(train, "_LONG_POOL", 4)
-    monkeypatch.setattr(linear_module, "_LENGTH", 16)
-    monkeypatch.setattr(linear_module, "_TOKENS_LEAST", 4096)
+    monkeypatch.setattr(training_texts, "_POOL", 96)
+    monkeypatch.setattr(training_texts, "_HELD", 32)
+    monkeypatch.setattr(training_texts, "_LENGTH", 16)
+    monkeypatch.setattr(training_texts, "_TOKENS", 512)
+    monkeypatch.setattr(trainer, "_LOOK", 20)
+    monkeypatch.setattr(training_texts, "_LONG_POOL", 4)
+    monkeypatch.setattr(linear_fit, "_LENGTH", 16)
+    monkeypatch.setattr(linear_fit, "_TOKENS_LEAST", 4096)
     return tmp_path
 
 
@@ -103,7 +103,7 @@ def test_rows_attend_to_the_last_rows_alone(length):
     at = torch.arange(length)
     visible = (at[None] <= at[:, None]) & (at[None] > at[:, None] - learned.WINDOW)
     wanted = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=visible)
-    found = learned._local_attention(q, k, v)
+    found = prefix_attention(q, k, v, scale=0.25, causal=True, window=learned.WINDOW, backend="fused").transpose(1, 2)
     torch.testing.assert_close(found, wanted)
     weights = torch.randn(wanted.shape, generator=draw)
     for ours, theirs in zip(
@@ -140,6 +140,7 @@ def test_only_candidates_are_drafted_and_scored(cache):
 def test_where_bf16_is_faster_the_transformer_runs_in_it_and_the_linear_part_does_not(cache, monkeypatch):
     inv, _, lens = fitted()
     states = inv.decoder.capture(torch.tensor(texts(20, 20)))
+    monkeypatch.setattr(learned, "fast_dtype", lambda _: torch.float32)  # whatever is faster here
     drafted, proxies = lens.draft(states), lens.proxies(states)
     monkeypatch.setattr(learned, "fast_dtype", lambda _: torch.bfloat16)
     rounded = lens.proxies(states)
@@ -179,7 +180,7 @@ def test_an_interrupted_fit_goes_on_to_the_same_lens(cache, monkeypatch, at, cap
     _, report, _ = fitted("gpt2")
     whole = load_file(report.path)
     Path(report.path).unlink()
-    step = train._Trainer._step
+    step = trainer.Trainer._step
 
     def cut(self):
         if self.step == at:
@@ -187,8 +188,8 @@ def test_an_interrupted_fit_goes_on_to_the_same_lens(cache, monkeypatch, at, cap
         return step(self)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train._Trainer, "_step", cut)
-        patch.setattr(train, "_CHECKPOINT_SECONDS", 0.0)
+        patch.setattr(trainer.Trainer, "_step", cut)
+        patch.setattr(trainer, "_CHECKPOINT_SECONDS", 0.0)
         with pytest.raises(CutError):
             fitted("gpt2")
     assert not Path(report.path).exists()
@@ -205,8 +206,8 @@ def test_a_damaged_checkpoint_is_said_and_the_fit_starts_anew(cache, monkeypatch
     _, report, _ = fitted("gpt2")
     whole = load_file(report.path)
     with monkeypatch.context() as patch:
-        patch.setattr(train._Trainer, "forget", lambda self: None)
-        patch.setattr(train, "_CHECKPOINT_SECONDS", 0.0)
+        patch.setattr(trainer.Trainer, "forget", lambda self: None)
+        patch.setattr(trainer, "_CHECKPOINT_SECONDS", 0.0)
         fitted("gpt2")
     (checkpoint,) = [f for f in cache.iterdir() if f.name.startswith("fit-")]
     data = checkpoint.read_bytes()
@@ -267,7 +268,7 @@ def test_texts_that_are_given_are_learned(cache):
 
 
 def test_a_vocabulary_too_large_to_score_is_sampled(cache, monkeypatch):
-    monkeypatch.setattr(train, "_SCORED", 64)
+    monkeypatch.setattr(training_texts, "_SCORED", 64)
     _, report, _ = fitted("llama", fit=Fit(width=64, layers=1, steps=150))
     assert report.top1["random"] > report.linear["random"]
 
@@ -427,7 +428,7 @@ def test_the_bundled_model_has_a_learned_lens_from_the_start(monkeypatch, tmp_pa
 
 def run(*args: str, cache: Path, **options) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, "-m", "invert_fast.cli", "fit", *args],
+        [sys.executable, "-m", "invert_fast.cli.main", "fit", *args],
         capture_output=True,
         text=True,
         env={**os.environ, "INVERT_FAST_CACHE": str(cache)},
@@ -473,7 +474,7 @@ def test_the_command_fits_reports_and_writes(saved, tmp_path):
 
 def test_a_killed_fit_leaves_the_cache_whole_and_the_next_one_ends(saved, tmp_path):
     kept = tmp_path / "kept"
-    command = [sys.executable, "-m", "invert_fast.cli", "fit", "--model", str(saved), "--steps", "100000"]
+    command = [sys.executable, "-m", "invert_fast.cli.main", "fit", "--model", str(saved), "--steps", "100000"]
     process = subprocess.Popen(
         command, env={**os.environ, "INVERT_FAST_CACHE": str(kept)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )

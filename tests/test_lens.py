@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -12,11 +13,11 @@ from safetensors.torch import load, save
 
 from invert_fast import Inverter
 from invert_fast.cli import demo
-from invert_fast.lens import LinearLens, choose_lens, doubtful, look_again, store
-from invert_fast.lens.linear import fit_linear
-from invert_fast.lens.repair import measure_repair
+from invert_fast.lens import LinearLens, choose_lens, linear_fit, store
+from invert_fast.lens.linear_fit import fit_linear
+from invert_fast.lens.measure import measure_repair
 from invert_fast.lens.sampling import self_samples
-from invert_fast.ops import best_two
+from invert_fast.lens.second_look import doubtful, look_again
 
 from .families import FAMILIES, VOCAB, Tokenizer, build, embedding_table, exact, inverter, make, texts
 
@@ -102,8 +103,8 @@ def test_how_many_rows_are_scored_at_once_does_not_matter(rows, monkeypatch):
     inv = inverter("llama")
     lens, (_, states) = lens_of(inv), captured(inv, *[20] * 3)
     expected = lens.draft(states)
-    monkeypatch.setattr(lens.best_two, "_fused", False)
-    monkeypatch.setattr(best_two, "_SCORES_CACHED", rows * 4 * VOCAB)
+    monkeypatch.setattr(lens.best_two, "_compiled", False)
+    monkeypatch.setattr(import_module("invert_fast.ops.best_two"), "_SCORES_CACHED", rows * 4 * VOCAB)
     assert torch.equal(lens.draft(states), expected)
 
 
@@ -191,7 +192,7 @@ def test_a_stored_lens_is_the_fitted_one(cache, monkeypatch):
     fitted = lens_of(inv)
     (file,) = cache.iterdir()
     assert file.suffix == ".safetensors"
-    monkeypatch.setattr(store, "fit_linear", lambda *_: pytest.fail("fitted again"))
+    monkeypatch.setattr(linear_fit, "fit_linear", lambda *_: pytest.fail("fitted again"))
     stored = lens_of(Inverter(make("gpt2")))
     assert stored.accuracy == fitted.accuracy
     assert torch.equal(stored.draft(states), fitted.draft(states))

@@ -7,9 +7,11 @@ import math
 import pytest
 import torch
 
+from invert_fast.lmi.bodies import from_config
 from invert_fast.lmi.estimates import Estimates
 from invert_fast.lmi.muon import orthogonal
-from invert_fast.lmi.network import Architecture, build, from_config
+from invert_fast.lmi.network import build
+from invert_fast.lmi.settings import Architecture
 from invert_fast.lmi.target import Target
 from invert_fast.lmi.unroll import RunningMean, Unroll
 from invert_fast.lmi.view import View, check_vectors, show

@@ -17,11 +17,13 @@ from invert_fast.cli import lmi as lmi_command
 from invert_fast.lmi import baselines, checkpoint
 from invert_fast.lmi.evaluate import evaluate, sweep
 from invert_fast.lmi.metrics import bleu, interval, score, token_f1
-from invert_fast.lmi.network import Architecture, build
+from invert_fast.lmi.network import build
 from invert_fast.lmi.prompts import PromptSet, gather, read_sentences
 from invert_fast.lmi.rescore import rescore
+from invert_fast.lmi.schedule import batch_rows, rate_at
+from invert_fast.lmi.settings import Architecture, Training
 from invert_fast.lmi.target import Target
-from invert_fast.lmi.training import Training, batch_rows, rate_at, train
+from invert_fast.lmi.training import train
 from invert_fast.lmi.view import View
 from invert_fast.model.load import load
 from invert_fast.types import InputError

@@ -28,7 +28,7 @@ def adam_step(tables, steps, active, threads=1, clip=1.0, betas=(0.9, 0.999), **
     C.adam_step(
         *(t.data_ptr() for t in (*tables, steps, active)),
         *(B, D, *(t.stride(0) for t in tables)),
-        **{"lr": 0.1, "total_steps": 20, "weight_decay": 0, "eps": 1e-8, "decoupled": False} | settings,
+        **{"lr": 0.1, "total_steps": 20, "weight_decay": 0, "eps": 1e-8} | settings,
         clip=math.inf if clip is None else clip,
         beta1=betas[0],
         beta2=betas[1],
@@ -47,7 +47,6 @@ def test_is_the_reference_step(data):
         "total_steps": draw(st.integers(1, 40)),  # some lanes are past the end of their schedule
         "clip": draw(st.none() | st.floats(0.01, 100.0)),
         "weight_decay": draw(st.sampled_from([0, 0.01, 0.5])),
-        "decoupled": draw(st.booleans()),
         "betas": draw(st.sampled_from([(0.9, 0.999), (0.5, 0.9)])),
         "eps": draw(st.sampled_from([1e-8, 1e-3])),
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from importlib import import_module
 
 import pytest
 import torch
@@ -13,8 +14,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers.pytorch_utils import Conv1D
 
-from invert_fast.ops import linear as product
 from invert_fast.ops import native
+from invert_fast.ops.linear import pack_linears
 
 C = pytest.importorskip("invert_fast._C", reason="invert_fast._C is not built (it needs a C++ compiler)")
 
@@ -92,7 +93,7 @@ def test_negative_sizes_are_named(name):
 @pytest.fixture
 def fast(monkeypatch):
     """Packs whatever vectors this machine has: the op is correct on all, only not the fastest on some."""
-    monkeypatch.setattr(product, "_C", _Fast())
+    monkeypatch.setattr(native, "_C", _Fast())
 
 
 class _Fast:
@@ -104,7 +105,7 @@ def layers(packed: bool) -> nn.Module:
     torch.manual_seed(0)
     body = nn.Sequential(nn.Linear(24, 40), Conv1D(56, 40), nn.Linear(56, 8, bias=False)).requires_grad_(False)
     if packed:
-        product.pack_linears(body)
+        pack_linears(body)
         assert [type(m).__name__ for m in body] == ["PackedLinear", "PackedConv1D", "PackedLinear"]
         assert all(isinstance(m, kind) for m, kind in zip(body, (nn.Linear, Conv1D, nn.Linear), strict=True))
     return body
@@ -159,11 +160,11 @@ def test_only_plain_linear_layers_of_bodies_that_fit_are_packed(monkeypatch):
             return 2 * super().forward(input)
 
     body = nn.Sequential(Scaled(8, 8), nn.Linear(8, 8))
-    product.pack_linears(body)
+    pack_linears(body)
     assert [type(m).__name__ for m in body] == ["Scaled", "PackedLinear"]
-    monkeypatch.setattr(product, "MOST_BYTES", 8 * 8 * 4 + 8 * 4 - 1)
+    monkeypatch.setattr(import_module("invert_fast.ops.linear"), "MOST_BYTES", 8 * 8 * 4 + 8 * 4 - 1)
     body = nn.Sequential(nn.Linear(8, 8))
-    product.pack_linears(body)
+    pack_linears(body)
     assert type(body[0]) is nn.Linear
 
 

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from invert_fast import Continuous, PerStepProjection
-from invert_fast.model import replay as program
+from invert_fast.model import program, replay
 from invert_fast.model.lanes import Lanes
-from invert_fast.model.replay import Programs, record
+from invert_fast.model.program import record
+from invert_fast.model.replay import Programs, programs_of
 from invert_fast.ops import draft_attention
 
 from .families import FAMILIES, VOCAB, exact, inverter, texts
@@ -19,7 +20,7 @@ pytest.importorskip("invert_fast._C", reason="without the compiled library nothi
 @pytest.fixture
 def at_once(monkeypatch):
     """Recorded on the first call."""
-    monkeypatch.setattr(program, "WARM_UP", 0)
+    monkeypatch.setattr(replay, "WARM_UP", 0)
 
 
 def standing(decoder, length: int, batch: int) -> Lanes:
@@ -40,17 +41,17 @@ def standing(decoder, length: int, batch: int) -> Lanes:
 def test_a_recorded_pass_equals_the_twin(family, length, at_once):
     """Forward, KV and gradient, at batch sizes and positions that were not recorded, in any order of lanes."""
     decoder = inverter(family).decoder
-    programs = Programs(decoder)
+    programs = Programs()
     for batch in (1, 4, 9):
         lanes = standing(decoder, length, batch)
         for slots in (torch.arange(batch), torch.arange(batch).flip(0)[: (batch + 1) // 2]):
             embeds = decoder.embed((slots * 5 + 1) % VOCAB)
             held = lanes.hold(slots)
             target = torch.randn(len(slots), decoder.width, generator=torch.Generator().manual_seed(0))
-            found = programs.gradient(embeds, held.positions, target, held.call)
+            found = programs.gradient(decoder, embeds, held.positions, target, held.call)
             many = decoder.embed(torch.arange(len(slots) * 3).view(-1, 3) % VOCAB)
             call, positions = lanes._call(slots, causal=False), lanes.length[slots][:, None].expand(-1, 3)
-            hidden = programs.fan_out(many, positions, call)
+            hidden = programs.fan_out(decoder, many, positions, call)
             if family in ("gemma2",):  # its attention is capped, which the compiled op does not do
                 assert found is None
                 assert hidden is None
@@ -77,14 +78,14 @@ def test_a_recorded_pass_equals_the_twin(family, length, at_once):
 def test_a_recorded_draft_equals_the_twin(family, length, at_once):
     """States and KV, for numbers of lanes and tokens that were not recorded, in any order of lanes."""
     decoder = inverter(family).decoder
-    programs = Programs(decoder)
+    programs = Programs()
     for batch, tokens in ((1, 1), (1, 9), (4, 2), (7, 12)):
         lanes = standing(decoder, length, batch)
         slots = torch.arange(batch).flip(0)
         embeds = decoder.embed((torch.arange(batch * tokens) * 7 + 1).view(batch, tokens) % VOCAB)
         positions = (lanes.length[slots][:, None] + torch.arange(tokens)).clamp_max(decoder.max_length - 1)
         call, again = lanes._call(slots, causal=True), lanes._call(slots, causal=True)
-        hidden = programs.draft(embeds, positions, call)
+        hidden = programs.draft(decoder, embeds, positions, call)
         if family in ("gemma2",):
             assert hidden is None
             continue
@@ -100,10 +101,10 @@ def test_a_recorded_draft_equals_the_twin(family, length, at_once):
 def test_texts_are_recovered_exactly_by_recorded_drafts(at_once):
     truth, inv = texts(40, 17, 1, 33, 5, seed=5), inverter("qwen3")
     states = inv.capture(truth)
-    inv.decoder.programs = Programs(inv.decoder)
+    replay._of.pop(inv.decoder, None)
     found = inv.invert(states, batch_size=2)
-    made = inv.decoder.programs._made
-    inv.decoder.programs = Programs(inv.decoder)
+    made = programs_of(inv.decoder)._made
+    replay._of.pop(inv.decoder)
     assert made[("draft", False)] is not None
     assert exact(found, truth)
     assert all(r.certified for r in found)
@@ -113,10 +114,10 @@ def test_texts_are_recovered_exactly_by_recorded_drafts(at_once):
 def test_texts_are_recovered_exactly_by_recorded_passes(strategy, at_once):
     truth, inv = texts(5, 2, 0, 4, 3, seed=5), inverter("llama")
     states = inv.capture(truth)
-    inv.decoder.programs = Programs(inv.decoder)
+    replay._of.pop(inv.decoder, None)
     found = inv.invert(states, strategy, batch_size=2)
-    made = inv.decoder.programs._made
-    inv.decoder.programs = Programs(inv.decoder)
+    made = programs_of(inv.decoder)._made
+    replay._of.pop(inv.decoder)
     assert made[("gradient", True)] is not None
     assert made[("gradient", False)] is not None
     assert exact(found, truth)
@@ -126,12 +127,13 @@ def test_texts_are_recovered_exactly_by_recorded_passes(strategy, at_once):
 
 def test_it_is_recorded_only_when_asked_often(monkeypatch):
     decoder, recorded = inverter("gpt2").decoder, []
-    monkeypatch.setattr(program, "WARM_UP", 3)
+    monkeypatch.setattr(replay, "WARM_UP", 3)
     monkeypatch.setattr(program, "record", lambda *_: recorded.append(1))
     lanes, slots = standing(decoder, 0, 2), torch.arange(2)
-    held, programs = lanes.hold(slots), Programs(decoder)
+    held, programs = lanes.hold(slots), Programs()
     for _ in range(10):
-        assert programs.gradient(decoder.embed(slots), held.positions, torch.zeros(2, decoder.width), held.call) is None
+        target = torch.zeros(2, decoder.width)
+        assert programs.gradient(decoder, decoder.embed(slots), held.positions, target, held.call) is None
     assert recorded == [1], "and once only, whatever came of it"
 
 
@@ -161,4 +163,5 @@ def test_other_precisions_are_left_to_the_twin(at_once):
     lanes, slots = standing(decoder, 0, 2), torch.arange(2)
     held = lanes.hold(slots)
     low = decoder.embed(slots).bfloat16()
-    assert Programs(decoder).gradient(low, held.positions, torch.zeros(2, decoder.width), held.call) is None
+    target = torch.zeros(2, decoder.width)
+    assert Programs().gradient(decoder, low, held.positions, target, held.call) is None

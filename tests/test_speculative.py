@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from invert_fast import Inverter
 from invert_fast.cli import demo
-from invert_fast.engine.engine import Engine
+from invert_fast.engine.engine import _Stream
 from invert_fast.lens import choose_lens
 from invert_fast.strategies import Chain, Exhaustive, Speculative, speculative
 
@@ -59,13 +59,13 @@ def told(monkeypatch):
 def runs(monkeypatch) -> list[tuple[int, int]]:
     """(start, tokens) of every run that is verified, a lane each."""
     seen: list[tuple[int, int]] = []
-    verify = Engine._verify_run
+    verify = _Stream._verify_run
 
     def watched(self, run):
         seen.extend(zip(self.lanes.length[run.slots].tolist(), run.counts.tolist(), strict=True))
         verify(self, run)
 
-    monkeypatch.setattr(Engine, "_verify_run", watched)
+    monkeypatch.setattr(_Stream, "_verify_run", watched)
     return seen
 
 

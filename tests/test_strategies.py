@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from invert_fast import Chain, Exhaustive, Inverter, PriorOrder, Recovery, Speculative, States
-from invert_fast.engine.engine import Engine
+from invert_fast.engine.engine import Engine, _Stream
 from invert_fast.engine.protocol import Block, Context, Run
 from invert_fast.model.lanes import Lanes
 
@@ -269,9 +269,12 @@ def test_running_out_of_memory_halves_the_work_and_says_so(strategy, error, monk
     work = engine(inv, inv_strategy(strategy), 1000)
     monkeypatch.setattr(Lanes, "_run", limited)
     with caplog.at_level(logging.WARNING, "invert_fast"):
-        assert exact(run(work, states), truth)
+        stream = _Stream(work, enumerate(s.hidden for s in states))
+        found = dict(stream.recoveries())
+    assert exact([found[i] for i in range(len(states))], truth)
     assert "out of memory" in caplog.text
-    assert work.tokens_per_call <= most
+    assert stream.tokens_per_call <= most
+    assert work.tokens_per_call == 1000, "another run of the same engine begins anew"
 
 
 def test_running_out_of_memory_for_the_prefix_storage_loses_nothing(monkeypatch, caplog):
