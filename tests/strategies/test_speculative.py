@@ -15,7 +15,7 @@ from invert_fast.engine.engine import _Stream
 from invert_fast.lens import choose_lens
 from invert_fast.strategies import Chain, Exhaustive, Speculative, speculative
 
-from .families import VOCAB, exact, inverter, texts
+from ..families import VOCAB, exact, inverter, texts
 
 
 class Drafts:

@@ -16,9 +16,9 @@ from invert_fast.baselines import common, continuous_loop, sipit, vma
 from invert_fast.cli import demo
 from invert_fast.model.load import load
 
-from .families import BLOCKS, build, make, texts
+from ..families import BLOCKS, build, make, texts
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 METHODS = {"sipit": sipit.invert, "continuous loop": continuous_loop.invert, "vma": vma.invert}
 # A tenth of the steps and a wider window: the paper's own presets take seconds a token.
 BRIEF = continuous_loop.Preset(60, 1000)

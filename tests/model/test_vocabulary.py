@@ -13,7 +13,7 @@ from torch import Tensor
 from invert_fast.model.decoder import Decoder
 from invert_fast.model.vocabulary import Vocabulary
 
-from .families import FAMILIES, Tokenizer, build, embedding_table, inverter
+from ..families import FAMILIES, Tokenizer, build, embedding_table, inverter
 
 
 def vocabulary(table: Tensor, usable: int | None = None) -> Vocabulary:

@@ -19,7 +19,7 @@ from invert_fast.engine.trace import first_failure, true_ranks
 from invert_fast.strategies import proxies
 from invert_fast.strategies.registry import strategy_named
 
-from .families import FAMILIES, UNTESTED, VOCAB, exact, inverter, texts
+from ..families import FAMILIES, UNTESTED, VOCAB, exact, inverter, texts
 
 QUICK = Continuous(steps=10, candidates=VOCAB, first_block=8, round=4)
 SIPIT = PerStepProjection(max_steps=10, rest_block=64)

@@ -14,7 +14,7 @@ from invert_fast import Inverter, States
 from invert_fast.engine.tolerances import Tolerances, calibrate
 from invert_fast.storage import cache as cache_module
 
-from .families import BLOCKS, FAMILIES, Tokenizer, build, inverter, make, texts
+from ..families import BLOCKS, FAMILIES, Tokenizer, build, inverter, make, texts
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from invert_fast.ops import draft_attention, prefix_attention
 from invert_fast.strategies import Speculative
 from invert_fast.types import InputError
 
-from .families import VOCAB, Tokenizer, build, embedding_table, exact, make, texts
+from ..families import VOCAB, Tokenizer, build, embedding_table, exact, make, texts
 
 SHORT = Fit(width=32, layers=1, steps=60)
 

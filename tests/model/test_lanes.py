@@ -12,7 +12,7 @@ from invert_fast.model.lanes import Lanes
 from invert_fast.model.prefix import PrefixCall
 from invert_fast.strategies.speculative import _CALL_TOKENS
 
-from .families import BLOCKS, FAMILIES, HEADS, POSITIONS, UNTESTED, VOCAB, WIDTH, WINDOW, inverter, make, texts
+from ..families import BLOCKS, FAMILIES, HEADS, POSITIONS, UNTESTED, VOCAB, WIDTH, WINDOW, inverter, make, texts
 
 all_families = pytest.mark.parametrize("family", [*FAMILIES, *UNTESTED])
 SLOTS, LENGTH = 4, 24

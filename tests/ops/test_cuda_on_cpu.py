@@ -20,7 +20,7 @@ from torch import Tensor
 from invert_fast import ops
 from invert_fast.ops import native
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 FOLDER = Path(__file__).with_name("cuda_on_cpu")
 NO_RESERVE = 0x4000  # Linux: MAP_NORESERVE
 METRICS = ["l1", "l2", "cosine", "dot"]

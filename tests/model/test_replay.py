@@ -12,7 +12,7 @@ from invert_fast.model.program import record
 from invert_fast.model.replay import Programs, programs_of
 from invert_fast.ops import draft_attention
 
-from .families import FAMILIES, VOCAB, exact, inverter, texts
+from ..families import FAMILIES, VOCAB, exact, inverter, texts
 
 pytest.importorskip("invert_fast._C", reason="without the compiled library nothing is recorded")
 

@@ -19,7 +19,7 @@ from invert_fast.lens.measure import measure_repair
 from invert_fast.lens.sampling import self_samples
 from invert_fast.lens.second_look import doubtful, look_again
 
-from .families import FAMILIES, VOCAB, Tokenizer, build, embedding_table, exact, inverter, make, texts
+from ..families import FAMILIES, VOCAB, Tokenizer, build, embedding_table, exact, inverter, make, texts
 
 
 @pytest.fixture

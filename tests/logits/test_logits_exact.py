@@ -21,7 +21,7 @@ from invert_fast.logits.files import open_logits
 from invert_fast.logits.unembedding import unembedding
 from invert_fast.types import Status
 
-from .families import FAMILIES, build
+from ..families import FAMILIES, build
 
 TEXTS = [*demo.sentences()[:4], "", "x"]
 

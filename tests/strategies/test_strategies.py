@@ -14,7 +14,7 @@ from invert_fast.engine.engine import Engine, _Stream
 from invert_fast.engine.protocol import Block, Context, Run
 from invert_fast.model.lanes import Lanes
 
-from .families import BLOCKS, FAMILIES, POSITIONS, UNTESTED, VOCAB, build, embedding_table, exact, inverter, texts
+from ..families import BLOCKS, FAMILIES, POSITIONS, UNTESTED, VOCAB, build, embedding_table, exact, inverter, texts
 
 STRATEGIES = {
     "auto": "auto",

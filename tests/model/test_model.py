@@ -18,7 +18,7 @@ from invert_fast.model.layer import Layer
 from invert_fast.model.load import load
 from invert_fast.model.prefix import PrefixCall
 
-from .families import BLOCKS, FAMILIES, UNTESTED, VOCAB, build, config, embedding_table, exact, make, texts
+from ..families import BLOCKS, FAMILIES, UNTESTED, VOCAB, build, config, embedding_table, exact, make, texts
 
 LAYERS = [*range(-BLOCKS - 1, BLOCKS + 1), *(f"block:{k}" for k in range(BLOCKS)), "final_norm", "embeddings"]
 families = pytest.mark.parametrize("family", FAMILIES)

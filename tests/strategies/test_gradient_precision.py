@@ -12,7 +12,7 @@ from invert_fast.model.prefix import PrefixCall
 from invert_fast.model.replay import Programs
 from invert_fast.types import InputError
 
-from .families import VOCAB, exact, inverter, texts
+from ..families import VOCAB, exact, inverter, texts
 
 MODES = {
     "continuous": Continuous(steps=10, candidates=VOCAB, first_block=8, round=4),

@@ -24,7 +24,7 @@ from invert_fast.model.cuda_graph import Advance, GraphedSteps, Rows
 from invert_fast.model.lanes import Lanes
 from invert_fast.ops import table
 
-from .families import FAMILIES, UNTESTED, VOCAB, build, exact, inverter, texts
+from ..families import FAMILIES, UNTESTED, VOCAB, build, exact, inverter, texts
 
 SLOTS, LENGTH = 5, 6
 QUICK = Continuous(steps=12, candidates=VOCAB, first_block=8, round=6)

@@ -15,7 +15,7 @@ from invert_fast.cli.main import main
 from invert_fast.logits import Logits, VectorSearch
 from invert_fast.types import Status
 
-from .families import build, embedding_table
+from ..families import build, embedding_table
 
 SMALL = {"vocab": 120, "width": 32, "blocks": 2}
 QUICK = VectorSearch(rounds=12)
