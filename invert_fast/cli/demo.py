@@ -1,22 +1,23 @@
-"""The demonstration: capture real sentences with the bundled model, throw the text away, recover it every way."""
+"""`invert-fast demo`: capture real sentences with the bundled model, throw the text away, recover it every way."""
 
 from __future__ import annotations
 
+import argparse
+import json
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-
-from ..baselines import continuous_loop, sipit
-from ..baselines.common import capture
-from ..inverter import Inverter
-from ..model.load import BUNDLED
 from ..strategies import registry
-from ..types import States
+from .options import progress
 from .report import table
+
+if TYPE_CHECKING:
+    from ..inverter import Inverter
+    from ..types import States
 
 _SLOW = {"continuous": 3, "prior": 8, "exhaustive": 1}  # texts for strategies of hundreds of passes a position
 _SHORT = {"continuous": 2}  # tokens of each text, for the one of a thousand passes a position
@@ -43,8 +44,48 @@ class Row:
     times_paper_loop: float
 
 
+def add(commands: argparse._SubParsersAction) -> None:
+    """Declare the command and its options."""
+    one = commands.add_parser(
+        "demo",
+        help="bundled model, real text, all strategies side by side",
+        description="Capture the states of real sentences with the bundled model, throw the text "
+        "away, recover it with every strategy and print what it took.",
+    )
+    one.add_argument("--json", action="store_true", help="print the rows as JSON")
+    one.set_defaults(command=_demo)
+
+
+def _demo(args: argparse.Namespace) -> int:
+    from ..inverter import Inverter
+
+    inverter = Inverter.from_pretrained("bundled")
+    texts = sentences()
+    if not args.json:
+        print(
+            f"{len(texts)} sentences, captured with the bundled model at {inverter.decoder.layer.name}, text thrown "
+            "away\n",
+            flush=True,
+        )
+    with progress(total=len(registry.BUILT_IN) + 2, unit="step", leave=False) as bar:
+
+        def step(name: str) -> None:
+            bar.set_description(name)
+            bar.update()
+
+        rows = run(inverter, texts, step)
+    if args.json:
+        print(json.dumps(as_json(rows)))
+    else:
+        print(show(rows, inverter))
+    auto = rows[0]
+    return 0 if auto.exact_match == auto.certified == 1.0 else 1
+
+
 def sentences() -> list[str]:
     """The lines that ship with the package."""
+    from ..model.load import BUNDLED
+
     return Path(BUNDLED / "sentences.txt").read_text(encoding="utf-8").splitlines()
 
 
@@ -67,6 +108,9 @@ def run(inverter: Inverter, texts: list[str], step: Callable[[str], object] = la
 def published_loops(inverter: Inverter, ids: list[list[int]]) -> dict[str, float]:
     """Seconds a token of SIPIT as released and of the paper's loop (baseline preset), on the first text: SIPIT on ten
     tokens, and the loop, which takes a thousand steps for each, on one."""
+    from ..baselines import continuous_loop, sipit
+    from ..baselines.common import capture
+
     model = inverter.decoder.model
     short, one = ids[0][:10], ids[0][:1]
     results = {
@@ -116,6 +160,8 @@ def _median(call: Callable[[], object], rounds: int) -> float:
 
 def show(rows: list[Row], inverter: Inverter) -> str:
     """The table and the line under it."""
+    import torch
+
     body = [
         [
             r.strategy,

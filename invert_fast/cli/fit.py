@@ -4,26 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-from ..inverter import Inverter
-from ..lens import Fit
-from ..storage import files
+from ..lens.settings import Fit
+from ..storage.prompts import read_prompts
 from ..types import InputError
+from .options import DTYPES, inverter_of, model_options, number, positive
 from .report import table
 
-log = logging.getLogger("invert_fast")
-_PRECISIONS = ("any", "float32", "float16", "bfloat16")
 
-
-def add_fit(
-    commands: argparse._SubParsersAction,
-    model_options: Callable[[argparse.ArgumentParser], None],
-    positive: Callable[[str], int],
-) -> None:
+def add(commands: argparse._SubParsersAction) -> None:
     """Declare the command and its options."""
     one = commands.add_parser(
         "fit",
@@ -45,7 +36,7 @@ def add_fit(
     )
     one.add_argument(
         "--states-dtype",
-        choices=_PRECISIONS,
+        choices=("any", *DTYPES),
         default="any",
         help="precision the states will be stored in (default any)",
     )
@@ -59,30 +50,18 @@ def add_fit(
 
 
 def _minutes(text: str) -> float:
-    return _number(text, "a number of minutes above 0", lambda value: 0 < value < float("inf"))
+    return number(text, "a number of minutes above 0", lambda value: 0 < value < float("inf"))
 
 
 def _noise(text: str) -> float:
-    return _number(text, "a number from 0 to 10, such as 0.05", lambda value: 0 <= value <= 10)
-
-
-def _number(text: str, wanted: str, good: Callable[[float], bool]) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = float("nan")
-    if not good(value):
-        raise argparse.ArgumentTypeError(f"'{text}' is not {wanted}")
-    return value
+    return number(text, "a number from 0 to 10, such as 0.05", lambda value: 0 <= value <= 10)
 
 
 def _fit(args: argparse.Namespace) -> int:
     if args.lens == "linear" and (args.minutes or args.steps or args.text or args.noise or args.output):
         raise InputError("--minutes, --steps, --text, --noise and --output are of the learned lens: leave them out")
-    texts = files.read_prompts(args.text, None) if args.text else []
-    inverter = Inverter.from_pretrained(
-        args.model, -1 if args.layer is None else args.layer, args.device, args.dtype, insist=args.insist
-    )
+    texts = read_prompts(args.text, None) if args.text else []
+    inverter = inverter_of(args, args.layer)
     settings = Fit(
         steps=args.steps, minutes=args.minutes, states_dtype=args.states_dtype, noise=args.noise, seed=args.seed
     )

@@ -7,22 +7,23 @@ import json
 import logging
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ..engine.protocol import Strategy
-from ..engine.tolerances import Tolerances
-from ..inverter import Inverter
-from ..storage import files
-from ..storage.files import StatesFile
 from ..strategies import registry
-from ..strategies.continuous import PRESETS as CONTINUOUS
 from ..types import InputError, Status
 from .options import DTYPES, gib, inverter_of, model_options, positive, progress, shard
+
+if TYPE_CHECKING:
+    from ..engine.protocol import Strategy
+    from ..engine.tolerances import Tolerances
+    from ..inverter import Inverter
+    from ..storage.states import StatesFile
 
 PRESETS = ("fast", "baseline", "high-accuracy")
 log = logging.getLogger("invert_fast")
 
 
-def add_invert(commands: argparse._SubParsersAction) -> None:
+def add(commands: argparse._SubParsersAction) -> None:
     """Declare the command and its options."""
     one = commands.add_parser(
         "invert",
@@ -68,6 +69,8 @@ def inversion_options(parser: argparse.ArgumentParser) -> None:
 def strategy_of(args: argparse.Namespace) -> str | Strategy:
     """The strategy that the options name."""
     if args.strategy == "continuous":
+        from ..strategies.continuous import PRESETS as CONTINUOUS
+
         return CONTINUOUS[args.preset or "baseline"](trace=args.trace)
     if args.preset or args.trace:
         option = "--preset" if args.preset else "--trace"
@@ -86,12 +89,14 @@ def check_output(args: argparse.Namespace) -> None:
 def _invert(args: argparse.Namespace) -> int:
     check_output(args)
     strategy_of(args)  # before any work
-    source = files.open_states(args.states)
+    from ..storage.states import head, open_states, without_model
+
+    source = open_states(args.states)
     source.check_finite()
     inverter = inverter_of(args, args.layer if args.layer is not None else source.layer)
     if args.insist:
-        source = files.without_model(source)
-    told = files.head(source, inverter.decoder.layer.name)
+        source = without_model(source)
+    told = head(source, inverter.decoder.layer.name)
     inverter.checked(0, told)  # width, layer and model, before anything is written
     lengths = source.lengths()
     inverter.check_lengths(lengths)
@@ -105,7 +110,9 @@ def _invert(args: argparse.Namespace) -> int:
 
 def done_before(output: Path, lengths: list[int]) -> set[int]:
     """Texts that the output has already; InputError if it is not of texts of these lengths."""
-    return files.resume(output, lengths) if output.exists() else set()
+    from ..storage.recovered import resume
+
+    return resume(output, lengths) if output.exists() else set()
 
 
 def todo(args: argparse.Namespace, lengths: list[int], done: set[int]) -> list[int]:
@@ -128,6 +135,8 @@ def recover(
 
     start: `time.perf_counter()` when the work began.
     """
+    from ..storage.recovered import recovery_line
+
     layer, lengths = inverter.decoder.layer.name, source.lengths()
     left = todo(args, lengths, done)
     found = inverter.invert_iter(
@@ -144,7 +153,7 @@ def recover(
         progress(total=sum(lengths[i] for i in left), desc="invert", unit="token") as bar,
     ):
         for index, recovery in found:
-            out.write(files.recovery_line(index, recovery) + "\n")
+            out.write(recovery_line(index, recovery) + "\n")
             out.flush()
             tokens, forward = tokens + lengths[index], forward + recovery.cost.forward_tokens
             certified += recovery.certified

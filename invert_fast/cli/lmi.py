@@ -7,20 +7,16 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from ..lmi import baselines, checkpoint
-from ..lmi.evaluate import SWEEPS, by_length, evaluate, sweep
-from ..lmi.metrics import Score
-from ..lmi.network import Architecture, build
-from ..lmi.prompts import cut, gather, read_sentences
-from ..lmi.target import Target
-from ..lmi.training import Training, train
-from ..lmi.view import KINDS, View
-from ..model.load import load
-from ..storage.files import read_prompts
+from ..lmi.settings import KINDS, SWEEPS, Architecture, Training, View
+from ..storage.prompts import read_prompts
 from ..types import InputError
 from .report import table
+
+if TYPE_CHECKING:
+    from ..lmi.metrics import Score
+    from ..lmi.target import Target
 
 _EXAMPLES = 4
 _OF_VECTORS = ("entries", "whiten", "estimates")
@@ -114,6 +110,12 @@ def _settings(args: argparse.Namespace, kind: type[_Kind]) -> _Kind:
 def _train(args: argparse.Namespace) -> int:
     if min(args.prompts, args.held, args.test) < 1:
         raise InputError(f"{args.prompts} prompts, {args.held} held, {args.test} test, expected at least 1 of each")
+    from ..lmi.network import build
+    from ..lmi.prompts import gather, read_sentences
+    from ..lmi.target import Target
+    from ..lmi.training import train
+    from ..model.load import load
+
     view, architecture, how = _settings(args, View), _settings(args, Architecture), _settings(args, Training)
     target = Target(*load(args.model, args.device))
     net = build(target.vocab_size, view, architecture, how.seed, target.table).to(target.device)
@@ -161,6 +163,11 @@ def _add_evaluate(subparsers: argparse._SubParsersAction) -> None:
 
 
 def _evaluate(args: argparse.Namespace) -> int:
+    from ..lmi import baselines, checkpoint
+    from ..lmi.evaluate import by_length, evaluate, sweep
+    from ..lmi.target import Target
+    from ..model.load import load
+
     net, _ = checkpoint.read(args.inverter)
     target = Target(*load(args.model, args.device))
     net = net.to(target.device)
@@ -202,6 +209,8 @@ def _row(name: str, score: Score) -> Sequence[str]:
 
 def _prompts(args: argparse.Namespace, target: Target) -> list[list[int]]:
     """Token ids of the prompts to measure on."""
+    from ..lmi.prompts import cut
+
     path = args.prompts or Path(args.inverter) / "test.jsonl"
     texts = read_prompts(path, args.limit)
     if not args.prompt_tokens:

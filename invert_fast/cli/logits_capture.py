@@ -6,15 +6,14 @@ import argparse
 import logging
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
-from ..logits.files import write_logits
-from ..logits.unembedding import unembedding
-from ..storage import files
+from ..storage.prompts import read_prompts
 from ..types import InputError, dtype_named
 from .options import DTYPES, counted, inverter_of, model_options, positive, progress
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 log = logging.getLogger("invert_fast")
 
@@ -61,11 +60,15 @@ def _entries(text: str) -> tuple[str, int]:
     return name, int(number)
 
 
-@torch.no_grad()
 def _capture(args: argparse.Namespace) -> int:
     if args.output.exists() and not args.overwrite:
         raise InputError(f"{args.output} exists, expected a new file: give another --output, or --overwrite")
-    texts = files.read_prompts(args.input, args.limit)
+    texts = read_prompts(args.input, args.limit)
+    import torch
+
+    from ..logits.files import write_logits
+    from ..logits.unembedding import unembedding
+
     inverter = inverter_of(args, None)
     decoder, head, dtype = inverter.decoder, unembedding(inverter.decoder), dtype_named(args.store_dtype)
     texts_ids = [inverter.encode(text, args.max_tokens, args.special_tokens) for text in texts]
@@ -99,7 +102,7 @@ def _capture(args: argparse.Namespace) -> int:
         "special_tokens": str(args.special_tokens).lower(),
     }
     lengths = [len(i) for i in texts_ids]
-    with progress(total=len(texts), desc="capture", unit="text") as bar:
+    with torch.no_grad(), progress(total=len(texts), desc="capture", unit="text") as bar:
         write_logits(args.output, counted(rows(), bar), lengths, count or head.size, dtype, metadata, ids)
     log.info(
         "%s: %d texts, %d tokens, %d entries each, %s %s, model %s",

@@ -7,28 +7,15 @@ import json
 import logging
 from dataclasses import fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ..extract import (
-    Client,
-    Endpoint,
-    Extraction,
-    HttpApi,
-    LocalApi,
-    Patience,
-    Progress,
-    Restrictions,
-    Settings,
-    TokenNames,
-    extract,
-    image_of,
-)
-from ..extract.http import DIALECTS, KEY_VARIABLE
-from ..extract.interface import Api
-from ..extract.methods import NAMES
-from ..extract.output import write
-from ..inverter import Inverter
-from ..storage import files
+from ..extract.settings import DIALECTS, KEY_VARIABLE, NAMES, Endpoint, Restrictions, Settings
+from ..storage.prompts import read_prompts
 from ..types import InputError
+from .options import positive
+
+if TYPE_CHECKING:
+    from ..extract import Api, Client, Extraction
 
 log = logging.getLogger("invert_fast")
 
@@ -49,26 +36,26 @@ def add(commands: argparse._SubParsersAction) -> None:
     what.add_argument("--prompts", type=Path, metavar="FILE", help="prompts.txt (one a line) or .jsonl (`text`)")
     one.add_argument("--output", type=Path, required=True, metavar="FILE", help="log_probs.safetensors to write")
     one.add_argument("--method", choices=NAMES, default="auto", help="default auto: the cheapest that works")
-    one.add_argument("--budget", type=_count, metavar="N", help="most requests in all, probing and retries included")
+    one.add_argument("--budget", type=positive, metavar="N", help="most requests in all, probing and retries included")
     one.add_argument(
         "--precision", type=float, default=1e-3, metavar="ε", help="error to reach by bisection, nats (default 1e-3)"
     )
-    one.add_argument("--per-query", type=_count, default=1024, metavar="N", help="most tokens biased in one request")
-    one.add_argument("--parallel", type=_count, default=1, metavar="N", help="requests at once (default 1)")
-    one.add_argument("--retries", type=_count, default=6, metavar="N", help="tries again after a failure (default 6)")
+    one.add_argument("--per-query", type=positive, default=1024, metavar="N", help="most tokens biased in one request")
+    one.add_argument("--parallel", type=positive, default=1, metavar="N", help="requests at once (default 1)")
+    one.add_argument("--retries", type=positive, default=6, metavar="N", help="tries again after a failure (default 6)")
     one.add_argument("--resume", action="store_true", help="go on from OUTPUT.progress.jsonl")
     one.add_argument("--overwrite", action="store_true", help="replace an existing output")
     one.add_argument(
         "--unembedding", metavar="M", help="the model behind the API, if known: D + 64 tokens are then enough"
     )
-    one.add_argument("--limit", type=_count, metavar="P", help="only the first P prompts")
+    one.add_argument("--limit", type=positive, metavar="P", help="only the first P prompts")
     one.add_argument("--json", action="store_true", help="print a summary as JSON")
     server = one.add_argument_group("with --api")
     server.add_argument("--served-model", metavar="NAME", help="its name there (default: the first it lists)")
     server.add_argument("--chat", action="store_true", help="chat completions: the prompt is the user's message")
     server.add_argument("--system", metavar="TEXT", help="a system message before it")
     server.add_argument("--tokenizer", metavar="M", help="the model's tokenizer, where tokens come back as text")
-    server.add_argument("--vocab-size", type=_count, metavar="V", help="where the server does not tell")
+    server.add_argument("--vocab-size", type=positive, metavar="V", help="where the server does not tell")
     server.add_argument("--dialect", choices=DIALECTS, default="auto", help="llama.cpp can tell log-probs after bias")
     server.add_argument("--extra", type=_object, default={}, metavar="JSON", help="further fields of every request")
     server.add_argument("--key-env", default=KEY_VARIABLE, metavar="NAME", help=f"default {KEY_VARIABLE}")
@@ -83,12 +70,6 @@ def add(commands: argparse._SubParsersAction) -> None:
     )
     local.add_argument("--special-tokens", action="store_true", help="let the tokenizer add its own (such as a BOS)")
     one.set_defaults(command=_extract)
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number above 0")
-    return int(text)
 
 
 def _object(text: str) -> dict:
@@ -110,6 +91,9 @@ def _restrictions(text: str) -> Restrictions:
 
 
 def _api(args: argparse.Namespace) -> Api:
+    from ..extract import HttpApi, LocalApi, TokenNames
+    from ..inverter import Inverter
+
     if args.model:
         return LocalApi(Inverter.from_pretrained(args.model), args.simulate, special=args.special_tokens)
     names = None
@@ -129,8 +113,12 @@ def _extract(args: argparse.Namespace) -> int:
         raise InputError(f"{args.output} exists, expected a new file: give another --output, or --overwrite")
     if kept.exists() and not args.resume:
         raise InputError(f"{kept} is there from a run that did not end: --resume goes on with it, or delete it")
-    prompts = [args.prompt] if args.prompt is not None else files.read_prompts(args.prompts, args.limit)
+    prompts = [args.prompt] if args.prompt is not None else read_prompts(args.prompts, args.limit)
     settings = Settings(args.method, args.precision, args.per_query)
+    from ..extract import Client, HttpApi, LocalApi, Patience, Progress, extract, image_of
+    from ..extract.output import write
+    from ..inverter import Inverter
+
     api = _api(args)
     known = Inverter.from_pretrained(args.unembedding, insist=True) if args.unembedding else None
     image = image_of(known) if known else None

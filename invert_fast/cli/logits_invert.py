@@ -9,19 +9,21 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
-from ..inverter import Inverter
-from ..logits.certify import certified_noise
-from ..logits.files import LogitsFile, open_logits
-from ..logits.recorded import KINDS, Logits
-from ..logits.solve import Solution
-from ..logits.states import UNEXPLAINED, StateSolver
-from ..storage import files
+from ..logits.recorded import KINDS
 from .invert import check_output, done_before, inversion_options, recover, strategy_of, todo
 from .options import DTYPES, inverter_of, model_options, progress
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..engine.tolerances import Tolerances
+    from ..inverter import Inverter
+    from ..logits.files import LogitsFile
+    from ..logits.recorded import Logits
+    from ..logits.solve import Solution
+    from ..logits.states import StateSolver
 
 log = logging.getLogger("invert_fast")
 
@@ -48,10 +50,16 @@ def add(commands: argparse._SubParsersAction) -> None:
 def _invert(args: argparse.Namespace) -> int:
     check_output(args)
     strategy_of(args)  # before any work
+    import torch
+
+    from ..logits.files import open_logits
+    from ..logits.states import UNEXPLAINED, StateSolver
+    from ..storage.states import open_states, without_model, write_states
+
     source = open_logits(args.logits)
     inverter = inverter_of(args, None)
     if args.insist:
-        source = replace(source, rows=files.without_model(source.rows))
+        source = replace(source, rows=without_model(source.rows))
     lengths = source.rows.lengths()
     inverter.check_lengths(lengths)
     done = done_before(args.output, lengths)
@@ -62,9 +70,9 @@ def _invert(args: argparse.Namespace) -> int:
         states, found = Path(folder) / "states.safetensors", []
         rows = _solved(args, source, solver, wanted, found)
         width = inverter.decoder.width
-        files.write_states(states, rows, lengths, width, torch.float32, {"layer": "final_norm", "dtype": "float32"})
+        write_states(states, rows, lengths, width, torch.float32, {"layer": "final_norm", "dtype": "float32"})
         tolerances = _tolerances(args, inverter, source, solver, wanted, found)
-        return recover(args, inverter, files.open_states(states), tolerances, done, start)
+        return recover(args, inverter, open_states(states), tolerances, done, start)
 
 
 def _record(args: argparse.Namespace, source: LogitsFile, index: int) -> Logits:
@@ -75,6 +83,8 @@ def _solved(
     args: argparse.Namespace, source: LogitsFile, solver: StateSolver, wanted: set[int], found: list[Solution]
 ) -> Iterator[Tensor]:
     """States of each text, zeros for those that need none; what is known of their errors goes to `found`."""
+    import torch
+
     with progress(total=len(wanted), desc="solve", unit="text") as bar:
         for index, length in enumerate(source.rows.lengths()):
             if index not in wanted:
@@ -86,8 +96,19 @@ def _solved(
             bar.update()
 
 
-def _tolerances(args, inverter: Inverter, source: LogitsFile, solver: StateSolver, wanted: set[int], found):
+def _tolerances(
+    args: argparse.Namespace,
+    inverter: Inverter,
+    source: LogitsFile,
+    solver: StateSolver,
+    wanted: set[int],
+    found: list[Solution],
+) -> Tolerances:
     """Calibrated for states of this origin, and said."""
+    import torch
+
+    from ..logits.certify import certified_noise
+
     some = [i for i in wanted if source.rows.lengths()[i]]
     if not some:
         return inverter.calibrate()

@@ -10,10 +10,8 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from ..logits.files import open_logits
 from ..logits.recorded import KINDS
-from ..logits.search import VectorRecovery, VectorSearch
-from ..storage import files
+from ..logits.vector import VectorRecovery, VectorSearch
 from .invert import check_output
 from .options import DTYPES, inverter_of, model_options, positive, progress
 
@@ -49,12 +47,16 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 def _search(args: argparse.Namespace) -> int:
     check_output(args)
+    from ..logits.files import open_logits
+    from ..storage.recovered import resume
+    from ..storage.states import without_model
+
     source = open_logits(args.logits)
     inverter = inverter_of(args, None)
     if args.insist:
-        source = replace(source, rows=files.without_model(source.rows))
+        source = replace(source, rows=without_model(source.rows))
     lengths = source.rows.lengths()
-    done = files.resume(args.output, [None] * len(lengths)) if args.output.exists() else set()
+    done = resume(args.output, [None] * len(lengths)) if args.output.exists() else set()
     left = [i for i in range(len(lengths)) if i not in done and lengths[i]]
     if len(left) + len(done) < len(lengths):
         log.warning("%d texts have no rows and were left out", len(lengths) - len(left) - len(done))

@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Iterator
+from importlib import import_module
+from typing import TYPE_CHECKING, TypeVar
 
-from tqdm import tqdm
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
-from ..inverter import Inverter
+    from ..inverter import Inverter
 
 DTYPES = ("float32", "float16", "bfloat16")
 _Item = TypeVar("_Item")
+
+
+def add_commands(parser: argparse.ArgumentParser, names: Iterable[str]) -> None:
+    """Commands of a parser: the files of this folder that declare them."""
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name in names:
+        import_module(f".{name}", __package__).add(commands)
 
 
 def model_options(parser: argparse.ArgumentParser, layer: bool = True) -> None:
@@ -38,6 +47,26 @@ def model_options(parser: argparse.ArgumentParser, layer: bool = True) -> None:
     )
 
 
+def inverter_of(args: argparse.Namespace, layer: str | None) -> Inverter:
+    """The inverter that `model_options` ask for."""
+    from ..inverter import Inverter
+
+    return Inverter.from_pretrained(
+        args.model, -1 if layer is None else layer, args.device, args.dtype, insist=args.insist
+    )
+
+
+def number(text: str, wanted: str, good: Callable[[float], bool]) -> float:
+    """The number that a text is, if it is a good one, else an error that says what was wanted."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not good(value):
+        raise argparse.ArgumentTypeError(f"'{text}' is not {wanted}")
+    return value
+
+
 def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"'{text}' is not a whole number above 0")
@@ -45,13 +74,7 @@ def positive(text: str) -> int:
 
 
 def gib(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"'{text}' is not a number of GiB above 0")
-    return value
+    return number(text, "a number of GiB above 0", lambda value: 0 < value < float("inf"))
 
 
 def shard(text: str) -> tuple[int, int]:
@@ -61,15 +84,10 @@ def shard(text: str) -> tuple[int, int]:
     return int(part), int(whole)
 
 
-def inverter_of(args: argparse.Namespace, layer: str | None) -> Inverter:
-    """The inverter that `model_options` ask for."""
-    return Inverter.from_pretrained(
-        args.model, -1 if layer is None else layer, args.device, args.dtype, insist=args.insist
-    )
-
-
 def progress(**options) -> tqdm:
     """A progress bar on stderr for whatever takes over two seconds."""
+    from tqdm import tqdm
+
     return tqdm(delay=2, file=sys.stderr, dynamic_ncols=True, **options)
 
 

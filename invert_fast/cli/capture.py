@@ -1,0 +1,75 @@
+"""`invert-fast capture`: texts → states file, without the texts."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+
+from ..storage.prompts import read_prompts
+from ..types import InputError, dtype_named
+from .options import DTYPES, counted, inverter_of, model_options, positive, progress
+
+log = logging.getLogger("invert_fast")
+
+
+def add(commands: argparse._SubParsersAction) -> None:
+    """Declare the command and its options."""
+    one = commands.add_parser(
+        "capture",
+        help="texts → states file",
+        description="Run texts through a model and keep one layer's hidden states. The file never "
+        "contains text or token ids.",
+    )
+    model_options(one)
+    one.add_argument(
+        "--input", type=Path, required=True, metavar="FILE", help="prompts.txt (one a line) or .jsonl (`text`)"
+    )
+    one.add_argument("--output", type=Path, required=True, metavar="FILE", help="states.safetensors to write")
+    one.add_argument("--max-tokens", type=positive, metavar="N", help="cut each text to N tokens")
+    one.add_argument("--limit", type=positive, metavar="P", help="only the first P texts")
+    one.add_argument("--store-dtype", choices=DTYPES, default="float32", help="precision of the file (default float32)")
+    one.add_argument(
+        "--special-tokens",
+        action="store_true",
+        help="let the tokenizer add its own (a BOS then has a row like any token)",
+    )
+    one.add_argument("--batch-size", type=positive, default=32, metavar="B", help="texts a forward pass (default 32)")
+    one.add_argument("--overwrite", action="store_true", help="replace an existing output")
+    one.set_defaults(command=_capture)
+
+
+def _capture(args: argparse.Namespace) -> int:
+    if args.output.exists() and not args.overwrite:
+        raise InputError(f"{args.output} exists, expected a new file: give another --output, or --overwrite")
+    texts = read_prompts(args.input, args.limit)
+    from ..storage.states import write_states
+
+    inverter = inverter_of(args, args.layer)
+    ids = [inverter.encode(text, args.max_tokens, args.special_tokens) for text in texts]
+    cut = sum(len(i) == inverter.decoder.max_length and not args.max_tokens for i in ids)
+    if cut:
+        log.warning(
+            "%d texts fill the model's %d positions and may have been cut there", cut, inverter.decoder.max_length
+        )
+    dtype, decoder = dtype_named(args.store_dtype), inverter.decoder
+    metadata = {
+        "model": decoder.fingerprint(),
+        "layer": decoder.layer.name,
+        "dtype": args.store_dtype,
+        "compute_dtype": args.dtype,
+        "special_tokens": str(args.special_tokens).lower(),
+    }
+    hidden = inverter.capture_ids(ids, dtype, args.batch_size)
+    with progress(total=len(ids), desc="capture", unit="text") as bar:
+        write_states(args.output, counted(hidden, bar), [len(i) for i in ids], decoder.width, dtype, metadata)
+    log.info(
+        "%s: %d texts, %d tokens, layer %s, %s, model %s",
+        args.output,
+        len(ids),
+        sum(map(len, ids)),
+        decoder.layer.name,
+        args.store_dtype,
+        decoder.fingerprint(),
+    )
+    return 0

@@ -1,0 +1,79 @@
+"""`invert-fast score`: recovered.jsonl against the true prompts."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+from dataclasses import asdict
+from pathlib import Path
+
+from ..storage.prompts import read_prompts
+from ..types import InputError
+from . import report
+from .options import counted, positive, progress
+
+log = logging.getLogger("invert_fast")
+
+
+def add(commands: argparse._SubParsersAction) -> None:
+    """Declare the command and its options."""
+    one = commands.add_parser(
+        "score",
+        help="recovered.jsonl against the true prompts",
+        description="Compare recovered texts with their references. With --model by token, without by text only.",
+    )
+    one.add_argument("recovered", type=Path, help="recovered.jsonl")
+    one.add_argument("--reference", type=Path, required=True, metavar="FILE", help="the prompts that were captured")
+    one.add_argument("--model", metavar="M", help="the model of the capture: its tokenizer cuts the references")
+    one.add_argument("--max-tokens", type=positive, metavar="N", help="as in the capture (needs --model)")
+    one.add_argument("--special-tokens", action="store_true", help="as in the capture (needs --model)")
+    one.add_argument("--json", action="store_true", help="print the scores as JSON")
+    one.set_defaults(command=_score)
+
+
+def _score(args: argparse.Namespace) -> int:
+    if args.model is None and (args.max_tokens or args.special_tokens):
+        raise InputError(
+            "--max-tokens and --special-tokens cut by tokens, which needs a tokenizer: give --model as well"
+        )
+    from ..storage.recovered import read_recovered
+
+    rows = {row["index"]: row for row in read_recovered(args.recovered)}
+    texts = read_prompts(args.reference)
+    beyond = [i for i in rows if not 0 <= i < len(texts)]
+    if beyond:
+        raise InputError(
+            f"{args.recovered} has text {max(beyond)}, {args.reference} has {len(texts)}: give the prompts "
+            "that were captured"
+        )
+    references = _references(args, [texts[index] for index in sorted(rows)])
+    with progress(total=len(rows), desc="score", unit="text") as bar:
+        result = report.score(counted((rows[i] for i in sorted(rows)), bar), references)
+    missing = max(rows, default=-1) + 1 - len(rows)
+    if missing:
+        log.warning(
+            "%d texts before the last one found are missing and were not scored: was the run finished?", missing
+        )
+    if args.json:
+        print(json.dumps({key: round(v, 6) if isinstance(v, float) else v for key, v in asdict(result).items()}))
+    else:
+        accuracy = "–" if result.token_accuracy is None else f"{result.token_accuracy:.4f}"
+        print(
+            report.table(
+                ["prompts", "exact match", "token accuracy", "similarity"],
+                [[str(result.prompts), f"{result.exact_match:.4f}", accuracy, f"{result.similarity:.4f}"]],
+            )
+        )
+    return 0
+
+
+def _references(args: argparse.Namespace, texts: list[str]) -> list[tuple[list[int] | None, str]]:
+    """What was captured of each text: its token ids and their text; without a model the text alone."""
+    if not args.model:
+        return [(None, text) for text in texts]
+    from ..inverter import Inverter
+
+    inverter = Inverter.from_pretrained(args.model, device="cpu", insist=True)
+    ids = [inverter.encode(text, args.max_tokens, args.special_tokens) for text in texts]
+    return [(row, inverter.decoder.decode(row) or "") for row in ids]
