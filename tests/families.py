@@ -20,6 +20,7 @@ from invert_fast.model.decoder import TESTED_FAMILIES
 FAMILIES = TESTED_FAMILIES
 UNTESTED = ("gemma2",)  # alternates windows, caps its logits: what `insist` is for
 VOCAB, WIDTH, BLOCKS, HEADS, POSITIONS, WINDOW = 300, 64, 3, 4, 128, 5
+LAYERS = [*range(-BLOCKS - 1, BLOCKS + 1), *(f"block:{k}" for k in range(BLOCKS)), "final_norm", "embeddings"]
 _SHARPER, _SHIFT = 4.0, 0.1
 
 

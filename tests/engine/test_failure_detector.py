@@ -62,3 +62,14 @@ def test_ceilings_one_a_position():
     assert first_failure([], []) is None
     with pytest.raises(ValueError, match="expected one a position"):
         first_failure([1e-3, 1e-3], [1e-2])
+
+
+def test_the_detector_on_figures_of_its_own():
+    floor = [1e-12, 3e-13, 9e-12]
+    assert first_failure(floor) is None
+    assert first_failure([]) is None
+    assert first_failure([*floor, 0.2, 0.5]) == 3
+    assert first_failure([0.2, 1e-12]) == 0
+    assert first_failure([1e-12, float("nan")]) == 1
+    assert first_failure([4e-7, 4e-7, 4e-7]) == 2, "it is the sum that counts"
+    assert first_failure([1e-4, 1e-4], threshold=1e-3) is None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import asdict
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,13 +14,6 @@ from invert_fast.engine.tolerances import Tolerances, calibrate
 from invert_fast.storage import cache as cache_module
 
 from ..families import BLOCKS, FAMILIES, Tokenizer, build, inverter, make, texts
-
-
-@pytest.fixture
-def cache(tmp_path, monkeypatch) -> Path:
-    """An empty cache folder."""
-    monkeypatch.setenv("INVERT_FAST_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
 
 
 def measured(inv: Inverter, dtype: str = "float32", compute_dtype: str = "float32") -> Tolerances:

@@ -13,7 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 
-from invert_fast import InputError, Inverter
+from invert_fast import InputError
 from invert_fast.extract import (
     Client,
     Endpoint,
@@ -33,9 +33,9 @@ from invert_fast.extract import (
 from invert_fast.extract.http import KEY_VARIABLE
 
 from . import llama_server
+from .truth import PROMPT
 
 pytest.importorskip("httpx", reason="httpx cannot be imported: pip install -e '.[test]'")
-PROMPT = "The river was"
 SECRET = "sk-very-secret-0123456789"
 SOME = (*range(0, 4096, 64), 4095)  # byte fragments, plain tokens and the one that ends a text
 
@@ -47,11 +47,6 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         pytest.skip(reason)
     with llama_server.serve(tmp_path_factory.mktemp("llama")) as address:
         yield address
-
-
-@pytest.fixture(scope="module")
-def inverter() -> Inverter:
-    return Inverter.from_pretrained("bundled", device="cpu")
 
 
 @pytest.fixture(scope="module")

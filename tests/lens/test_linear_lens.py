@@ -1,42 +1,18 @@
-"""The linear lens: deterministic, kept, refitted when damaged, and far better than chance."""
+"""The linear lens: deterministic, and far better than chance."""
 
 from __future__ import annotations
 
-import json
-import logging
 from importlib import import_module
-from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load, save
 
 from invert_fast import Inverter
-from invert_fast.cli import demo
-from invert_fast.lens import LinearLens, choose_lens, linear_fit, store
-from invert_fast.lens.linear_fit import fit_linear
 from invert_fast.lens.measure import measure_repair
 from invert_fast.lens.sampling import self_samples
-from invert_fast.lens.second_look import doubtful, look_again
 
-from ..families import FAMILIES, VOCAB, Tokenizer, build, embedding_table, exact, inverter, make, texts
-
-
-@pytest.fixture
-def cache(tmp_path, monkeypatch) -> Path:
-    """An empty cache folder."""
-    monkeypatch.setenv("INVERT_FAST_CACHE", str(tmp_path))
-    return tmp_path
-
-
-def lens_of(inv: Inverter, seed: int = 0) -> LinearLens:
-    return store.linear_lens(inv.decoder, inv.vocabulary, seed)
-
-
-def captured(inv: Inverter, *lengths: int, seed: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
-    ids = torch.tensor(texts(*lengths, seed=seed))
-    return ids, inv.decoder.capture(ids)
-
+from ..families import FAMILIES, VOCAB, Tokenizer, build, embedding_table, exact, inverter, texts
+from .lenses import captured, lens_of
 
 # ---- how good it is
 
@@ -169,148 +145,3 @@ def test_training_texts_are_the_models_own_mixed_with_random_tokens():
     surprise = -inv.decoder.log_probs(inv.decoder.capture(ids))[:, :-1].gather(2, ids[:, 1:, None]).mean((1, 2))
     own, _mixed, random = (surprise[k::3].mean() for k in range(3))
     assert own < random - 0.5, "the first third is what the model would write"
-
-
-# ---- kept and mended
-
-
-def test_fitting_twice_gives_the_same_lens():
-    inv = inverter("qwen3")
-    one = fit_linear(inv.decoder, inv.vocabulary)
-    torch.manual_seed(99)
-    other, different = fit_linear(inv.decoder, inv.vocabulary), fit_linear(inv.decoder, inv.vocabulary, seed=1)
-    assert one.accuracy == other.accuracy
-    for name, part in one.parts.items():
-        assert torch.equal(part.project, other.parts[name].project)
-        assert torch.equal(part.gram, other.parts[name].gram)
-    assert not torch.equal(one.parts["rest"].project, different.parts["rest"].project)
-
-
-def test_a_stored_lens_is_the_fitted_one(cache, monkeypatch):
-    inv = inverter("gpt2")
-    _, states = captured(inv, 30, 30)
-    fitted = lens_of(inv)
-    (file,) = cache.iterdir()
-    assert file.suffix == ".safetensors"
-    monkeypatch.setattr(linear_fit, "fit_linear", lambda *_: pytest.fail("fitted again"))
-    stored = lens_of(Inverter(make("gpt2")))
-    assert stored.accuracy == fitted.accuracy
-    assert torch.equal(stored.draft(states), fitted.draft(states))
-    for name, part in fitted.parts.items():
-        assert torch.equal(part.bias, stored.parts[name].bias)
-
-
-def test_a_lens_is_stored_for_each_model_layer_vocabulary_and_seed(cache):
-    for inv, seed in (
-        (inverter("gpt2"), 0),
-        (inverter("gpt2"), 1),
-        (inverter("gpt2", "block:0"), 0),
-        (Inverter(make("gpt2"), Tokenizer(200)), 0),
-        (Inverter(make("gpt2", 1)), 0),
-    ):
-        lens_of(inv, seed)
-    assert len(list(cache.iterdir())) == 5
-
-
-def described(accuracy: float, **repair) -> dict[str, str]:
-    """What a lens file says of itself."""
-    return {"about": json.dumps({"accuracy": accuracy, "repair": {"first_block": 4, **repair}})}
-
-
-DAMAGES = [
-    "empty",
-    "text",
-    "cut",
-    "no metadata",
-    "accuracy is no number",
-    "a repair of nonsense",
-    "a part is missing",
-    "other shapes",
-]
-
-
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_lens_is_fitted_again_and_said_so(cache, caplog, damage):
-    inv = Inverter(make("gpt2"))  # of its own: a lens is read once for each decoder
-    _, states = captured(inv, 30)
-    expected = lens_of(inv).draft(states)
-    (file,) = cache.iterdir()
-    whole, metadata = file.read_bytes(), described(0.5)
-    kept = load(whole)
-    tensors = dict(kept)
-    if damage == "no metadata":
-        file.write_bytes(save(tensors))
-    elif damage == "accuracy is no number":
-        file.write_bytes(save(tensors, described(float("nan"))))
-    elif damage == "a repair of nonsense":
-        file.write_bytes(save(tensors, described(0.5, first_block=10**9)))
-    elif damage == "a part is missing":
-        del tensors["change.gram"]
-        file.write_bytes(save(tensors, metadata))
-    elif damage == "other shapes":
-        file.write_bytes(save({name: t[:3, :3].clone() for name, t in tensors.items()}, metadata))
-    else:
-        file.write_bytes({"empty": b"", "text": b"not a lens", "cut": whole[: len(whole) // 2]}[damage])
-    truth = texts(12)
-    with caplog.at_level(logging.WARNING, "invert_fast"):
-        assert exact(inv.invert(inv.capture(truth)), truth)
-        assert torch.equal(lens_of(inv).draft(states), expected)
-    assert str(file) in caplog.text
-    mended = load(file.read_bytes())
-    assert all(torch.equal(tensor, mended[name]) for name, tensor in kept.items())
-
-
-def test_a_lens_of_nonsense_costs_time_and_nothing_else(cache):
-    inv, truth = Inverter(make("gpt2")), texts(12, 1, 5)  # of its own: a lens is read once for each decoder
-    lens_of(inv)
-    (file,) = cache.iterdir()
-    generator = torch.Generator().manual_seed(0)
-    nonsense = {name: torch.randn(t.shape, generator=generator) for name, t in load(file.read_bytes()).items()}
-    file.write_bytes(save(nonsense, described(0.99)))
-    found = inv.invert(inv.capture(truth))
-    assert exact(found, truth)
-    assert found[0].rank.max() > 20
-
-
-# ---- a second look at doubtful tokens
-
-
-def test_a_second_look_adds_the_prior_of_the_row_before():
-    """Against the formula: log p(state | token) + log(0.7 p(token | prefix) + 0.3 / V)."""
-    inv = inverter("llama")
-    lens = choose_lens(inv.decoder, inv.vocabulary, "linear")
-    hidden = inv.decoder.capture(torch.tensor(texts(12, 12, 12)))
-    proxies = lens.proxies(hidden)
-    text, position = torch.tensor([0, 2, 1]), torch.tensor([1, 11, 4])
-    ids, leads = look_again(inv.decoder, lens, hidden, proxies, text, position)
-    for b, t, token, lead in zip(text, position, ids, leads, strict=True):
-        likelihood = lens.scores(proxies[b, t][None], torch.tensor([False]))[0]
-        prior = inv.decoder.log_probs(hidden[b, t - 1]).exp()
-        best = (likelihood + (0.7 * prior + 0.3 / VOCAB).log()).topk(2)
-        assert token == best.indices[0]
-        torch.testing.assert_close(lead, best.values[0] - best.values[1], rtol=1e-3, atol=1e-3)
-
-
-def test_the_first_token_has_no_prior_and_sure_ones_need_none():
-    error = torch.tensor([[0.9, 0.001, 0.5], [0.9, 0.02, float("nan")]])
-    text, position = doubtful(error)
-    assert list(zip(text.tolist(), position.tolist(), strict=True)) == [(0, 2), (1, 1)]
-
-
-def test_a_second_look_puts_wrong_drafts_right_on_real_text():
-    inv = Inverter.from_pretrained("bundled", device="cpu")
-    lens = choose_lens(inv.decoder, inv.vocabulary, "linear")
-    assert lens.repair.second_look > 0, "measured to help"
-    ids = torch.tensor([inv.encode(" ".join(demo.sentences()))[:600]])
-    hidden = inv.decoder.capture(ids)
-    proxies = lens.proxies(hidden)
-    drafted, leads = lens.best(proxies)
-    rows = doubtful(lens.repair.error(leads))
-    looked = drafted.clone()
-    looked[rows], _ = look_again(inv.decoder, lens, hidden, proxies, *rows)
-    assert 0 < (looked != ids).sum() < (drafted != ids).sum()
-
-
-def test_states_of_inner_layers_get_no_second_look():
-    inv = Inverter(build("gpt2"), layer=1)
-    assert choose_lens(inv.decoder, inv.vocabulary, "linear").repair.second_look == 0

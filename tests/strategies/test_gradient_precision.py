@@ -7,17 +7,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from invert_fast import Continuous, PerStepProjection
 from invert_fast.model.prefix import PrefixCall
 from invert_fast.model.replay import Programs
 from invert_fast.types import InputError
 
 from ..families import VOCAB, exact, inverter, texts
-
-MODES = {
-    "continuous": Continuous(steps=10, candidates=VOCAB, first_block=8, round=4),
-    "sipit": PerStepProjection(max_steps=10, rest_block=64),
-}
+from .modes import MODES
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -1,8 +1,8 @@
 // The entry points of csrc/cuda in C, for ctypes: null, or what went wrong.
 #include <string>
 
-#include "../../csrc/cuda/nearest.cuh"
-#include "../../csrc/cuda/residuals.cuh"
+#include "../../../csrc/cuda/nearest.cuh"
+#include "../../../csrc/cuda/residuals.cuh"
 #include "block.h"
 
 namespace {

@@ -1,0 +1,170 @@
+"""Checkpoints: what is loaded, what they are told apart by, and what is refused in one line."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from invert_fast import InputError, Inverter
+from invert_fast.model.decoder import Decoder
+from invert_fast.model.load import load
+
+from ..families import FAMILIES, UNTESTED, VOCAB, build, config, embedding_table, exact, make, texts
+from .refusals import one_line
+
+small = {
+    "vocab_size": 50,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+}
+
+
+# ---- which models
+
+
+def test_untested_families_are_refused_by_name_and_tried_when_asked():
+    model = make(UNTESTED[0])
+    with pytest.raises(InputError) as error:
+        Decoder(model)
+    assert "'gemma2'" in one_line(error)
+    assert "insist=True" in one_line(error)
+    for layer in (-1, "block:1"):
+        inverter = Inverter(model, layer=layer, insist=True)
+        truth = texts(1, 12, 30)
+        assert exact(inverter.invert(inverter.capture(truth)), truth)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        transformers.BloomConfig(vocab_size=VOCAB, hidden_size=32, n_layer=2, n_head=4),  # own attention code
+        transformers.CodeGenConfig(vocab_size=VOCAB, n_embd=32, n_layer=2, n_head=4, n_positions=64, rotary_dim=4),
+        transformers.MambaConfig(vocab_size=VOCAB, hidden_size=32, num_hidden_layers=2, state_size=4),  # no attention
+        transformers.BertConfig(is_decoder=False, **small),  # attends both ways
+        transformers.GptOssConfig(num_key_value_heads=2, head_dim=8, num_local_experts=4, **small),  # attends to sinks
+    ],
+    ids=lambda config: config.model_type,
+)
+@pytest.mark.parametrize("layer", [-1, 1])
+def test_families_that_attend_in_their_own_way_are_refused_by_name_even_when_insisted_on(config, layer):
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(copy.deepcopy(config)).eval().requires_grad_(False)
+    for parameter in model.parameters():
+        parameter.mul_(4.0)
+    with pytest.raises(InputError) as error:
+        Inverter(model, layer=layer, insist=True)
+    assert f"'{config.model_type}'" in one_line(error)
+
+
+def test_encoder_decoders_are_refused():
+    model = transformers.T5ForConditionalGeneration(
+        transformers.T5Config(vocab_size=50, d_model=16, d_kv=4, d_ff=16, num_layers=1, num_heads=4)
+    )
+    with pytest.raises(InputError) as error:
+        Decoder(model, insist=True)
+    assert "encoder-decoder" in one_line(error)
+
+
+def test_ids_past_the_tokenizer_are_no_candidates():
+    decoder = Decoder(make("llama"), tokenizer=range(VOCAB - 7))
+    assert decoder.usable_ids == VOCAB - 7
+    assert decoder.log_probs(decoder.capture(torch.tensor(texts(33, 33))))[..., -7:].isneginf().all()
+
+
+def test_without_a_tokenizer_text_is_refused_and_ids_work():
+    decoder = Decoder(make("llama"))
+    assert decoder.decode([1, 2]) is None
+    with pytest.raises(InputError, match="tokenizer"):
+        decoder.encode("text")
+
+
+# ---- checkpoints
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("checkpoint")
+    build("llama").save_pretrained(folder)
+    words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(VOCAB)}, unk_token="w0"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()  # type: ignore[assignment]
+    transformers.PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(folder)
+    return folder
+
+
+def test_the_fingerprint_is_that_of_the_checkpoint_and_not_of_its_precision(checkpoint):
+    prints = {dtype: Decoder(*load(checkpoint, dtype=dtype)).fingerprint() for dtype in ("float32", "bfloat16")}
+    assert prints["float32"] == prints["bfloat16"] == Decoder(build("llama"), layer=1).fingerprint()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_fingerprint_tells_models_apart(family):
+    model = build(family)
+    before = Decoder(model).fingerprint()
+    assert before.startswith(family)
+    assert Decoder(build(family, seed=1)).fingerprint() != before
+    embedding_table(model)[0, 0] += 1.0
+    assert Decoder(model).fingerprint() != before
+
+
+def test_load_gives_a_model_and_tokenizer_that_work(checkpoint):
+    inverter = Inverter.from_pretrained(checkpoint, device="cpu")
+    truth = ["w7 w8 w7", "w250"]
+    assert [r.text for r in inverter.invert(inverter.capture(truth))] == truth
+
+
+def damaged(checkpoint: Path, folder: Path, change: str) -> Path:
+    shutil.copytree(checkpoint, folder)
+    weights = folder / "model.safetensors"
+    if change == "pickled":
+        weights.unlink()
+        torch.save(build("llama").state_dict(), folder / "pytorch_model.bin")
+    elif change == "no config":
+        (folder / "config.json").unlink()
+    elif change == "config is not JSON":
+        (folder / "config.json").write_text("{")
+    elif change == "unknown family":
+        (folder / "config.json").write_text('{"model_type": "nonesuch"}')
+    elif change == "weights cut short":
+        weights.write_bytes(weights.read_bytes()[:-100])
+    elif change == "weights of another shape":
+        config("llama", width=32).save_pretrained(folder)
+    elif change == "no tokenizer":
+        for file in folder.glob("*token*"):
+            file.unlink()
+    elif change == "a file":
+        shutil.rmtree(folder)
+        folder.write_text("not a folder")
+    elif change == "missing":
+        shutil.rmtree(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *("pickled", "no config", "config is not JSON", "unknown family", "weights cut short"),
+        *("weights of another shape", "no tokenizer", "a file", "missing"),
+    ],
+)
+def test_folders_that_cannot_be_loaded_are_refused_in_one_line(checkpoint, tmp_path, change):
+    folder = damaged(checkpoint, tmp_path / "model", change)
+    with pytest.raises(InputError) as error:
+        load(folder)
+    assert str(folder) in one_line(error)
+
+
+def test_load_refuses_unknown_hub_ids_precisions_and_devices(checkpoint):
+    for wrong in ({"name_or_path": "nobody/nothing"}, {"dtype": "float8"}, {"device": "abacus"}):
+        with pytest.raises(InputError) as error:
+            load(**{"name_or_path": checkpoint, **wrong})
+        assert next(iter(wrong.values())) in one_line(error)
