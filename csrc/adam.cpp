@@ -32,10 +32,8 @@ INVERT_FAST_INLINE void step_lane(const AdamStep& op, std::int64_t b) {
     const float* const grad = op.grad + b * op.grad_stride;
     const auto taken = static_cast<double>(op.steps[b]);
 
-    const double rate = op.lr * (1 + std::cos(kPi * std::min(taken / op.total_steps, 1.0))) / 2;
-    const auto move = static_cast<float>(rate);
-    const auto kept = static_cast<float>(op.decoupled ? 1 - rate * op.weight_decay : 1.0);
-    const auto pull = static_cast<float>(op.decoupled ? 0.0 : op.weight_decay);
+    const auto move = static_cast<float>(op.lr * (1 + std::cos(kPi * std::min(taken / op.total_steps, 1.0))) / 2);
+    const auto pull = static_cast<float>(op.weight_decay);
     const auto mean_bias = static_cast<float>(1 - std::pow(op.beta1, taken + 1));
     const auto square_bias = static_cast<float>(1 - std::pow(op.beta2, taken + 1));
     const auto beta1 = static_cast<float>(op.beta1), rest1 = static_cast<float>(1 - op.beta1);
@@ -53,7 +51,7 @@ INVERT_FAST_INLINE void step_lane(const AdamStep& op, std::int64_t b) {
         const float s = beta2 * square[i] + rest2 * g * g;
         mean[i] = m;
         square[i] = s;
-        proxy[i] = kept * proxy[i] - move * (m / mean_bias) / (std::sqrt(s / square_bias) + eps);
+        proxy[i] -= move * (m / mean_bias) / (std::sqrt(s / square_bias) + eps);
     }
     ++op.steps[b];
 }

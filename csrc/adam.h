@@ -16,7 +16,6 @@ struct AdamStep {
     std::int64_t batch, width;
     std::int64_t proxy_stride, grad_stride, mean_stride, square_stride;
     double lr, total_steps, clip, weight_decay, beta1, beta2, eps;  // clip +inf: not at all
-    bool decoupled;                                                 // weight decay off the proxy (AdamW)
 };
 
 // In place: clips the gradient of every active lane to the norm `clip`, updates its moments, and moves its proxy at the

@@ -32,8 +32,7 @@ inline Residuals pack_residuals(std::uintptr_t predictions, std::uintptr_t targe
             pred_stride_c,
             target_stride_b,
             pred_is_bf16,
-            target_is_bf16,
-            nullptr};
+            target_is_bf16};
 }
 
 inline Nearest pack_nearest(std::uintptr_t queries, std::uintptr_t table, std::uintptr_t banned,

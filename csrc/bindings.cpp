@@ -54,20 +54,6 @@ void residuals(std::uintptr_t predictions, std::uintptr_t targets, std::uintptr_
     invert_fast::residuals(op, threads);
 }
 
-void closest(std::uintptr_t predictions, std::uintptr_t targets, std::uintptr_t tolerance, std::uintptr_t out,
-             std::uintptr_t squared, std::uintptr_t best, std::uintptr_t runner_up, std::uintptr_t first,
-             const std::array<std::int64_t, 3>& sizes, const std::array<std::int64_t, 3>& strides, bool pred_is_bf16,
-             bool target_is_bf16, int threads) {
-    auto op = invert_fast::pack_residuals(predictions, targets, out, sizes[0], sizes[1], sizes[2], strides[0],
-                                          strides[1], strides[2], pred_is_bf16, target_is_bf16);
-    op.squared = reinterpret_cast<float*>(squared);
-    invert_fast::require_non_negative("threads", threads);
-    const invert_fast::Closest wanted{reinterpret_cast<const float*>(tolerance), reinterpret_cast<std::int64_t*>(best),
-                                      reinterpret_cast<float*>(runner_up), reinterpret_cast<std::int64_t*>(first)};
-    py::gil_scoped_release unlocked;
-    invert_fast::closest(op, wanted, threads);
-}
-
 void nearest_tokens(std::uintptr_t queries, std::uintptr_t table, std::uintptr_t banned, std::uintptr_t distances,
                     std::uintptr_t ids, std::int64_t B, std::int64_t V, std::int64_t D, std::int64_t count,
                     std::int64_t query_stride, std::int64_t table_stride, std::int64_t banned_stride, int metric,
@@ -83,7 +69,7 @@ void adam_step(std::uintptr_t proxy, std::uintptr_t grad, std::uintptr_t mean, s
                std::uintptr_t steps, std::uintptr_t active, std::int64_t B, std::int64_t D, std::int64_t proxy_stride,
                std::int64_t grad_stride, std::int64_t mean_stride, std::int64_t square_stride, double lr,
                double total_steps, double clip, double weight_decay, double beta1, double beta2, double eps,
-               bool decoupled, int threads) {
+               int threads) {
     invert_fast::require_non_negative("B", B);
     invert_fast::require_non_negative("D", D);
     invert_fast::require_non_negative("threads", threads);
@@ -105,8 +91,7 @@ void adam_step(std::uintptr_t proxy, std::uintptr_t grad, std::uintptr_t mean, s
                                    weight_decay,
                                    beta1,
                                    beta2,
-                                   eps,
-                                   decoupled};
+                                   eps};
     py::gil_scoped_release unlocked;
     invert_fast::adam_step(op, threads);
 }
@@ -242,12 +227,6 @@ PYBIND11_MODULE(_C, m) {
           "threads"_a = 0,
           "out[b, c] = ||predictions[b, c] - targets[b]|| / max(||targets[b]||, 1e-30); predictions [B, C, D] and "
           "targets [B, D] are fp32 or bf16, out [B, C] is contiguous fp32. threads=0 uses every core.");
-    m.def("closest", &closest, "predictions_ptr"_a, "targets_ptr"_a, "tolerance_ptr"_a, "out_ptr"_a, "squared_ptr"_a,
-          "best_ptr"_a, "runner_up_ptr"_a, "first_ptr"_a, "sizes"_a, "strides"_a, "pred_is_bf16"_a, "target_is_bf16"_a,
-          "threads"_a = 0,
-          "residuals (out) and squared distances [B, C] fp32, and of each lane [B] the nearest column (int64), the "
-          "runner-up's residual (fp32) and the first column within tolerance (int64). sizes: B, C, D; strides: of "
-          "predictions by lane and candidate, of targets by lane.");
     m.def("nearest_tokens", &nearest_tokens, "queries_ptr"_a, "table_ptr"_a, "banned_ptr"_a, "distances_ptr"_a,
           "ids_ptr"_a, "B"_a, "V"_a, "D"_a, "count"_a, "query_stride"_a, "table_stride"_a, "banned_stride"_a,
           "metric"_a, "table_is_bf16"_a, "threads"_a = 0,
@@ -256,7 +235,7 @@ PYBIND11_MODULE(_C, m) {
           "[B, count], which end in +inf and -1 where fewer rows are left.");
     m.def("adam_step", &adam_step, "proxy_ptr"_a, "grad_ptr"_a, "mean_ptr"_a, "square_ptr"_a, "steps_ptr"_a,
           "active_ptr"_a, "B"_a, "D"_a, "proxy_stride"_a, "grad_stride"_a, "mean_stride"_a, "square_stride"_a, "lr"_a,
-          "total_steps"_a, "clip"_a, "weight_decay"_a, "beta1"_a, "beta2"_a, "eps"_a, "decoupled"_a, "threads"_a = 0,
+          "total_steps"_a, "clip"_a, "weight_decay"_a, "beta1"_a, "beta2"_a, "eps"_a, "threads"_a = 0,
           "One clipped, scheduled Adam step of every active lane, in place; all tables fp32 [B, D], steps [B] int64, "
           "active [B] bytes, clip=inf does not clip.");
     m.def("seconds_of_l1", &invert_fast::seconds_of_l1, "count"_a, "threads"_a = 1,

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
 
 #include "clones.h"
 #include "parallel.h"
@@ -50,7 +49,6 @@ INVERT_FAST_INLINE void residual_rows(const Residuals& op, std::int64_t begin, s
         const float distance =
             squares(op.width, [=](std::int64_t i) { return widen(prediction[i]) - widen(target[i]); });
         op.out[row] = std::sqrt(distance) / scale;
-        if (op.squared) op.squared[row] = distance;
     }
 }
 
@@ -80,30 +78,6 @@ void residuals(const Residuals& op, int threads) {
             op.target_is_bf16 ? rows_f32_bf16(op, begin, end) : rows_f32_f32(op, begin, end);
         }
     });
-}
-
-void closest(const Residuals& op, const Closest& closest, int threads) {
-    constexpr float kFar = std::numeric_limits<float>::infinity();
-    residuals(op, threads);
-    for (std::int64_t b = 0; b < op.batch; ++b) {
-        float nearest = kFar, second = kFar;
-        std::int64_t best = -1, first = -1;
-        for (std::int64_t c = 0; c < op.candidates; ++c) {
-            float& residual = op.out[b * op.candidates + c];
-            if (std::isnan(residual)) residual = kFar;
-            if (residual < nearest) {
-                second = nearest;
-                nearest = residual;
-                best = c;
-            } else {
-                second = std::min(second, residual);
-            }
-            if (first < 0 && residual <= closest.tolerance[b] && residual < kFar) first = c;
-        }
-        closest.best[b] = best;
-        closest.runner_up[b] = second;
-        closest.first[b] = first;
-    }
 }
 
 }  // namespace invert_fast
