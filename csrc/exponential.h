@@ -1,4 +1,4 @@
-// e^x without a branch, so that loops over it are vectorised (in files compiled with -fno-trapping-math).
+// e^x without a branch, so that loops over it are vectorised.
 #pragma once
 #include <cstdint>
 #include <cstring>
