@@ -56,13 +56,14 @@ INVERT_FAST_INLINE void step_lane(const AdamStep& op, std::int64_t b) {
     ++op.steps[b];
 }
 
-}  // namespace
-
-INVERT_FAST_CLONES void step_lanes(const AdamStep& op, std::int64_t begin, std::int64_t end) {
+INVERT_FAST_INLINE void step_range(const AdamStep& op, std::int64_t begin, std::int64_t end) {
     for (std::int64_t b = begin; b < end; ++b) {
         if (op.active[b]) step_lane(op, b);
     }
 }
+constexpr Clones<step_range> step_lanes;
+
+}  // namespace
 
 void adam_step(const AdamStep& op, int threads) {
     if (op.batch == 0) return;

@@ -65,14 +65,14 @@ struct Two {
 };
 
 // Whether one of the sixteen scores of any row is above the limit of that row.
-INVERT_FAST_CLONES
-bool any_above(const float* scores, const float* limits, int rows) {
+INVERT_FAST_INLINE bool any_above_body(const float* scores, const float* limits, int rows) {
     int found = 0;
     for (int r = 0; r < rows; ++r) {
         for (int c = 0; c < kTileColumns; ++c) found |= scores[r * kTileColumns + c] > limits[r];
     }
     return found != 0;
 }
+constexpr Clones<any_above_body> any_above;
 
 void best_two_of(const Product& op, std::int64_t begin, std::int64_t end, std::int64_t* columns, float* leads) {
     Two found[kRowsAtOnce];
@@ -94,18 +94,17 @@ void best_two_of(const Product& op, std::int64_t begin, std::int64_t end, std::i
 }
 
 // Keeps the higher of each score and the best so far, and the panel it is from.
-INVERT_FAST_CLONES
-void keep_higher(const float* __restrict scores, int count, std::int32_t panel, float* __restrict best,
-                 std::int32_t* __restrict panels) {
+INVERT_FAST_INLINE void keep_higher_body(const float* __restrict scores, int count, std::int32_t panel,
+                                         float* __restrict best, std::int32_t* __restrict panels) {
     for (int i = 0; i < count; ++i) {
         const bool higher = scores[i] > best[i];
         best[i] = higher ? scores[i] : best[i];
         panels[i] = higher ? panel : panels[i];
     }
 }
+constexpr Clones<keep_higher_body> keep_higher;
 
-INVERT_FAST_CLONES
-float dot(const float* __restrict a, const float* __restrict b, std::int64_t width) {
+INVERT_FAST_INLINE float dot_body(const float* __restrict a, const float* __restrict b, std::int64_t width) {
     constexpr int kPartial = 32;
     float total[kPartial] = {}, sum = 0;
     const std::int64_t whole = width - width % kPartial;
@@ -116,6 +115,7 @@ float dot(const float* __restrict a, const float* __restrict b, std::int64_t wid
     for (int k = 0; k < kPartial; ++k) sum += total[k];
     return sum;
 }
+constexpr Clones<dot_body> dot;
 
 void best_two_of(const Product& sketch, const Rows& op, std::int64_t begin, std::int64_t end, std::int64_t* columns,
                  float* leads) {

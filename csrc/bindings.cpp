@@ -2,7 +2,10 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <array>
+#include <iterator>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -25,6 +28,22 @@ using namespace py::literals;
 
 namespace {
 
+// In the order of Isa.
+constexpr const char* kIsas[] = {"default", "avx2", "avx512"};
+constexpr const char* kTitles[] = {"the default", "AVX2", "AVX-512"};
+constexpr std::size_t kCompiled = INVERT_FAST_X86_TARGETS ? std::size(kIsas) : 1;
+
+// How many of them this machine has as well.
+std::size_t usable_isas() {
+#if INVERT_FAST_X86_TARGETS
+    if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return 1;
+    if (!__builtin_cpu_supports("avx512f")) return 2;
+#endif
+    return kCompiled;
+}
+
+std::vector<std::string> first_isas(std::size_t count) { return {kIsas, kIsas + count}; }
+
 py::dict build_info() {
 #if defined(__clang__)
     const std::string compiler = "clang " __clang_version__;
@@ -41,7 +60,25 @@ py::dict build_info() {
     constexpr bool sanitized = false;
 #endif
     return py::dict("version"_a = INVERT_FAST_VERSION, "compiler"_a = compiler, "sanitized"_a = sanitized,
-                    "clones"_a = std::vector<std::string>{INVERT_FAST_CLONE_NAMES});
+                    "clones"_a = first_isas(kCompiled));
+}
+
+void use_isa(const std::string& wanted) {
+    const std::size_t known = std::find(std::begin(kIsas), std::end(kIsas), wanted) - std::begin(kIsas);
+    const std::size_t last = usable_isas() - 1;
+    if (wanted.empty() || known <= last) {
+        invert_fast::isa_in_use = static_cast<invert_fast::Isa>(wanted.empty() ? last : known);
+        return;
+    }
+    std::string message = "INVERT_FAST_ISA='" + wanted + "'";
+    if (known == std::size(kIsas)) {
+        message += " is unknown";
+    } else {
+        message += std::string(": this ") + (known < kCompiled ? "processor" : "build") + " has no " + kTitles[known];
+    }
+    message += std::string(", expected ") + kIsas[0];
+    for (std::size_t i = 1; i <= last; ++i) message += (i < last ? ", " : " or ") + std::string(kIsas[i]);
+    throw std::invalid_argument(message);
 }
 
 void residuals(std::uintptr_t predictions, std::uintptr_t targets, std::uintptr_t out, std::int64_t B, std::int64_t C,
@@ -253,7 +290,7 @@ PYBIND11_MODULE(_C, m) {
     m.def("gelu_backward", &gelu_backward, "grad_ptr"_a, "x_ptr"_a, "out_ptr"_a, "count"_a, "threads"_a = 0,
           "Its gradient by x, from x and the gradient by the output.");
     m.def("tiles_are_widest", &invert_fast::tiles_are_widest,
-          "Whether product and draft_attention use the widest vectors of this machine: elsewhere a BLAS is the faster.");
+          "Whether product and draft_attention use the widest vectors of isa(): elsewhere a BLAS is the faster.");
     m.def("draft_attention", &draft_attention, "views"_a, "lengths_ptr"_a, "slots_ptr"_a, "sizes"_a, "window"_a,
           "scale"_a, "out_ptr"_a, "threads"_a = 0,
           "Attention of N tokens in a row after each lane's prefix, see csrc/draft.h; arguments as of fan_out_forward.");
@@ -274,6 +311,11 @@ PYBIND11_MODULE(_C, m) {
           "bias; rows: of x, the matrix [columns, width] and bias.");
     m.def("share_team", [](std::uintptr_t team) { invert_fast::shared_team = reinterpret_cast<invert_fast::Team>(team); },
           "team"_a, "The address of GOMP_parallel in the OpenMP runtime whose threads all ops are to use; 0: their own.");
+    use_isa("");
+    m.def("use_isa", &use_isa, "name"_a,
+          "Let all ops use one instruction set of isas(); \"\": the widest. Not while an op runs.");
+    m.def("isa", [] { return kIsas[static_cast<std::size_t>(invert_fast::isa_in_use)]; }, "The one in use.");
+    m.def("isas", [] { return first_isas(usable_isas()); }, "Those of this build and machine, from narrow to wide.");
     m.def("build_info", &build_info,
-          "version, compiler, sanitized, and the instruction sets compiled in (the CPU picks one).");
+          "version, compiler, sanitized, and the instruction sets compiled in.");
 }

@@ -24,18 +24,11 @@ INVERT_FAST_INLINE float add_differences(std::int64_t count) {
     return total;
 }
 
-float add_baseline(std::int64_t count) { return add_differences<4>(count); }
-#if INVERT_FAST_X86_TARGETS
-INVERT_FAST_AVX2 float add_avx2(std::int64_t count) { return add_differences<8>(count); }
-INVERT_FAST_AVX512 float add_avx512(std::int64_t count) { return add_differences<16>(count); }
-#else
-constexpr auto add_avx2 = add_baseline, add_avx512 = add_baseline;
-#endif
+constexpr Clones<add_differences<4>, add_differences<8>, add_differences<16>> add;
 
 }  // namespace
 
 double seconds_of_l1(std::int64_t count, int threads) {
-    const auto add = widest(add_avx512, add_avx2, add_baseline);
     const std::int64_t shares = std::max(1, threads);
     const auto start = std::chrono::steady_clock::now();
     parallel_rows(shares, shares, [=](std::int64_t begin, std::int64_t end) {

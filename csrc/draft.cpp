@@ -14,8 +14,7 @@ namespace {
 constexpr int kPartial = 16;  // sums and maxima in so many parts, which vectorise
 
 // scores → e^{scale (score − highest)}; returns their sum, NaN where a score is not finite.
-INVERT_FAST_CLONES
-float exponentials(float* __restrict scores, std::int64_t count, float scale) {
+INVERT_FAST_INLINE float exponentials_body(float* __restrict scores, std::int64_t count, float scale) {
     float highest[kPartial], total[kPartial] = {}, checked[kPartial] = {};
     std::fill_n(highest, kPartial, scores[0]);
     const std::int64_t whole = count - count % kPartial;
@@ -30,7 +29,7 @@ float exponentials(float* __restrict scores, std::int64_t count, float scale) {
         checked[0] += 0.0f * scores[i];
     }
     const float most = *std::max_element(highest, highest + kPartial);
-    const auto one = [=](float score) {
+    const auto one = [=](float score) INVERT_FAST_INLINED {
         const float below = (score - most) * scale;
         return exponential(below < -87.0f ? -87.0f : below);
     };
@@ -42,6 +41,7 @@ float exponentials(float* __restrict scores, std::int64_t count, float scale) {
     for (int k = 0; k < kPartial; ++k) sum += total[k] + checked[k];
     return sum;
 }
+constexpr Clones<exponentials_body> exponentials;
 
 // What one query head of a lane sees, laid out for tiles: keys [panels of keys][d][16], values [panels of d][keys][16].
 struct Seen {

@@ -105,19 +105,22 @@ INVERT_FAST_INLINE void backward_lane(const FanOut& op, const HeadsView& grad_ou
     }
 }
 
-}  // namespace
-
-INVERT_FAST_CLONES void forward_lanes(const FanOut& op, float* out, float* weights, std::int64_t begin,
+INVERT_FAST_INLINE void forward_range(const FanOut& op, float* out, float* weights, std::int64_t begin,
                                       std::int64_t end) {
     for (std::int64_t b = begin; b < end; ++b) forward_lane(op, b, out, weights);
 }
-INVERT_FAST_CLONES void backward_lanes(const FanOut& op, const HeadsView& grad_out, const float* weights,
+constexpr Clones<forward_range> forward_lanes;
+
+INVERT_FAST_INLINE void backward_range(const FanOut& op, const HeadsView& grad_out, const float* weights,
                                        float* grad_query, float* grad_key, float* grad_value, std::int64_t begin,
                                        std::int64_t end) {
     for (std::int64_t b = begin; b < end; ++b) {
         backward_lane(op, grad_out, b, weights, grad_query, grad_key, grad_value);
     }
 }
+constexpr Clones<backward_range> backward_lanes;
+
+}  // namespace
 
 void fan_out_forward(const FanOut& op, float* out, float* weights, int threads) {
     if (op.batch == 0) return;

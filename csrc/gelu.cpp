@@ -22,19 +22,19 @@ INVERT_FAST_INLINE float sigmoid(float x) {
     return 1.0f / (1.0f + exponential(-kSlope * (x + kCube * x * x * x)));
 }
 
-INVERT_FAST_CLONES
-void forward_of(const float* __restrict x, float* __restrict out, std::int64_t count) {
+INVERT_FAST_INLINE void forward_body(const float* __restrict x, float* __restrict out, std::int64_t count) {
     for (std::int64_t i = 0; i < count; ++i) out[i] = at_least(x[i], -kFar) * sigmoid(clamped(x[i]));
 }
+constexpr Clones<forward_body> forward_of;
 
-INVERT_FAST_CLONES
-void backward_of(const float* __restrict grad, const float* __restrict given, float* __restrict out,
-                 std::int64_t count) {
+INVERT_FAST_INLINE void backward_body(const float* __restrict grad, const float* __restrict given,
+                                      float* __restrict out, std::int64_t count) {
     for (std::int64_t i = 0; i < count; ++i) {
         const float x = clamped(given[i]), s = sigmoid(x);
         out[i] = grad[i] * (s + x * s * (1.0f - s) * kSlope * (1.0f + 3.0f * kCube * x * x));
     }
 }
+constexpr Clones<backward_body> backward_of;
 
 }  // namespace
 

@@ -215,7 +215,7 @@ INVERT_FAST_INLINE void search_rows(const Search& search, std::int64_t begin, st
 }
 
 template <int floats>
-INVERT_FAST_INLINE void search_rows(const Search& search, std::int64_t begin, std::int64_t end) {
+INVERT_FAST_INLINE void search_by_metric(const Search& search, std::int64_t begin, std::int64_t end) {
     switch (search.op.metric) {
         case Metric::l1:
             if (search.op.batch >= kBoundedQueries && search.op.rows / kRowsPerBounded >= search.op.count) {
@@ -228,17 +228,7 @@ INVERT_FAST_INLINE void search_rows(const Search& search, std::int64_t begin, st
     }
 }
 
-void search_baseline(const Search& search, std::int64_t begin, std::int64_t end) { search_rows<4>(search, begin, end); }
-#if INVERT_FAST_X86_TARGETS
-INVERT_FAST_AVX2 void search_avx2(const Search& search, std::int64_t begin, std::int64_t end) {
-    search_rows<8>(search, begin, end);
-}
-INVERT_FAST_AVX512 void search_avx512(const Search& search, std::int64_t begin, std::int64_t end) {
-    search_rows<16>(search, begin, end);
-}
-#else
-constexpr auto search_avx2 = search_baseline, search_avx512 = search_baseline;
-#endif
+constexpr Clones<search_by_metric<4>, search_by_metric<8>, search_by_metric<16>> search_share;
 
 void write(const Nearest& op, std::int64_t b, const std::vector<Ranked>& nearest) {
     const auto kept = static_cast<std::int64_t>(nearest.size());
@@ -256,14 +246,13 @@ void nearest_tokens(const Nearest& op, int threads) {
     const AlignedFloats queries(op.batch * width);
     copy_rows(queries.get(), width, op.queries, op.query_stride, op.batch, op.width);
 
-    const auto search_rows = widest(search_avx512, search_avx2, search_baseline);
     const std::int64_t shares = useful_threads(op.rows, width * op.batch, threads);
     const std::vector<Best> none(static_cast<std::size_t>(op.batch), Best(static_cast<std::size_t>(op.count)));
     std::vector<std::vector<Best>> found(static_cast<std::size_t>(shares), none);
     parallel_rows(shares, shares, [&](std::int64_t from, std::int64_t to) {
         for (std::int64_t share = from; share < to; ++share) {
             const Search search{op, {queries.get(), width, width}, found[share].data()};
-            search_rows(search, op.rows * share / shares, op.rows * (share + 1) / shares);
+            search_share(search, op.rows * share / shares, op.rows * (share + 1) / shares);
         }
     });
     parallel_rows(op.batch, std::min(shares, op.batch), [&](std::int64_t from, std::int64_t to) {

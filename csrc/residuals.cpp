@@ -42,31 +42,22 @@ INVERT_FAST_INLINE void residual_rows(const Residuals& op, std::int64_t begin, s
         const auto* prediction = static_cast<const Prediction*>(op.predictions) + b * op.prediction_stride_b +
                                  c * op.prediction_stride_c;
         if (b != seen) {
-            scale = squares(op.width, [=](std::int64_t i) { return widen(target[i]); });
+            scale = squares(op.width, [=](std::int64_t i) INVERT_FAST_INLINED { return widen(target[i]); });
             scale = std::max(std::sqrt(scale), kSmallestNorm);
             seen = b;
         }
         const float distance =
-            squares(op.width, [=](std::int64_t i) { return widen(prediction[i]) - widen(target[i]); });
+            squares(op.width, [=](std::int64_t i) INVERT_FAST_INLINED { return widen(prediction[i]) - widen(target[i]); });
         op.out[row] = std::sqrt(distance) / scale;
     }
 }
 
-}  // namespace
+constexpr Clones<residual_rows<float, float>> rows_f32_f32;
+constexpr Clones<residual_rows<float, bf16>> rows_f32_bf16;
+constexpr Clones<residual_rows<bf16, float>> rows_bf16_f32;
+constexpr Clones<residual_rows<bf16, bf16>> rows_bf16_bf16;
 
-// One clone set for each pair of types; clones cannot be templates.
-INVERT_FAST_CLONES void rows_f32_f32(const Residuals& op, std::int64_t begin, std::int64_t end) {
-    residual_rows<float, float>(op, begin, end);
-}
-INVERT_FAST_CLONES void rows_f32_bf16(const Residuals& op, std::int64_t begin, std::int64_t end) {
-    residual_rows<float, bf16>(op, begin, end);
-}
-INVERT_FAST_CLONES void rows_bf16_f32(const Residuals& op, std::int64_t begin, std::int64_t end) {
-    residual_rows<bf16, float>(op, begin, end);
-}
-INVERT_FAST_CLONES void rows_bf16_bf16(const Residuals& op, std::int64_t begin, std::int64_t end) {
-    residual_rows<bf16, bf16>(op, begin, end);
-}
+}  // namespace
 
 void residuals(const Residuals& op, int threads) {
     const std::int64_t rows = op.batch * op.candidates;

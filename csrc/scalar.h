@@ -3,13 +3,15 @@
 #include <cstdint>
 #include <cstring>
 
+#include "clones.h"
+
 namespace invert_fast {
 
 using bf16 = std::uint16_t;  // the upper half of an fp32, so widening is exact
 
-inline float widen(float value) { return value; }
+INVERT_FAST_INLINE float widen(float value) { return value; }
 
-inline float widen(bf16 value) {
+INVERT_FAST_INLINE float widen(bf16 value) {
     const std::uint32_t bits = static_cast<std::uint32_t>(value) << 16;
     float widened;
     std::memcpy(&widened, &bits, sizeof widened);

@@ -67,17 +67,11 @@ constexpr Tile kBaseline[kTileRows] = {tile_baseline<1>, tile_baseline<2>, tile_
 
 const Tile* tiles() {
 #if INVERT_FAST_X86_TARGETS
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return kAvx2;
+    if (isa_in_use != Isa::baseline) return kAvx2;
 #endif
     return kBaseline;
 }
 
-bool tiles_are_widest() {
-#if INVERT_FAST_X86_TARGETS
-    return tiles() == kAvx2 && !__builtin_cpu_supports("avx512f");
-#else
-    return false;
-#endif
-}
+bool tiles_are_widest() { return isa_in_use == Isa::avx2; }
 
 }  // namespace invert_fast
