@@ -1,13 +1,29 @@
-#include "adam.h"
-
+// One Adam step of many independent vectors, each at a step count of its own.
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
 
+#include "arguments.h"
+#include "binding.h"
 #include "clones.h"
 #include "parallel.h"
 
 namespace invert_fast {
 namespace {
+
+// proxy, grad, mean and square [B, D] fp32: last dimension contiguous, strides in elements. steps [B] int64 (taken so
+// far), active [B] bytes.
+struct AdamStep {
+    float* proxy;
+    const float* grad;
+    float* mean;    // of the gradients
+    float* square;  // of the gradients, mean
+    std::int64_t* steps;
+    const std::uint8_t* active;
+    std::int64_t batch, width;
+    std::int64_t proxy_stride, grad_stride, mean_stride, square_stride;
+    double lr, total_steps, clip, weight_decay, beta1, beta2, eps;  // clip +inf: not at all
+};
 
 constexpr double kPi = 3.14159265358979323846;
 constexpr float kClipEps = 1e-6f;  // as in torch.nn.utils.clip_grad_norm_
@@ -63,12 +79,47 @@ INVERT_FAST_INLINE void step_range(const AdamStep& op, std::int64_t begin, std::
 }
 constexpr Clones<step_range> step_lanes;
 
-}  // namespace
-
-void adam_step(const AdamStep& op, int threads) {
-    if (op.batch == 0) return;
-    parallel_rows(op.batch, useful_threads(op.batch, op.width, threads),
+// In place: clips the gradient of every active lane to the norm `clip`, updates its moments, and moves its proxy at the
+// learning rate lr (1 + cos(pi step / total_steps)) / 2. Lanes that are not active are not touched.
+void adam_step(std::uintptr_t proxy, std::uintptr_t grad, std::uintptr_t mean, std::uintptr_t square,
+               std::uintptr_t steps, std::uintptr_t active, std::int64_t B, std::int64_t D, std::int64_t proxy_stride,
+               std::int64_t grad_stride, std::int64_t mean_stride, std::int64_t square_stride, double lr,
+               double total_steps, double clip, double weight_decay, double beta1, double beta2, double eps,
+               int threads) {
+    require_non_negative("B", B);
+    require_non_negative("D", D);
+    require_non_negative("threads", threads);
+    const AdamStep op{reinterpret_cast<float*>(proxy),
+                      reinterpret_cast<const float*>(grad),
+                      reinterpret_cast<float*>(mean),
+                      reinterpret_cast<float*>(square),
+                      reinterpret_cast<std::int64_t*>(steps),
+                      reinterpret_cast<const std::uint8_t*>(active),
+                      B,
+                      D,
+                      proxy_stride,
+                      grad_stride,
+                      mean_stride,
+                      square_stride,
+                      lr,
+                      total_steps,
+                      clip,
+                      weight_decay,
+                      beta1,
+                      beta2,
+                      eps};
+    if (B == 0) return;
+    parallel_rows(B, useful_threads(B, D, threads),
                   [&op](std::int64_t begin, std::int64_t end) { step_lanes(op, begin, end); });
 }
 
+const Binding binding{[](py::module_& m) {
+    m.def("adam_step", &adam_step, "proxy_ptr"_a, "grad_ptr"_a, "mean_ptr"_a, "square_ptr"_a, "steps_ptr"_a,
+          "active_ptr"_a, "B"_a, "D"_a, "proxy_stride"_a, "grad_stride"_a, "mean_stride"_a, "square_stride"_a, "lr"_a,
+          "total_steps"_a, "clip"_a, "weight_decay"_a, "beta1"_a, "beta2"_a, "eps"_a, "threads"_a = 0, Unlocked(),
+          "One clipped, scheduled Adam step of every active lane, in place; all tables fp32 [B, D], steps [B] int64, "
+          "active [B] bytes, clip=inf does not clip.");
+}};
+
+}  // namespace
 }  // namespace invert_fast

@@ -1,8 +1,12 @@
-#include "best_two.h"
-
+// The largest two elements of every row of a product, of which nothing is written down.
 #include <algorithm>
+#include <array>
+#include <cstdint>
 #include <limits>
+#include <stdexcept>
 
+#include "arguments.h"
+#include "binding.h"
 #include "clones.h"
 #include "parallel.h"
 #include "tile.h"
@@ -16,10 +20,27 @@ constexpr int kClasses = 4 * kTileColumns;  // of columns: c and c + 64 are of t
 constexpr float kWithin = 40;  // what a column may lack in the sketch and still be the best: nats
 constexpr float kNone = -std::numeric_limits<float>::infinity();
 
-// Calls seen(row, rows, panel, scores [rows, 16]) on every tile of the product's rows begin to end, rows counted from
+// x · matrix + bias: x [rows, width] at a stride, packed a matrix [width, columns] as product.cpp packs it, bias [columns]
+// or null.
+struct Scores {
+    const float* x;
+    const float* packed;
+    const float* bias;
+    std::int64_t rows, width, columns, x_stride;
+};
+
+// The same for a few columns at a time: matrix [columns, width].
+struct Rows {
+    const float* x;
+    const float* matrix;
+    const float* bias;
+    std::int64_t width, x_stride;
+};
+
+// Calls seen(row, rows, panel, scores [rows, 16]) on every tile of the scores' rows begin to end, rows counted from
 // begin; panel by panel. What fills up the last panel scores -inf.
 template <class Seen>
-void each_tile(const Product& op, std::int64_t begin, std::int64_t end, const Seen& seen) {
+void each_tile(const Scores& op, std::int64_t begin, std::int64_t end, const Seen& seen) {
     const Tile* tile = tiles();
     const std::int64_t panel_size = op.width * kTileColumns, panels = panels_of(op.columns);
     const std::int64_t count = end - begin, tiles_of_rows = (count + kTileRows - 1) / kTileRows;
@@ -41,7 +62,7 @@ void each_tile(const Product& op, std::int64_t begin, std::int64_t end, const Se
 
 // Calls work(begin, end) on blocks of a few rows each, on several threads.
 template <class Work>
-void in_blocks(const Product& op, int threads, const Work& work) {
+void in_blocks(const Scores& op, int threads, const Work& work) {
     if (op.rows == 0 || op.columns == 0) return;
     parallel_rows(op.rows, useful_threads(op.rows, op.width * op.columns, threads),
                   [&](std::int64_t begin, std::int64_t end) {
@@ -74,7 +95,7 @@ INVERT_FAST_INLINE bool any_above_body(const float* scores, const float* limits,
 }
 constexpr Clones<any_above_body> any_above;
 
-void best_two_of(const Product& op, std::int64_t begin, std::int64_t end, std::int64_t* columns, float* leads) {
+void best_two_of(const Scores& op, std::int64_t begin, std::int64_t end, std::int64_t* columns, float* leads) {
     Two found[kRowsAtOnce];
     float limits[kRowsAtOnce];  // the second best of each so far
     std::fill_n(limits, kRowsAtOnce, kNone);
@@ -117,7 +138,7 @@ INVERT_FAST_INLINE float dot_body(const float* __restrict a, const float* __rest
 }
 constexpr Clones<dot_body> dot;
 
-void best_two_of(const Product& sketch, const Rows& op, std::int64_t begin, std::int64_t end, std::int64_t* columns,
+void best_two_of(const Scores& sketch, const Rows& op, std::int64_t begin, std::int64_t end, std::int64_t* columns,
                  float* leads) {
     constexpr std::int64_t kTurns = kClasses / kTileColumns;  // panels take turns
     float best[kTurns][kRowsAtOnce * kTileColumns];
@@ -154,16 +175,58 @@ void best_two_of(const Product& sketch, const Rows& op, std::int64_t begin, std:
     }
 }
 
+// Rows, width and stride of a row's x.
+using Size = std::array<std::int64_t, 3>;
+using Pointers = std::array<std::uintptr_t, 3>;
+
+Scores pack_scores(const Pointers& x_packed_bias, const Size& size, std::int64_t columns) {
+    require_non_negative("rows", size[0]);
+    require_non_negative("width", size[1]);
+    require_non_negative("columns", columns);
+    const auto [x, packed, bias] = x_packed_bias;
+    return {reinterpret_cast<const float*>(x),
+            reinterpret_cast<const float*>(packed),
+            reinterpret_cast<const float*>(bias),
+            size[0],
+            size[1],
+            columns,
+            size[2]};
+}
+
+// Of each row the column of the largest element (ties: the lower), and by how much it leads the second largest. NaN is
+// never the largest.
+void best_two(std::uintptr_t x, std::uintptr_t packed, std::uintptr_t bias, std::uintptr_t ids, std::uintptr_t leads,
+              const Size& size, std::int64_t columns, int threads) {
+    const Scores op = pack_scores({x, packed, bias}, size, columns);
+    require_non_negative("threads", threads);
+    in_blocks(op, threads, [&](std::int64_t begin, std::int64_t end) {
+        best_two_of(op, begin, end, reinterpret_cast<std::int64_t*>(ids), reinterpret_cast<float*>(leads));
+    });
+}
+
+// The same among a few columns a row: of every 64th column that which is largest in `sketch`, a narrower product of as
+// many rows and columns, as far as it comes near the largest of all there; and two in any case.
+void best_two_by_sketch(const Pointers& sketch, const Size& sketch_size, const Pointers& rows, const Size& size,
+                        std::uintptr_t ids, std::uintptr_t leads, std::int64_t columns, int threads) {
+    const Scores low = pack_scores(sketch, sketch_size, columns), full = pack_scores(rows, size, columns);
+    if (low.rows != full.rows) throw std::invalid_argument("sketch and x differ in rows");
+    require_non_negative("threads", threads);
+    const Rows op{full.x, full.packed, full.bias, full.width, full.x_stride};  // not packed, this one
+    in_blocks(low, threads, [&](std::int64_t begin, std::int64_t end) {
+        best_two_of(low, op, begin, end, reinterpret_cast<std::int64_t*>(ids), reinterpret_cast<float*>(leads));
+    });
+}
+
+const Binding binding{[](py::module_& m) {
+    m.def("best_two", &best_two, "x_ptr"_a, "packed_ptr"_a, "bias_ptr"_a, "ids_ptr"_a, "leads_ptr"_a, "size"_a,
+          "columns"_a, "threads"_a = 0, Unlocked(),
+          "Of each row of the product x · packed + bias the column of the largest element (int64) and its lead over the "
+          "second. size: rows, width and stride of x.");
+    m.def("best_two_by_sketch", &best_two_by_sketch, "sketch"_a, "sketch_size"_a, "rows"_a, "size"_a, "ids_ptr"_a,
+          "leads_ptr"_a, "columns"_a, "threads"_a = 0, Unlocked(),
+          "The same among the best of every 64th column in a narrower product. sketch: pointers of x, packed and "
+          "bias; rows: of x, the matrix [columns, width] and bias.");
+}};
+
 }  // namespace
-
-void best_two(const Product& op, std::int64_t* columns, float* leads, int threads) {
-    in_blocks(op, threads,
-              [&](std::int64_t begin, std::int64_t end) { best_two_of(op, begin, end, columns, leads); });
-}
-
-void best_two_by_sketch(const Product& sketch, const Rows& op, std::int64_t* columns, float* leads, int threads) {
-    in_blocks(sketch, threads,
-              [&](std::int64_t begin, std::int64_t end) { best_two_of(sketch, op, begin, end, columns, leads); });
-}
-
 }  // namespace invert_fast

@@ -1,8 +1,9 @@
-#include "ceiling.h"
-
+// What this machine can do at most, for benchmarks to compare with.
 #include <algorithm>
 #include <chrono>
+#include <cstdint>
 
+#include "binding.h"
 #include "clones.h"
 #include "parallel.h"
 #include "vector.h"
@@ -26,8 +27,6 @@ INVERT_FAST_INLINE float add_differences(std::int64_t count) {
 
 constexpr Clones<add_differences<4>, add_differences<8>, add_differences<16>> add;
 
-}  // namespace
-
 double seconds_of_l1(std::int64_t count, int threads) {
     const std::int64_t shares = std::max(1, threads);
     const auto start = std::chrono::steady_clock::now();
@@ -40,4 +39,10 @@ double seconds_of_l1(std::int64_t count, int threads) {
     return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
+const Binding binding{[](py::module_& m) {
+    m.def("seconds_of_l1", &seconds_of_l1, "count"_a, "threads"_a = 1, Unlocked(),
+          "Seconds that threads take to add count absolute differences each in registers: the ceiling of L1.");
+}};
+
+}  // namespace
 }  // namespace invert_fast

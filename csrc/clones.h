@@ -1,4 +1,4 @@
-// Function multiversioning: one build that uses the widest vectors of the machine it lands on, or narrower ones on demand.
+// Function multiversioning: one build that uses the widest vectors of the machine it lands on, or those it is told to.
 #pragma once
 
 #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))

@@ -1,10 +1,14 @@
-#include "draft.h"
-
+// Attention of a chunk of text after each lane's prefix: what verifying a draft runs once a layer.
 #include <algorithm>
+#include <array>
+#include <cstdint>
 
 #include "aligned.h"
+#include "arguments.h"
+#include "binding.h"
 #include "clones.h"
 #include "exponential.h"
+#include "fan_out.h"
 #include "parallel.h"
 #include "tile.h"
 
@@ -121,15 +125,29 @@ void attend(const FanOut& op, std::int64_t b, std::int64_t h, float* out) {
     }
 }
 
-}  // namespace
-
-void draft_attention(const FanOut& op, float* out, int threads) {
+// As fan_out_forward, but token n also sees the own tokens before it, and the window counts them. out [B, N, Hq, d],
+// contiguous. A prefix is read where it lies, and what the diagonal hides is not computed. A score of infinity or NaN
+// makes its token's output NaN.
+void draft_attention(const std::array<View, 5>& views, std::int64_t lengths, std::int64_t slots,
+                     const std::array<std::int64_t, 6>& sizes, std::int64_t window, float scale, std::uintptr_t out,
+                     int threads) {
+    const FanOut op = pack_fan_out(views, lengths, slots, sizes, window, scale);
+    require_non_negative("threads", threads);
     const std::int64_t heads = op.batch * op.query_heads;
     if (heads == 0 || op.tokens == 0) return;
     const std::int64_t work = op.tokens * (op.longest + op.tokens) * op.width;
     parallel_rows(heads, useful_threads(heads, work, threads), [&](std::int64_t begin, std::int64_t end) {
-        for (std::int64_t i = begin; i < end; ++i) attend(op, i / op.query_heads, i % op.query_heads, out);
+        for (std::int64_t i = begin; i < end; ++i) {
+            attend(op, i / op.query_heads, i % op.query_heads, reinterpret_cast<float*>(out));
+        }
     });
 }
 
+const Binding binding{[](py::module_& m) {
+    m.def("draft_attention", &draft_attention, "views"_a, "lengths_ptr"_a, "slots_ptr"_a, "sizes"_a, "window"_a,
+          "scale"_a, "out_ptr"_a, "threads"_a = 0, Unlocked(),
+          "Attention of N tokens in a row after each lane's prefix; arguments as of fan_out_forward.");
+}};
+
+}  // namespace
 }  // namespace invert_fast

@@ -1,8 +1,12 @@
+// Attention of a few independent tokens a lane against the lane's prefix, and its gradient: one optimisation step runs
+// it once a layer each way.
 #include "fan_out.h"
 
 #include <algorithm>
 #include <cmath>
 
+#include "arguments.h"
+#include "binding.h"
 #include "clones.h"
 #include "parallel.h"
 
@@ -120,22 +124,69 @@ INVERT_FAST_INLINE void backward_range(const FanOut& op, const HeadsView& grad_o
 }
 constexpr Clones<backward_range> backward_lanes;
 
-}  // namespace
-
-void fan_out_forward(const FanOut& op, float* out, float* weights, int threads) {
-    if (op.batch == 0) return;
-    const std::int64_t work = op.query_heads * op.tokens * (op.longest + 1) * op.width;
-    parallel_rows(op.batch, useful_threads(op.batch, work, threads),
-                  [&](std::int64_t begin, std::int64_t end) { forward_lanes(op, out, weights, begin, end); });
-}
-
-void fan_out_backward(const FanOut& op, const HeadsView& grad_out, const float* weights, float* grad_query,
-                      float* grad_key, float* grad_value, int threads) {
+// out [B, N, Hq, d] and weights [B, Hq, N, longest + 1] (softmax over the prefix seen, then the token itself), contiguous.
+void fan_out_forward(const std::array<View, 5>& views, std::int64_t lengths, std::int64_t slots,
+                     const std::array<std::int64_t, 6>& sizes, std::int64_t window, float scale, std::uintptr_t out,
+                     std::uintptr_t weights, int threads) {
+    const FanOut op = pack_fan_out(views, lengths, slots, sizes, window, scale);
     if (op.batch == 0) return;
     const std::int64_t work = op.query_heads * op.tokens * (op.longest + 1) * op.width;
     parallel_rows(op.batch, useful_threads(op.batch, work, threads), [&](std::int64_t begin, std::int64_t end) {
-        backward_lanes(op, grad_out, weights, grad_query, grad_key, grad_value, begin, end);
+        forward_lanes(op, reinterpret_cast<float*>(out), reinterpret_cast<float*>(weights), begin, end);
     });
+}
+
+// grad_out: a view of [B, Hq, N, d]; grads: by query [B, Hq, N, d], key and value [B, Hkv, N, d], contiguous.
+void fan_out_backward(const std::array<View, 5>& views, std::int64_t lengths, std::int64_t slots,
+                      const std::array<std::int64_t, 6>& sizes, std::int64_t window, float scale, const View& grad_out,
+                      std::uintptr_t weights, const std::array<std::uintptr_t, 3>& grads, int threads) {
+    const FanOut op = pack_fan_out(views, lengths, slots, sizes, window, scale);
+    if (op.batch == 0) return;
+    const std::int64_t work = op.query_heads * op.tokens * (op.longest + 1) * op.width;
+    const auto to = [&](std::size_t i) { return reinterpret_cast<float*>(grads[i]); };
+    parallel_rows(op.batch, useful_threads(op.batch, work, threads), [&](std::int64_t begin, std::int64_t end) {
+        backward_lanes(op, heads_view(grad_out), reinterpret_cast<const float*>(weights), to(0), to(1), to(2), begin,
+                       end);
+    });
+}
+
+const Binding binding{[](py::module_& m) {
+    m.def("fan_out_forward", &fan_out_forward, "views"_a, "lengths_ptr"_a, "slots_ptr"_a, "sizes"_a, "window"_a,
+          "scale"_a, "out_ptr"_a, "weights_ptr"_a, "threads"_a = 0, Unlocked(),
+          "Attention of N tokens a lane against its prefix and itself, see csrc/fan_out.h; all fp32. views: query, key, "
+          "value, prefix key and prefix value as (pointer, strides of batch, head, token); sizes: B, Hq, Hkv, N, d and "
+          "the longest prefix; window 0: all of it; null pointers for no lengths and no slots.");
+    m.def("fan_out_backward", &fan_out_backward, "views"_a, "lengths_ptr"_a, "slots_ptr"_a, "sizes"_a, "window"_a,
+          "scale"_a, "grad_out"_a, "weights_ptr"_a, "grad_ptrs"_a, "threads"_a = 0, Unlocked(),
+          "Gradients by query, key and value (grad_ptrs) from that of the output and the weights of the forward pass.");
+}};
+
+}  // namespace
+
+HeadsView heads_view(const View& view) {
+    return {reinterpret_cast<const float*>(view[0]), view[1], view[2], view[3]};
+}
+
+FanOut pack_fan_out(const std::array<View, 5>& views, std::int64_t lengths, std::int64_t slots,
+                    const std::array<std::int64_t, 6>& sizes, std::int64_t window, float scale) {
+    for (const std::int64_t size : sizes) require_non_negative("a size", size);
+    require_non_negative("window", window);
+    const auto [B, Hq, Hkv, N, d, longest] = sizes;
+    return {heads_view(views[0]),
+            heads_view(views[1]),
+            heads_view(views[2]),
+            heads_view(views[3]),
+            heads_view(views[4]),
+            reinterpret_cast<const std::int64_t*>(lengths),
+            reinterpret_cast<const std::int64_t*>(slots),
+            B,
+            Hq,
+            Hkv,
+            N,
+            d,
+            longest,
+            window,
+            scale};
 }
 
 }  // namespace invert_fast

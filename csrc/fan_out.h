@@ -1,6 +1,6 @@
-// Attention of a few independent tokens a lane against the lane's prefix, and its gradient: one optimisation step runs
-// it once a layer each way.
+// The arguments of attention against each lane's prefix.
 #pragma once
+#include <array>
 #include <cstdint>
 
 namespace invert_fast {
@@ -21,11 +21,11 @@ struct FanOut {
     float scale;
 };
 
-// out [B, N, Hq, d] and weights [B, Hq, N, longest + 1] (softmax over the prefix seen, then the token itself), contiguous.
-void fan_out_forward(const FanOut& op, float* out, float* weights, int threads);
+using View = std::array<std::int64_t, 4>;  // data_ptr() and the strides of batch, head and token
+HeadsView heads_view(const View& view);
 
-// grad_out: a view of [B, Hq, N, d]; grad_query [B, Hq, N, d] and grad_key, grad_value [B, Hkv, N, d], contiguous.
-void fan_out_backward(const FanOut& op, const HeadsView& grad_out, const float* weights, float* grad_query,
-                      float* grad_key, float* grad_value, int threads);
+// views: in the order of FanOut; sizes: B, Hq, Hkv, N, d and the longest prefix.
+FanOut pack_fan_out(const std::array<View, 5>& views, std::int64_t lengths, std::int64_t slots,
+                    const std::array<std::int64_t, 6>& sizes, std::int64_t window, float scale);
 
 }  // namespace invert_fast

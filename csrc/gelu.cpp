@@ -1,7 +1,8 @@
-#include "gelu.h"
+// GELU in its tanh form, x / (1 + exp(-2 sqrt(2/pi) (x + 0.044715 x^3))), and its gradient.
+#include <cstdint>
 
-#include <algorithm>
-
+#include "arguments.h"
+#include "binding.h"
 #include "clones.h"
 #include "exponential.h"
 #include "parallel.h"
@@ -36,17 +37,32 @@ INVERT_FAST_INLINE void backward_body(const float* __restrict grad, const float*
 }
 constexpr Clones<backward_body> backward_of;
 
-}  // namespace
-
-void gelu(const float* x, float* out, std::int64_t count, int threads) {
+// Contiguous, `count` floats each; out is neither x nor grad. Every element comes out the same whatever stands beside it
+// and however many threads share the work.
+void gelu(std::uintptr_t x_ptr, std::uintptr_t out_ptr, std::int64_t count, int threads) {
+    require_non_negative("count", count);
+    const auto* x = reinterpret_cast<const float*>(x_ptr);
+    auto* out = reinterpret_cast<float*>(out_ptr);
     parallel_rows(count, useful_threads(count, 1, threads),
                   [=](std::int64_t begin, std::int64_t end) { forward_of(x + begin, out + begin, end - begin); });
 }
 
-void gelu_backward(const float* grad, const float* x, float* out, std::int64_t count, int threads) {
+void gelu_backward(std::uintptr_t grad_ptr, std::uintptr_t x_ptr, std::uintptr_t out_ptr, std::int64_t count,
+                   int threads) {
+    require_non_negative("count", count);
+    const auto *grad = reinterpret_cast<const float*>(grad_ptr), *x = reinterpret_cast<const float*>(x_ptr);
+    auto* out = reinterpret_cast<float*>(out_ptr);
     parallel_rows(count, useful_threads(count, 1, threads), [=](std::int64_t begin, std::int64_t end) {
         backward_of(grad + begin, x + begin, out + begin, end - begin);
     });
 }
 
+const Binding binding{[](py::module_& m) {
+    m.def("gelu", &gelu, "x_ptr"_a, "out_ptr"_a, "count"_a, "threads"_a = 0, Unlocked(),
+          "GELU in its tanh form of count floats.");
+    m.def("gelu_backward", &gelu_backward, "grad_ptr"_a, "x_ptr"_a, "out_ptr"_a, "count"_a, "threads"_a = 0, Unlocked(),
+          "Its gradient by x, from x and the gradient by the output.");
+}};
+
+}  // namespace
 }  // namespace invert_fast

@@ -7,7 +7,9 @@
 #include <vector>
 
 #include "aligned.h"
+#include "arguments.h"
 #include "best.h"
+#include "binding.h"
 #include "clones.h"
 #include "parallel.h"
 #include "scalar.h"
@@ -238,9 +240,14 @@ void write(const Nearest& op, std::int64_t b, const std::vector<Ranked>& nearest
     }
 }
 
-}  // namespace
-
-void nearest_tokens(const Nearest& op, int threads) {
+// A distance is always summed in the same order, so neither `threads` nor the other queries change the result.
+void nearest_tokens(std::uintptr_t queries_ptr, std::uintptr_t table, std::uintptr_t banned, std::uintptr_t distances,
+                    std::uintptr_t ids, std::int64_t B, std::int64_t V, std::int64_t D, std::int64_t count,
+                    std::int64_t query_stride, std::int64_t table_stride, std::int64_t banned_stride, int metric,
+                    bool table_is_bf16, int threads) {
+    const Nearest op = pack_nearest(queries_ptr, table, banned, distances, ids, B, V, D, count, query_stride,
+                                    table_stride, banned_stride, metric, table_is_bf16);
+    require_non_negative("threads", threads);
     if (op.batch == 0 || op.count == 0) return;
     const std::int64_t width = padded(op.width);
     const AlignedFloats queries(op.batch * width);
@@ -263,4 +270,14 @@ void nearest_tokens(const Nearest& op, int threads) {
     });
 }
 
+const Binding binding{[](py::module_& m) {
+    m.def("nearest_tokens", &nearest_tokens, "queries_ptr"_a, "table_ptr"_a, "banned_ptr"_a, "distances_ptr"_a,
+          "ids_ptr"_a, "B"_a, "V"_a, "D"_a, "count"_a, "query_stride"_a, "table_stride"_a, "banned_stride"_a,
+          "metric"_a, "table_is_bf16"_a, "threads"_a = 0, Unlocked(),
+          "The count rows of table [V, D] (fp32 or bf16) nearest to each of queries [B, D] (fp32), ties to the lower "
+          "id; banned [B, V] bytes or 0. metric: 0 l1, 1 l2, 2 cosine, 3 dot. Writes distances (fp32) and ids (int64) "
+          "[B, count], which end in +inf and -1 where fewer rows are left.");
+}};
+
+}  // namespace
 }  // namespace invert_fast

@@ -6,6 +6,8 @@ namespace invert_fast {
 
 enum class Metric { l1, l2, cosine, dot };
 
+// Nearest first, ties to the lower id; a row that is banned, or at a distance of +inf or NaN, is never returned. A query
+// with fewer than `count` rows left ends in +inf and id -1.
 // queries [B, D] fp32, table [V, D] fp32 or bf16, banned [B, V] bytes or null; last dimensions contiguous, strides in
 // elements. distances [B, count] fp32 and ids [B, count] int64: contiguous.
 struct Nearest {
@@ -19,10 +21,5 @@ struct Nearest {
     Metric metric;
     bool table_is_bf16;
 };
-
-// Nearest first, ties to the lower id; a row that is banned, or at a distance of +inf or NaN, is never returned. A
-// query with fewer than `count` rows left ends in +inf and id -1. A distance is always summed in the same order, so
-// neither `threads` (0: every core) nor the other queries change the result.
-void nearest_tokens(const Nearest& op, int threads);
 
 }  // namespace invert_fast

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "arguments.h"
+#include "binding.h"
 #include "clones.h"
 #include "parallel.h"
 #include "scalar.h"
@@ -57,12 +59,16 @@ constexpr Clones<residual_rows<float, bf16>> rows_f32_bf16;
 constexpr Clones<residual_rows<bf16, float>> rows_bf16_f32;
 constexpr Clones<residual_rows<bf16, bf16>> rows_bf16_bf16;
 
-}  // namespace
-
-void residuals(const Residuals& op, int threads) {
-    const std::int64_t rows = op.batch * op.candidates;
+// A row is always summed in the same order, so `threads` does not change the result.
+void residuals(std::uintptr_t predictions, std::uintptr_t targets, std::uintptr_t out, std::int64_t B, std::int64_t C,
+               std::int64_t D, std::int64_t pred_stride_b, std::int64_t pred_stride_c, std::int64_t target_stride_b,
+               bool pred_is_bf16, bool target_is_bf16, int threads) {
+    const Residuals op = pack_residuals(predictions, targets, out, B, C, D, pred_stride_b, pred_stride_c,
+                                        target_stride_b, pred_is_bf16, target_is_bf16);
+    require_non_negative("threads", threads);
+    const std::int64_t rows = B * C;
     if (rows == 0) return;
-    parallel_rows(rows, useful_threads(rows, op.width, threads), [&op](std::int64_t begin, std::int64_t end) {
+    parallel_rows(rows, useful_threads(rows, D, threads), [&op](std::int64_t begin, std::int64_t end) {
         if (op.prediction_is_bf16) {
             op.target_is_bf16 ? rows_bf16_bf16(op, begin, end) : rows_bf16_f32(op, begin, end);
         } else {
@@ -71,4 +77,13 @@ void residuals(const Residuals& op, int threads) {
     });
 }
 
+const Binding binding{[](py::module_& m) {
+    m.def("residuals", &residuals, "predictions_ptr"_a, "targets_ptr"_a, "out_ptr"_a, "B"_a, "C"_a, "D"_a,
+          "pred_stride_b"_a, "pred_stride_c"_a, "target_stride_b"_a, "pred_is_bf16"_a, "target_is_bf16"_a,
+          "threads"_a = 0, Unlocked(),
+          "out[b, c] = ||predictions[b, c] - targets[b]|| / max(||targets[b]||, 1e-30); predictions [B, C, D] and "
+          "targets [B, D] are fp32 or bf16, out [B, C] is contiguous fp32.");
+}};
+
+}  // namespace
 }  // namespace invert_fast

@@ -6,6 +6,7 @@ namespace invert_fast {
 
 constexpr float kSmallestNorm = 1e-30f;  // an all-zero target must not divide by zero
 
+// out[b, c] = ||predictions[b, c] - targets[b]||_2 / max(||targets[b]||_2, kSmallestNorm), accumulated in fp32.
 // predictions [B, C, D] and targets [B, D]: fp32 or bf16 each, last dimension contiguous, strides in elements.
 // out [B, C]: fp32, contiguous.
 struct Residuals {
@@ -16,9 +17,5 @@ struct Residuals {
     std::int64_t prediction_stride_b, prediction_stride_c, target_stride_b;
     bool prediction_is_bf16, target_is_bf16;
 };
-
-// out[b, c] = ||predictions[b, c] - targets[b]||_2 / max(||targets[b]||_2, kSmallestNorm), accumulated in fp32.
-// A row is always summed in the same order, so `threads` (0: every core) does not change the result.
-void residuals(const Residuals& op, int threads);
 
 }  // namespace invert_fast

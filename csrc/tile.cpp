@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "binding.h"
 #include "clones.h"
 
 #if INVERT_FAST_X86_TARGETS
@@ -17,9 +18,6 @@ namespace {
 #else
 #define INVERT_FAST_UNROLL_ROWS
 #endif
-
-using Tile = void (*)(const float* x, std::int64_t x_stride, const float* panel, const float* bias, float* out,
-                      std::int64_t out_stride, std::int64_t width);
 
 #if INVERT_FAST_X86_TARGETS
 template <int rows>
@@ -72,6 +70,14 @@ const Tile* tiles() {
     return kBaseline;
 }
 
-bool tiles_are_widest() { return isa_in_use == Isa::avx2; }
+namespace {
+
+const Binding binding{[](py::module_& m) {
+    m.def("tiles_are_widest", [] { return isa_in_use == Isa::avx2; },
+          "Whether product, best_two and draft_attention use the widest vectors of isa(): elsewhere a BLAS is the "
+          "faster.");
+}};
+
+}  // namespace
 
 }  // namespace invert_fast

@@ -15,9 +15,6 @@ using Tile = void (*)(const float* x, std::int64_t x_stride, const float* panel,
 // For 1 to kTileRows rows, the one at [rows - 1].
 const Tile* tiles();
 
-// Whether they use the widest vectors of the instruction set in use: elsewhere others' code is the faster.
-bool tiles_are_widest();
-
 inline std::int64_t panels_of(std::int64_t columns) { return (columns + kTileColumns - 1) / kTileColumns; }
 
 }  // namespace invert_fast
