@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..types import InputError
+
 try:
     from .. import _C as _COMPILED  # type: ignore[attr-defined]
 except ImportError:  # no compiler at install time: everything runs, more slowly
@@ -65,4 +67,8 @@ def team_of_torch() -> int:
 
 
 if _C is not None:
+    try:
+        _C.use_isa(os.environ.get("INVERT_FAST_ISA", ""))  # none: the widest of this machine
+    except ValueError as error:
+        raise InputError(str(error)) from None
     _C.share_team(team_of_torch())

@@ -12,10 +12,11 @@ import torch
 from invert_fast.kernels import reference
 from torch import Tensor
 
-from invert_fast import draft_attention, fan_out, ops
-from invert_fast.best_two import BestTwo
-from invert_fast.gelu import Gelu
-from invert_fast.product import pack, product
+from invert_fast import ops
+from invert_fast.ops import draft_attention, fan_out_attention
+from invert_fast.ops.best_two import BestTwo
+from invert_fast.ops.gelu import cpp as gelu
+from invert_fast.ops.linear import pack
 
 C = pytest.importorskip("invert_fast._C", reason="invert_fast._C is not built (it needs a C++ compiler)")
 
@@ -160,7 +161,7 @@ def test_gelu_and_its_gradient(count):
     exact = x.detach().double().requires_grad_()
     wanted = exact * torch.sigmoid(slope * (exact + cube * exact**3))
     (wanted_grad,) = torch.autograd.grad((wanted * weight).sum(), exact)
-    out = Gelu()(x)
+    out = gelu(x)
     (grad,) = torch.autograd.grad((out * weight).sum(), x)
 
     at = exact.detach().clamp(-9.9, 9.9)
@@ -182,7 +183,7 @@ def scores(x: Tensor, matrix: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize(("n", "K", "N"), [(4, 3, 5), (13, 77, 70), (64, 256, 48)])
 def test_product(n, K, N):
     x, matrix, bias = random(n, K), random(K, N, seed=1), random(N, seed=2)
-    close(product(x, pack(matrix), matrix, bias), *scores(x, matrix, bias))
+    close(ops.linear(x, matrix, bias, pack(matrix), backend="cpp"), *scores(x, matrix, bias))
 
 
 @every_isa
@@ -190,7 +191,7 @@ def test_product(n, K, N):
 def test_best_two(n, V, K):
     x, matrix, bias = random(n, K), random(V, K, seed=1), random(V, seed=2)
     best_two = BestTwo(matrix)
-    best_two._fused = True  # in C++, where PyTorch might be faster, too
+    best_two._compiled = True  # in C++, where PyTorch might be faster, too
     ids, leads = best_two(x, bias)
     exact, limit = scores(x, matrix.T, bias)
     worst, top = limit.amax(-1), exact.topk(2, -1).values
@@ -270,7 +271,7 @@ def test_draft_attention(N, d):
 def test_fan_out_and_its_gradient(N, d):
     case = Attention(N, d, torch.eye(N, dtype=torch.bool))
     q, k, v = (t.clone().requires_grad_() for t in case.given[:3])
-    found = fan_out.attention(q, k, v, *case.given[3:], case.lengths, case.slots, scale=case.scale)
+    found = fan_out_attention.attention(q, k, v, *case.given[3:], case.lengths, case.slots, scale=case.scale)
     close(found.detach(), case.out.detach(), case.limit())
     grad = random(*found.shape, seed=9)
     grads = torch.autograd.grad((found * grad).sum(), (q, k, v))
