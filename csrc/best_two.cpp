@@ -41,13 +41,13 @@ struct Rows {
 // begin; panel by panel. What fills up the last panel scores -inf.
 template <class Seen>
 void each_tile(const Scores& op, std::int64_t begin, std::int64_t end, const Seen& seen) {
-    const Tile* tile = tiles();
+    const auto [tile, most] = tiles();
     const std::int64_t panel_size = op.width * kTileColumns, panels = panels_of(op.columns);
-    const std::int64_t count = end - begin, tiles_of_rows = (count + kTileRows - 1) / kTileRows;
+    const std::int64_t count = end - begin, tiles_of_rows = (count + most - 1) / most;
     for (std::int64_t p = 0; p < panels; ++p) {
         const std::int64_t first = p * kTileColumns, there = std::min<std::int64_t>(kTileColumns, op.columns - first);
         const float* panel = op.packed + p * panel_size;
-        float bias[kTileColumns], scores[kTileRows * kTileColumns];
+        float bias[kTileColumns], scores[kMostTileRows * kTileColumns];
         std::fill_n(bias, kTileColumns, kNone);
         for (std::int64_t c = 0; c < there; ++c) bias[c] = op.bias ? op.bias[first + c] : 0.0f;
         for (std::int64_t t = 0; t < tiles_of_rows; ++t) {

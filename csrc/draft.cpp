@@ -83,11 +83,11 @@ struct Seen {
 };
 
 void attend(const FanOut& op, std::int64_t b, std::int64_t h, float* out) {
-    const Tile* tile = tiles();
+    const auto [tile, most] = tiles();
     const Seen seen(op, b);
-    const std::int64_t d = op.width, blocks = (op.tokens + kTileRows - 1) / kTileRows;
+    const std::int64_t d = op.width, blocks = (op.tokens + most - 1) / most;
     const AlignedFloats keys(seen.padded * d), values(panels_of(d) * kTileColumns * seen.keys);
-    const AlignedFloats scores(kTileRows * seen.padded);
+    const AlignedFloats scores(most * seen.padded);
     seen.pack(op, b, h / (op.query_heads / op.key_heads), keys.get(), values.get());
     const std::int64_t out_stride = op.query_heads * d;
     for (std::int64_t t = 0; t < blocks; ++t) {
@@ -102,7 +102,7 @@ void attend(const FanOut& op, std::int64_t b, std::int64_t h, float* out) {
         for (std::int64_t j = begin; j < end; j += kTileColumns) {
             tile[rows - 1](query, op.query.stride_n, keys.get() + j * d, nullptr, scores.get() + j, seen.padded, d);
         }
-        float total[kTileRows];
+        float total[kMostTileRows];
         for (int r = 0; r < rows; ++r) {
             float* row = scores.get() + r * seen.padded;
             const std::int64_t low = first_of(from + r), high = seen.prefix + from + r + 1;
@@ -110,7 +110,7 @@ void attend(const FanOut& op, std::int64_t b, std::int64_t h, float* out) {
             std::fill(row + begin, row + low, 0.0f);
             std::fill(row + high, row + end, 0.0f);
         }
-        float mixed[kTileRows * kTileColumns];
+        float mixed[kMostTileRows * kTileColumns];
         for (std::int64_t k = 0; k < d; k += kTileColumns) {
             tile[rows - 1](scores.get() + begin, seen.padded,
                            values.get() + (k / kTileColumns * seen.keys + begin) * kTileColumns, nullptr, mixed,

@@ -24,12 +24,12 @@ struct Product {
 };
 
 void multiply(const Product& op, std::int64_t begin, std::int64_t end) {
-    const Tile* tile = tiles();
-    const std::int64_t panel_size = op.width * kTileColumns, tiles_of_rows = (op.rows + kTileRows - 1) / kTileRows;
+    const auto [tile, most] = tiles();
+    const std::int64_t panel_size = op.width * kTileColumns, tiles_of_rows = (op.rows + most - 1) / most;
     for (std::int64_t p = begin; p < end; ++p) {
         const std::int64_t first = p * kTileColumns, columns = std::min<std::int64_t>(kTileColumns, op.columns - first);
         const float* panel = op.packed + p * panel_size;
-        float bias[kTileColumns] = {}, edge[kTileRows * kTileColumns];
+        float bias[kTileColumns] = {}, edge[kMostTileRows * kTileColumns];
         if (op.bias) std::copy_n(op.bias + first, columns, bias);
         for (std::int64_t t = 0; t < tiles_of_rows; ++t) {  // of as nearly as many rows each as can be
             const std::int64_t row = op.rows * t / tiles_of_rows;

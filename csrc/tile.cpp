@@ -14,7 +14,7 @@ namespace {
 
 // Loops over the rows of a tile are unrolled, or its sums would be kept in memory.
 #if defined(__GNUC__) || defined(__clang__)
-#define INVERT_FAST_UNROLL_ROWS _Pragma("GCC unroll 6")
+#define INVERT_FAST_UNROLL_ROWS _Pragma("GCC unroll 8")
 #else
 #define INVERT_FAST_UNROLL_ROWS
 #endif
@@ -43,7 +43,26 @@ INVERT_FAST_AVX2 void tile_avx2(const float* x, std::int64_t x_stride, const flo
         _mm256_storeu_ps(out + r * out_stride + 8, high[r]);
     }
 }
-constexpr Tile kAvx2[kTileRows] = {tile_avx2<1>, tile_avx2<2>, tile_avx2<3>, tile_avx2<4>, tile_avx2<5>, tile_avx2<6>};
+constexpr Tile kAvx2[] = {tile_avx2<1>, tile_avx2<2>, tile_avx2<3>, tile_avx2<4>, tile_avx2<5>, tile_avx2<6>};
+
+template <int rows>
+INVERT_FAST_AVX512 void tile_avx512(const float* x, std::int64_t x_stride, const float* panel, const float* bias,
+                                    float* out, std::int64_t out_stride, std::int64_t width) {
+    __m512 total[rows];
+    INVERT_FAST_UNROLL_ROWS
+    for (int r = 0; r < rows; ++r) total[r] = bias ? _mm512_loadu_ps(bias) : _mm512_setzero_ps();
+    for (std::int64_t k = 0; k < width; ++k, panel += kTileColumns) {
+        const __m512 values = _mm512_loadu_ps(panel);
+        INVERT_FAST_UNROLL_ROWS
+        for (int r = 0; r < rows; ++r) {
+            total[r] = _mm512_fmadd_ps(_mm512_set1_ps(x[r * x_stride + k]), values, total[r]);
+        }
+    }
+    INVERT_FAST_UNROLL_ROWS
+    for (int r = 0; r < rows; ++r) _mm512_storeu_ps(out + r * out_stride, total[r]);
+}
+constexpr Tile kAvx512[] = {tile_avx512<1>, tile_avx512<2>, tile_avx512<3>, tile_avx512<4>,
+                            tile_avx512<5>, tile_avx512<6>, tile_avx512<7>, tile_avx512<8>};
 #endif
 
 template <int rows>
@@ -58,23 +77,29 @@ void tile_baseline(const float* x, std::int64_t x_stride, const float* panel, co
         std::copy_n(total, kTileColumns, out + r * out_stride);
     }
 }
-constexpr Tile kBaseline[kTileRows] = {tile_baseline<1>, tile_baseline<2>, tile_baseline<3>,
-                                       tile_baseline<4>, tile_baseline<5>, tile_baseline<6>};
+constexpr Tile kBaseline[] = {tile_baseline<1>, tile_baseline<2>, tile_baseline<3>, tile_baseline<4>};
+
+template <std::size_t rows>
+Tiles up_to(const Tile (&of)[rows]) {
+    static_assert(rows <= kMostTileRows);
+    return {of, rows};
+}
 
 }  // namespace
 
-const Tile* tiles() {
+Tiles tiles() {
 #if INVERT_FAST_X86_TARGETS
-    if (isa_in_use != Isa::baseline) return kAvx2;
+    if (isa_in_use == Isa::avx512) return up_to(kAvx512);
+    if (isa_in_use == Isa::avx2) return up_to(kAvx2);
 #endif
-    return kBaseline;
+    return up_to(kBaseline);
 }
 
 namespace {
 
 const Binding binding{[](py::module_& m) {
-    m.def("tiles_are_widest", [] { return isa_in_use == Isa::avx2; },
-          "Whether product, best_two and draft_attention use the widest vectors of isa(): elsewhere a BLAS is the "
+    m.def("tiles_are_wide", [] { return isa_in_use != Isa::baseline; },
+          "Whether product, best_two and draft_attention have tiles for the vectors of isa(): elsewhere a BLAS is the "
           "faster.");
 }};
 

@@ -4,16 +4,22 @@
 
 namespace invert_fast {
 
-// Twelve of the sixteen registers of AVX2 hold the sums of a tile, so that two FMAs can start every cycle.
-constexpr int kTileRows = 6, kTileColumns = 16;
+// So many sums that two FMAs can start every cycle, in registers: of six rows, two a row, with AVX2, and of eight rows with
+// AVX-512. Twelve rows would fit as well, but rows at a stride of 4 KiB then push each other out of the cache.
+constexpr int kMostTileRows = 8, kTileColumns = 16;
 
 // out [rows, 16] = x [rows, width] times panel [width, 16] + bias [16] (null: none); strides of x and out in floats, panel
-// 32-byte aligned.
+// 32-byte aligned. Every element is summed in the order of the width, whatever stands beside it.
 using Tile = void (*)(const float* x, std::int64_t x_stride, const float* panel, const float* bias, float* out,
                       std::int64_t out_stride, std::int64_t width);
 
-// For 1 to kTileRows rows, the one at [rows - 1].
-const Tile* tiles();
+// That for r of 1 to `rows` rows at of[r - 1].
+struct Tiles {
+    const Tile* of;
+    int rows;
+};
+
+Tiles tiles();
 
 inline std::int64_t panels_of(std::int64_t columns) { return (columns + kTileColumns - 1) / kTileColumns; }
 

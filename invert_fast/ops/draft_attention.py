@@ -15,7 +15,7 @@ from .recording import define, is_recording
 
 def available() -> bool:
     """Whether the library was built and this processor has the tiles for it."""
-    return _C is not None and _C.tiles_are_widest()
+    return _C is not None and _C.tiles_are_wide()
 
 
 def fits(query: Tensor, softcap: float | None) -> bool:

@@ -1,4 +1,4 @@
-"""`linear`: rows times a matrix that was packed once, csrc/product.cpp. On AVX2 a fifth to a half faster than PyTorch's
+"""`linear`: rows times a matrix that was packed once, csrc/product.cpp. A tenth to a half faster than PyTorch's
 at 16 to 128 rows, as a pass over lanes or over a chunk of a text has: a general product spends that time packing."""
 
 from __future__ import annotations

@@ -28,12 +28,12 @@ except ImportError:  # no nvcc at install time: Triton runs on GPUs anyway
 _cuda: Any = _COMPILED_CUDA
 
 NATIVE_DTYPES = (torch.float32, torch.bfloat16)
-_TILED = ("linear", "best_two")  # faster than a BLAS only where their tiles have the widest vectors of the machine
+_TILED = ("linear", "best_two")  # faster than a BLAS only where there are tiles for the vectors in use
 
 
 def has(op: str) -> bool:
     """Whether the C++ of `op` was built, and is the fastest way here."""
-    return _C is not None and (op not in _TILED or _C.tiles_are_widest())
+    return _C is not None and (op not in _TILED or _C.tiles_are_wide())
 
 
 def rows(tensor: Tensor) -> Tensor:
