@@ -1,10 +1,18 @@
-"""Compiles every Triton kernel for real GPUs, without one, and prints what each needs as JSON lines.
+"""What every Triton kernel needs on real GPUs, found out without one, as JSON lines.
+
+    python tests/ops/kernel_targets.py [--again] [--write] 80 90 100
+
+Compiling all takes minutes, so what was found is written down in kernel_targets.json, each row under the hash of all
+that it follows from: the kernel's source and that of what it calls, its arguments, options and target, and Triton's
+version. A row that is not there is compiled; so are `SAMPLE` in any case, which must come out as written. --again
+compiles all, --write writes down what was found.
 
 Run by test_kernel_targets.py in a process of its own: in the tests' one, `triton.jit` makes interpreted functions.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import subprocess
@@ -17,6 +25,8 @@ from invert_fast.kernels import adam_triton, attention_triton, nearest_triton, r
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+TABLE = Path(__file__).with_suffix(".json")
+SAMPLE = ("unpack ranks", "residuals fp32")
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 
 
@@ -134,8 +144,36 @@ def cases():
     yield "adam step", adam_triton.step_lane, signature, {"CLIP": True, "D": 768, "BD": 1024}, {}
 
 
-if __name__ == "__main__":
-    for capability in map(int, sys.argv[1:]):
+def key(kernel, *more) -> str:
+    """Equal only for what is compiled to the same: of the source, all that the kernel's file has and calls."""
+    known = vars(sys.modules[kernel.fn.__module__])
+    source = {
+        name: getattr(value, "src", value)
+        for name, value in sorted(known.items())
+        if isinstance(value, (triton.JITFunction, triton.language.constexpr))
+    }
+    return hashlib.sha256(repr((kernel.__name__, source, triton.__version__, *more)).encode()).hexdigest()[:16]
+
+
+def main(capabilities: list[int], again: bool, write: bool) -> None:
+    written = json.loads(TABLE.read_text()) if TABLE.exists() else {}
+    found = {}
+    for capability in capabilities:
         for name, kernel, signature, constants, options in cases():
-            needs = usage(kernel, signature, constants, capability, **{"num_warps": 4, "num_stages": 3} | options)
-            print(json.dumps({"kernel": name, "target": f"sm_{capability}", **needs}), flush=True)
+            options = {"num_warps": 4, "num_stages": 3} | options
+            at = key(kernel, signature, constants, options, capability)
+            row = {"kernel": name, "target": f"sm_{capability}"}
+            if again or at not in written or name in SAMPLE:
+                row |= usage(kernel, signature, constants, capability, **options)
+            else:
+                row = written[at]
+            print(json.dumps(row | {"key": at, "written": written.get(at)}), flush=True)
+            found[at] = row
+    if write:
+        rows = ",\n".join(f"{json.dumps(at)}: {json.dumps(row)}" for at, row in found.items())
+        TABLE.write_text(f"{{\n{rows}\n}}\n")
+
+
+if __name__ == "__main__":
+    flags = {"--again", "--write"}
+    main([int(word) for word in sys.argv[1:] if word not in flags], "--again" in sys.argv, "--write" in sys.argv)
