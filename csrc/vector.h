@@ -10,6 +10,13 @@ namespace invert_fast {
 
 constexpr int kMostFloats = 16;
 
+// Clang takes no register wider than the baseline's in a function that is yet to be inlined into a clone.
+#if INVERT_FAST_X86_TARGETS && !defined(__clang__)
+#define INVERT_FAST_WIDE_ASM 1
+#else
+#define INVERT_FAST_WIDE_ASM 0
+#endif
+
 #if defined(__GNUC__) || defined(__clang__)
 // Spelled out, as a vector_size that depends on a template parameter is not portable.
 template <int floats>
@@ -37,7 +44,7 @@ struct Vector {
     // The same to the last bit. Where units that multiply stand beside those that add, as on AMD, a - 1 b leaves the
     // latter to the sum: a tenth faster between loads. The compiler must not know that it multiplies by one.
     INVERT_FAST_INLINE void add_distance_by_fma(const Vector& a, const Vector& b) {
-#if INVERT_FAST_X86_TARGETS
+#if INVERT_FAST_WIDE_ASM
         if constexpr (floats > 4) {
             values += (typename VectorTypes<floats>::Values)((Bits)(a.values - b.values * one()) & 0x7fffffffu);
             return;
@@ -48,7 +55,7 @@ struct Vector {
     // += max(a, b), by FMA for the same reason: with an addition it takes half as long again.
     INVERT_FAST_INLINE void add_larger(const Vector& a, const Vector& b) {
         const auto larger = a.values > b.values ? a.values : b.values;
-#if INVERT_FAST_X86_TARGETS
+#if INVERT_FAST_WIDE_ASM
         if constexpr (floats > 4) {
             values += larger * one();
             return;
@@ -59,7 +66,7 @@ struct Vector {
     INVERT_FAST_INLINE void add(const Vector& a) { values += a.values; }
     // From here on in a register: the compiler may not read it from memory again for every use.
     INVERT_FAST_INLINE void hold() {
-#if INVERT_FAST_X86_TARGETS
+#if INVERT_FAST_WIDE_ASM
         __asm__("" : "+x"(values));
 #endif
     }
@@ -69,7 +76,7 @@ struct Vector {
     INVERT_FAST_INLINE void add_product(const Vector& a, const Vector& b) { values += a.values * b.values; }  // += a b
 
    private:
-#if INVERT_FAST_X86_TARGETS
+#if INVERT_FAST_WIDE_ASM
     static INVERT_FAST_INLINE typename VectorTypes<floats>::Values one() {
         auto ones = typename VectorTypes<floats>::Values{} + 1.0f;
         __asm__("" : "+x"(ones));
