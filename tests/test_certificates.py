@@ -17,6 +17,8 @@ from invert_fast import Exhaustive, Inverter, PriorOrder, Speculative, Status
 from .adversary import AFTER, BEST, CERTIFIED, MISSING, SMALL, all_residuals, drafted, judge, some_families
 from .families import Tokenizer, build, inverter, texts
 
+pytestmark = pytest.mark.numeric
+
 # ---- tokens that no candidate may be
 
 

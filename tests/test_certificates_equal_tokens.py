@@ -13,6 +13,8 @@ from invert_fast import Exhaustive, Inverter
 from .adversary import AMBIGUOUS, CERTIFIED, SMALL, drafted, judge, rounded, some_families, unit
 from .families import build, embedding_table, exact, texts
 
+pytestmark = pytest.mark.numeric
+
 
 @some_families
 @pytest.mark.parametrize("layer", [-1, "block:0"])

@@ -10,6 +10,8 @@ from invert_fast import Inverter
 from .adversary import AMBIGUOUS, CERTIFIED, SMALL, all_residuals, drafted, judge, unit
 from .families import build, embedding_table, exact, texts
 
+pytestmark = pytest.mark.numeric
+
 
 def shifted(model, scale: float) -> None:
     """LayerNorm subtracts the mean, so a constant added to a row is gone from every normed state."""

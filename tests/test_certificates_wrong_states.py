@@ -15,6 +15,8 @@ from invert_fast import Inverter, PriorOrder, States
 from .adversary import AFTER, CERTIFIED, MISSING, drafted, judge, rounded
 from .families import FAMILIES, build, exact, inverter, texts
 
+pytestmark = pytest.mark.numeric
+
 
 @given(
     st.sampled_from(FAMILIES),

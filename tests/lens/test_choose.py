@@ -18,6 +18,8 @@ from invert_fast.types import InputError
 from ..families import exact, make, texts
 from .fits import SHORT, fitted
 
+pytestmark = pytest.mark.numeric
+
 
 def test_auto_takes_the_learned_lens_when_it_is_better(small_fits):
     inv = Inverter(make("llama"))

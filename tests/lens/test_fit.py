@@ -18,6 +18,8 @@ from invert_fast.types import InputError
 from ..families import build, exact, make, texts
 from .fits import SHORT, fitted
 
+pytestmark = pytest.mark.numeric
+
 
 def test_equal_fits_give_equal_lenses_and_other_seeds_others(small_fits):
     tensors = []

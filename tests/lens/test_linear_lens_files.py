@@ -16,6 +16,8 @@ from invert_fast.lens.linear_fit import fit_linear
 from ..families import Tokenizer, exact, inverter, make, texts
 from .lenses import captured, lens_of
 
+pytestmark = pytest.mark.numeric
+
 
 def test_fitting_twice_gives_the_same_lens():
     inv = inverter("qwen3")

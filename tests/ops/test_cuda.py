@@ -10,19 +10,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
 from invert_fast import ops
 from invert_fast.ops import native
 
+from .distances import check as check_nearest
+from .inputs import DTYPES, METRICS, random
+from .residuals import check as check_residuals
+
 cuda = pytest.importorskip("invert_fast._cuda", reason="invert_fast._cuda is not built (INVERT_FAST_CUDA, nvcc)")
 
-DTYPES = [torch.float32, torch.bfloat16]
+pytestmark = pytest.mark.numeric
+
 SHARED_LIMIT = 48 << 10  # bytes a block gets on every target without asking for more
-
-
-def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
 @pytest.fixture
@@ -134,37 +134,12 @@ def test_residuals_match_float64(width, dtypes, offset, gpu):
         predictions[1, 2, width // 2] = float("nan")
         targets[2, width - 1] = float("nan")
     found = ops.residuals(predictions, targets, backend="cuda")
-    predictions, targets = predictions.cpu().double(), targets.cpu().double()
-    wanted = (predictions - targets[:, None]).norm(dim=-1) / targets.norm(dim=-1).clamp_min(1e-30)[:, None]
-    torch.testing.assert_close(found.cpu().double(), wanted, rtol=2e-6, atol=0, equal_nan=True)
-
-
-def check(found: tuple[Tensor, Tensor], every: Tensor, tolerance: float) -> None:
-    """Ties within rounding may stand in any order: compared are the distances, and the distances of the ids."""
-    values, ids = found[0].cpu().double(), found[1].cpu()
-    wanted = every.sort(-1).values[:, : values.shape[1]]
-    torch.testing.assert_close(values, wanted, rtol=tolerance, atol=tolerance)
-    left = ids >= 0
-    assert left.eq(wanted.isfinite()).all()
-    torch.testing.assert_close(every.gather(1, ids.clamp_min(0))[left], values[left], rtol=tolerance, atol=tolerance)
-
-
-def distances(queries: Tensor, table: Tensor, metric: str, banned: Tensor) -> Tensor:
-    """[B, V] in float64 on the CPU."""
-    queries, table = queries.cpu().double(), table.cpu().double()
-    normal = torch.nn.functional.normalize
-    found = {
-        "l1": lambda: torch.cdist(queries, table, p=1),
-        "l2": lambda: torch.cdist(queries, table, compute_mode="donot_use_mm_for_euclid_dist").square(),
-        "cosine": lambda: 1 - normal(queries) @ normal(table).T,
-        "dot": lambda: -(queries @ table.T),
-    }[metric]()
-    return found.masked_fill(banned.cpu(), torch.inf)
+    check_residuals(found, predictions, targets, equal_nan=True)
 
 
 @pytest.mark.cuda
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("metric", ["l1", "l2", "cosine", "dot"])
+@pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("offset", [0, 1])
 @pytest.mark.parametrize(
     ("B", "V", "D", "count"),
@@ -182,7 +157,7 @@ def test_nearest_tokens_match_float64(B, V, D, count, offset, metric, dtype, gpu
     queries, table = queries[:, offset:], table[:, offset:]
     banned = random(B, V + 1, seed=2).to(gpu)[:, 1:] > 1
     found = ops.nearest_tokens(queries, table, count, metric, banned, backend="cuda")
-    check(found, distances(queries, table, metric, banned), 2e-4 if metric == "dot" else 2e-5)
+    check_nearest(found, queries, table, metric, banned)
 
 
 @pytest.mark.cuda
@@ -195,7 +170,8 @@ def test_nearest_tokens_agree_with_triton_on_ties(B, count, metric, gpu):
     found = ops.nearest_tokens(queries, table, count, metric, backend="cuda")
     wanted = ops.nearest_tokens(queries, table, count, metric, backend="triton")
     assert torch.equal(found[1], wanted[1])
-    torch.testing.assert_close(found[0], wanted[0], rtol=1e-5, atol=1e-5)
+    for one in (found, wanted):
+        check_nearest(one, queries, table, metric)
 
 
 @pytest.mark.cuda

@@ -14,17 +14,21 @@ from pathlib import Path
 
 import pytest
 import torch
-from invert_fast.kernels import reference
 from torch import Tensor
 
 from invert_fast import ops
 from invert_fast.ops import native
 
+from ..limits import close
+from .distances import check as check_nearest
+from .distances import distances, roundings
+from .inputs import DTYPES, random
+from .residuals import check as check_residuals
+
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = Path(__file__).with_name("cuda_on_cpu")
+pytestmark = pytest.mark.numeric
 NO_RESERVE = 0x4000  # Linux: MAP_NORESERVE
-METRICS = ["l1", "l2", "cosine", "dot"]
-DTYPES = [torch.float32, torch.bfloat16]
 
 
 def build(target: Path, *sources: Path, flags: tuple[str, ...] = ()) -> None:
@@ -109,10 +113,6 @@ def module(request, library, monkeypatch) -> Module:
     return made
 
 
-def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
-
-
 def within(values: Tensor, margin: int) -> Tensor:
     """The same values as a view into a larger tensor of NaN, which nothing may read. Where the width and the margin are
     multiples of 8, rows keep the alignment of wide loads."""
@@ -120,17 +120,6 @@ def within(values: Tensor, margin: int) -> Tensor:
     view = around[1:-1, margin : margin + values.shape[1]]
     view.copy_(values)
     return view
-
-
-def distances(queries: Tensor, table: Tensor, metric: str, banned: Tensor | None = None) -> Tensor:
-    q, e = queries.double()[:, None], table.double()[None]
-    found = {
-        "l1": lambda: (q - e).abs().sum(-1),
-        "l2": lambda: (q - e).square().sum(-1),
-        "cosine": lambda: 1 - (q * e).sum(-1) / (q.norm(dim=-1).clamp_min(1e-12) * e.norm(dim=-1).clamp_min(1e-12)),
-        "dot": lambda: -(q * e).sum(-1),
-    }[metric]()
-    return found if banned is None else found.masked_fill(banned, torch.inf)
 
 
 # Queries, rows, width, nearest: each kernel and its last block, warp, tile and slice full, ragged and tiny.
@@ -152,14 +141,8 @@ def test_nearest_tokens_at_every_edge_of_its_tiles(shape, metric, dtype, module)
     banned[B // 2] = True
     for margin in (8, 1):  # wide loads where the width is a multiple of 8, and none
         queries, table = within(random(B, D), margin), within(random(V, D, seed=1, dtype=dtype), margin)
-        values, ids = ops.nearest_tokens(queries, table, count, metric, banned, backend="cuda")
-        every = distances(queries, table, metric, banned)
-        wanted = every.sort(-1).values[:, :count]
-        torch.testing.assert_close(values.double(), wanted, rtol=1e-5, atol=2e-5)
-        left = ids >= 0
-        assert left.eq(wanted.isfinite()).all()
-        torch.testing.assert_close(every.gather(1, ids.clamp_min(0))[left], values.double()[left], rtol=1e-5, atol=2e-5)
-        assert all(len(set(row[row >= 0].tolist())) == int((row >= 0).sum()) for row in ids)
+        found = ops.nearest_tokens(queries, table, count, metric, banned, backend="cuda")
+        check_nearest(found, queries, table, metric, banned)
     assert module.calls == 4
 
 
@@ -214,7 +197,7 @@ def test_zeros_of_either_sign_are_equal_and_the_farthest_apart_still_in_order(B,
     table = torch.tensor([[0.0], [-0.0], [3e38], [-3e38]])
     values, ids = ops.nearest_tokens(torch.ones(B, 1), table, 4, "dot", backend="cuda")
     assert ids.tolist() == [[2, 0, 1, 3]] * B
-    torch.testing.assert_close(values, -table[ids[0]].T.expand(B, 4), rtol=0, atol=0)
+    assert torch.equal(values, -table[ids[0]].T.expand(B, 4))
 
 
 @pytest.mark.parametrize("B", [1, 5, 17])
@@ -233,7 +216,7 @@ def test_rows_beyond_two_to_the_31_elements_are_found(B, module):
     values, ids = ops.nearest_tokens(queries, table, 1, "l1", banned, backend="cuda")
     wanted = distances(queries, table, "l1", banned).min(-1)
     assert torch.equal(ids[:, 0], wanted.indices)
-    torch.testing.assert_close(values[:, 0].double(), wanted.values, rtol=1e-5, atol=0)
+    close(values[:, 0], wanted.values, scale=wanted.values, terms=roundings(D, "l1"))
 
 
 def test_a_grid_that_no_gpu_takes_and_parts_of_another_plan_are_errors(library):
@@ -253,7 +236,7 @@ def test_residuals_in_mixed_precision_and_at_strides(shape, prediction_dtype, ta
         predictions = predictions.unflatten(0, (C, B)).transpose(0, 1)
         targets = within(random(B, D, seed=1, dtype=target_dtype), margin)
         found = ops.residuals(predictions, targets, backend="cuda")
-        torch.testing.assert_close(found, reference.residuals(predictions, targets), rtol=2e-6, atol=0)
+        check_residuals(found, predictions, targets)
 
 
 def test_the_faults_that_a_gpu_would_not_forgive_are_noticed(tmp_path):

@@ -1,15 +1,19 @@
-"""csrc/draft.cpp at the sizes of real chunks, against the formula in float64; other shapes are in test_ops.py."""
+"""csrc/draft.cpp at the sizes of real chunks, against attention over whole sequences in float64; other shapes are in
+test_prefix_attention.py."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from invert_fast.kernels import reference
 from torch import Tensor
 
 from invert_fast.ops import draft_attention
 
+from ..limits import close
+from .attention import expected, sizes
+
 C = pytest.importorskip("invert_fast._C", reason="invert_fast._C is not built (it needs a C++ compiler)")
+pytestmark = pytest.mark.numeric
 
 
 def chunk(B: int, Hq: int, Hkv: int, K: int, d: int, longest: int) -> tuple[Tensor, ...]:
@@ -31,16 +35,18 @@ def chunk(B: int, Hq: int, Hkv: int, K: int, d: int, longest: int) -> tuple[Tens
     )
 
 
+def check(found: Tensor, arguments: tuple[Tensor, ...], **settings) -> None:
+    __tracebackhide__ = True
+    size = sizes(*arguments, causal=True, **settings)
+    close(found, expected(*arguments, causal=True, **settings), scale=size.out, terms=size.terms)
+
+
 @pytest.mark.parametrize("window", [None, 1, 50, 400])
 @pytest.mark.parametrize("shape", [(1, 4, 4, 200, 64, 300), (3, 4, 2, 65, 80, 130), (2, 3, 1, 17, 20, 0)], ids=str)
 def test_real_chunks(shape, window):
     arguments = chunk(*shape)
     settings = {"scale": 0.3, "window": window}
-    found = draft_attention.attention(*arguments, **settings)
-    wanted = reference.prefix_attention(
-        *(t.double() if t.is_floating_point() else t for t in arguments), causal=True, **settings
-    )
-    torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-5)
+    check(draft_attention.attention(*arguments, **settings), arguments, **settings)
 
 
 def test_threads_and_other_lanes_change_nothing():
@@ -79,12 +85,4 @@ def test_a_spoilt_query_spoils_no_other_and_is_not_hidden(bad):
 def test_far_scores_underflow_to_zero():
     q, k, v, *prefix = chunk(1, 1, 1, 30, 16, 0)
     found = draft_attention.attention(100 * q, 100 * k, v, *prefix, scale=1.0)
-    wanted = reference.prefix_attention(
-        100 * q.double(),
-        100 * k.double(),
-        v.double(),
-        *(t.double() if t.is_floating_point() else t for t in prefix),
-        scale=1.0,
-        causal=True,
-    )
-    torch.testing.assert_close(found.double(), wanted, rtol=1e-4, atol=1e-4)
+    check(found, (100 * q, 100 * k, v, *prefix), scale=1.0)

@@ -8,26 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from .distances import check
+from .inputs import METRICS, random
+
 C = pytest.importorskip("invert_fast._C", reason="invert_fast._C is not built (it needs a C++ compiler)")
 
-METRICS = ["l1", "l2", "cosine", "dot"]  # as numbered in csrc/nearest.h
+pytestmark = pytest.mark.numeric
 every_metric = pytest.mark.parametrize("metric", METRICS)
-
-
-def rows(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
-
-
-def oracle(queries: Tensor, table: Tensor, metric: str, banned: Tensor | None = None) -> Tensor:
-    """All distances [B, V] in float64, +inf where banned."""
-    q, e = queries.double()[:, None], table.double()[None]
-    distance = {
-        "l1": lambda: (q - e).abs().sum(-1),
-        "l2": lambda: (q - e).square().sum(-1),
-        "cosine": lambda: 1 - (q * e).sum(-1) / (q.norm(dim=-1).clamp_min(1e-12) * e.norm(dim=-1).clamp_min(1e-12)),
-        "dot": lambda: -(q * e).sum(-1),
-    }[metric]()
-    return distance if banned is None else distance.masked_fill(banned, torch.inf)
 
 
 def nearest(
@@ -46,17 +33,6 @@ def nearest(
     return distances[:-1].view(B, count), ids[:-1].view(B, count)
 
 
-def check(found: tuple[Tensor, Tensor], distances: Tensor) -> None:
-    """Ties within rounding may stand in any order: compared are the distances, and the distances of the ids."""
-    values, ids = found
-    wanted = distances.sort(-1).values[:, : values.shape[1]]
-    torch.testing.assert_close(values.double(), wanted, rtol=1e-5, atol=1e-4)
-    left = ids >= 0
-    assert left.eq(wanted.isfinite()).all()
-    torch.testing.assert_close(distances.gather(1, ids.clamp_min(0))[left], values.double()[left], rtol=1e-5, atol=1e-4)
-    assert all(len(set(row[row >= 0].tolist())) == int((row >= 0).sum()) for row in ids)
-
-
 @given(st.data())
 def test_matches_float64_at_any_shape_type_stride_and_ban(data):
     draw = data.draw
@@ -66,31 +42,28 @@ def test_matches_float64_at_any_shape_type_stride_and_ban(data):
     seed = draw(st.integers(0, 2**31))
     dtype = draw(st.sampled_from([torch.float32, torch.bfloat16]))
     # Views into the middle of larger tensors: rows are unaligned, and a wrong stride reads a wrong value.
-    queries = rows(B + pad_b, D + pad_d, seed=seed)[pad_b:, pad_d:]
-    table = rows(V + pad_v, D + pad_d, seed=seed + 1, dtype=dtype)[pad_v:, pad_d:]
+    queries = random(B + pad_b, D + pad_d, seed=seed)[pad_b:, pad_d:]
+    table = random(V + pad_v, D + pad_d, seed=seed + 1, dtype=dtype)[pad_v:, pad_d:]
     banned = None
     if share := draw(st.sampled_from([0, 0.3, 0.98, 1.1])):
         banned = (torch.rand(B, V + 3, generator=torch.Generator().manual_seed(seed)) < share)[:, 3:]
     found = nearest(queries, table, count, metric, banned, draw(st.integers(0, 4)))
-    check(found, oracle(queries, table, metric, banned))
+    check(found, queries, table, metric, banned)
 
 
 @every_metric
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(("B", "D", "count"), [(1, 768, 1), (5, 1023, 3), (8, 64, 700)])
 def test_matches_float64_at_model_widths(B, D, count, dtype, metric):
-    queries, table = rows(B, D), rows(701, D, seed=1, dtype=dtype)
-    values, ids = nearest(queries, table, count, metric)
-    distances = oracle(queries, table, metric)
-    torch.testing.assert_close(values.double(), distances.sort(-1).values[:, :count], rtol=1e-5, atol=2e-4)
-    torch.testing.assert_close(distances.gather(1, ids), values.double(), rtol=1e-5, atol=2e-4)
+    queries, table = random(B, D), random(701, D, seed=1, dtype=dtype)
+    check(nearest(queries, table, count, metric), queries, table, metric)
 
 
 @every_metric
 @pytest.mark.parametrize("B", [1, 4, 7])
 @pytest.mark.parametrize("count", [1, 2, 9, 300])
 def test_equal_rows_come_in_the_order_of_their_ids(metric, count, B):
-    table = rows(10, 33, seed=1).repeat(30, 1)
+    table = random(10, 33, seed=1).repeat(30, 1)
     _, ids = nearest(table[:B].clone() + 0.01, table, count, metric)
     by_class = torch.arange(300).view(30, 10).T  # of each class, its ids from low to high
     for row in ids.tolist():
@@ -102,7 +75,7 @@ def test_equal_rows_come_in_the_order_of_their_ids(metric, count, B):
 
 @every_metric
 def test_neither_threads_nor_other_queries_change_a_bit(metric):
-    queries, table = rows(13, 200), rows(9001, 200, seed=1)
+    queries, table = random(13, 200), random(9001, 200, seed=1)
     alone = [nearest(q[None], table, 20, metric) for q in queries]
     for threads in (0, 1, 2, 5, 64):
         values, ids = nearest(queries, table, 20, metric, threads=threads)
@@ -113,9 +86,9 @@ def test_neither_threads_nor_other_queries_change_a_bit(metric):
 @pytest.mark.parametrize(("offset", "spread"), [(1, 1e-4), (100, 1e-4), (1_000_000, 1)])
 def test_the_bound_on_l1_allows_for_what_cancels(offset, spread):
     """Offsets at which the roundings of the bound, were they left out of it, drop the nearest row of some query."""
-    table = offset + rows(1, 100) + spread * rows(2000, 100, seed=1)
+    table = offset + random(1, 100) + spread * random(2000, 100, seed=1)
     for seed in range(20):
-        queries = table[seed : seed + 12] + spread * rows(12, 100, seed=2 + seed)
+        queries = table[seed : seed + 12] + spread * random(12, 100, seed=2 + seed)
         alone = [nearest(q[None], table, 3) for q in queries]
         values, ids = nearest(queries, table, 3)
         assert torch.equal(values, torch.cat([v for v, _ in alone]))
@@ -151,7 +124,7 @@ def test_the_bound_on_l1_drops_no_row_that_the_exact_sum_keeps(data):
 @pytest.mark.parametrize("count", [1, 4])
 @pytest.mark.parametrize("bad", [float("nan"), -float("nan"), float("inf")])
 def test_rows_at_no_finite_distance_are_not_returned(metric, count, bad):
-    queries, table = rows(5, 40).abs(), rows(6, 40, seed=1).abs()
+    queries, table = random(5, 40).abs(), random(6, 40, seed=1).abs()
     table[2:, 7] = bad if metric != "dot" else -bad  # −⟨q, e⟩ is +inf then
     queries[3, 5] = float("nan")
     values, ids = nearest(queries, table, count, metric)

@@ -1,0 +1,93 @@
+"""`prefix_attention` equals attention over whole sequences, with gradients, on every backend that runs here."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from invert_fast import ops
+
+from ..limits import close
+from .attention import CASES, case, expected, sizes, with_gradients
+from .inputs import backends, random
+
+pytestmark = pytest.mark.numeric
+LOW = 5  # roundings where all is stored in low precision: scaled query, logit, weight, two parts of the sum
+
+
+@pytest.mark.parametrize("backend", backends("prefix_attention"))
+@pytest.mark.parametrize("softcap", [None, 2.0])
+@pytest.mark.parametrize("window", [None, 1, 3, 100])
+@pytest.mark.parametrize("causal", [True, False], ids=["draft", "fan-out"])
+@pytest.mark.parametrize("name", CASES)
+def test_it_equals_attention_over_whole_sequences(name, causal, window, softcap, backend):
+    arguments = case(**CASES[name])
+    options = {"scale": 0.3, "causal": causal, "window": window, "softcap": softcap}
+    found, size = ops.prefix_attention(*arguments, **options, backend=backend), sizes(*arguments, **options)
+    assert found.dtype == torch.float32
+    close(found, expected(*arguments, **options), scale=size.out, terms=size.terms)
+
+
+@pytest.mark.parametrize("backend", backends("prefix_attention"))
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_in_low_precision(dtype, backend):
+    arguments = case(**CASES["grouped heads"], dtype=dtype)
+    options = {"scale": 0.3, "causal": True, "window": None, "softcap": None}
+    found = ops.prefix_attention(*arguments, **options, backend=backend)
+    assert found.dtype == dtype
+    size = sizes(*arguments, **options)
+    close(found, expected(*arguments, **options), scale=size.out, terms=LOW, computed=dtype)
+
+
+@given(st.data())
+def test_at_any_shape(data):
+    draw = data.draw
+    B, M = draw(st.integers(1, 4)), draw(st.integers(1, 12))
+    S = draw(st.integers(B, 6))
+    shape = {
+        "B": B,
+        "M": M,
+        "S": S,
+        "K": draw(st.integers(1, 9)),
+        "d": draw(st.integers(1, 9)),
+        "groups": draw(st.integers(1, 3)),
+        "heads": draw(st.integers(1, 3)),
+        "lengths": draw(st.lists(st.integers(0, M), min_size=B, max_size=B)),
+        "slots": draw(st.permutations(range(S)))[:B],
+    }
+    arguments = case(**shape)
+    options = {
+        "scale": 0.5,
+        "causal": draw(st.booleans()),
+        "window": draw(st.none() | st.integers(1, 12)),
+        "softcap": draw(st.none() | st.just(3.0)),
+    }
+    wanted, size = expected(*arguments, **options), sizes(*arguments, **options)
+    for backend in ("reference", "fused"):
+        found = ops.prefix_attention(*arguments, **options, backend=backend)
+        close(found, wanted, scale=size.out, terms=size.terms)
+
+
+@pytest.mark.parametrize("backend", backends("prefix_attention"))
+@pytest.mark.parametrize("causal", [True, False], ids=["draft", "fan-out"])
+@pytest.mark.parametrize("window", [None, 3])
+def test_gradients_flow_to_queries_keys_and_values(causal, window, backend):
+    arguments = case(**CASES["grouped heads"])
+    options = {"scale": 0.3, "causal": causal, "window": window, "softcap": None}
+    grad = random(3, 4, 6, 8, seed=5)
+    found = with_gradients(lambda *a, **k: ops.prefix_attention(*a, **k, backend=backend), arguments, grad, **options)
+    doubles = tuple(t.double() if t is not None and t.is_floating_point() else t for t in arguments)
+    wanted = with_gradients(expected, doubles, grad.double(), **options)
+    size = sizes(*arguments, **options, grad=grad)
+    for ours, theirs, scale in zip(found, wanted, size[:4], strict=True):
+        close(ours, theirs, scale=scale, terms=size.terms)
+
+
+def test_heads_and_lengths_that_do_not_fit_are_refused():
+    q, k, v, *rest = case(heads=2)
+    with pytest.raises(ValueError, match="multiple of Hkv"):
+        ops.prefix_attention(q[:, :1], k, v, *rest, scale=1.0, causal=True)
+    with pytest.raises(ValueError, match="multiple of Hkv"):
+        ops.prefix_attention(q[:, :, :2], k, v, *rest, scale=1.0, causal=True)
