@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from ..limits import close, limit
@@ -33,6 +34,21 @@ def check(found: tuple[Tensor, Tensor], x: Tensor, matrix: Tensor, bias: Tensor,
     assert own.isfinite().all()
     close(own, top.values[:, 0], scale=scale, terms=terms)
     close(leads, top.values[:, 0] - top.values[:, 1], scale=scale + size[:, 1], terms=terms + 1)
+
+
+def among(x: Tensor, matrix: Tensor, bias: Tensor, low: Tensor, low_matrix: Tensor, low_bias: Tensor):
+    """The contract of csrc/best_two.h said plainly, in float64: scores of the candidates, -inf else."""
+    rough = (low.double() @ low_matrix.double().T + low_bias.double()).masked_fill(low_bias.isinf(), -torch.inf)
+    V = len(matrix)
+    rough = torch.nn.functional.pad(rough, (0, -V % 64), value=-torch.inf).view(len(x), -1, 64)
+    top, panel = rough.max(1)
+    ids = panel * 64 + torch.arange(64)
+    near = top >= torch.minimum(top.topk(2, -1).values[:, 1:], top.amax(-1, keepdim=True) - 40)
+    exact = torch.full((len(x), V), -torch.inf, dtype=torch.float64)
+    for row, (chosen, good) in enumerate(zip(ids, near & top.isfinite(), strict=True)):
+        columns = chosen[good]
+        exact[row, columns] = matrix[columns].double() @ x[row].double() + bias[columns].double()
+    return exact
 
 
 def agree(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor], x: Tensor, matrix: Tensor, bias: Tensor) -> None:

@@ -16,7 +16,7 @@ from invert_fast.ops.linear import pack
 
 from ..limits import limit
 from .inputs import backends, random
-from .scores import agree, check, sizes
+from .scores import agree, among, check, sizes
 
 _C = pytest.importorskip("invert_fast._C", reason="invert_fast._C is not built (it needs a C++ compiler)")
 pytestmark = pytest.mark.numeric
@@ -88,21 +88,6 @@ def test_ties_go_to_the_lower_id_and_spoilt_rows_to_themselves():
 
 
 # ---- by a sketch
-
-
-def among(x: Tensor, matrix: Tensor, bias: Tensor, low: Tensor, low_matrix: Tensor, low_bias: Tensor):
-    """The contract of csrc/best_two.h said plainly, in float64: scores of the candidates, -inf else."""
-    rough = (low.double() @ low_matrix.double().T + low_bias.double()).masked_fill(low_bias.isinf(), -torch.inf)
-    V = len(matrix)
-    rough = torch.nn.functional.pad(rough, (0, -V % 64), value=-torch.inf).view(len(x), -1, 64)
-    top, panel = rough.max(1)
-    ids = panel * 64 + torch.arange(64)
-    near = top >= torch.minimum(top.topk(2, -1).values[:, 1:], top.amax(-1, keepdim=True) - 40)
-    exact = torch.full((len(x), V), -torch.inf, dtype=torch.float64)
-    for row, (chosen, good) in enumerate(zip(ids, near & top.isfinite(), strict=True)):
-        columns = chosen[good]
-        exact[row, columns] = matrix[columns].double() @ x[row].double() + bias[columns].double()
-    return exact
 
 
 @given(st.data())

@@ -7,53 +7,31 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from invert_fast import ops
 from invert_fast.ops.gelu import Gelu
 
-from ..limits import ROUNDOFF, average, close
-from .inputs import backends
+from ..limits import average, close
+from .gelu import TERMS, check, formula, size
+from .inputs import backends, random
 
 _C = pytest.importorskip("invert_fast._C", reason="invert_fast._C is not built: no C++ compiler was found")
 pytestmark = pytest.mark.numeric
-TERMS = 12  # a polynomial of four steps, an exp, a sum, a quotient and a product
-
-
-def formula(x: Tensor) -> Tensor:
-    return x * torch.sigmoid(2 * math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))
-
-
-def slope_size(x: Tensor) -> Tensor:
-    """The scale of σ(y) + x y′ σ(y) (1 − σ(y)). σ is off by as much of itself as y is large; where it is near 0 or 1,
-    the product may come from 1 − σ or 1 − tanh², which have an error of one until nothing is left of them."""
-    rate = 2 * math.sqrt(2 / math.pi)
-    y, bend = rate * (x + 0.044715 * x**3), rate * (1 + 3 * 0.044715 * x.square())
-    product, rest = torch.sigmoid(y) * torch.sigmoid(-y), torch.sigmoid(-y.abs())
-    return 1 + x.abs() * bend * (product * (1 + y.abs()) + (rest / ROUNDOFF[torch.float32]).clamp_max(1))
 
 
 @pytest.mark.parametrize("backend", backends("gelu"))
 @pytest.mark.parametrize("spread", [1e-20, 1e-3, 1.0, 4.0, 100.0])
 @pytest.mark.parametrize("shape", [(), (0,), (1,), (7,), (33,), (5, 129), (2, 3, 1024)], ids=str)
 def test_value_and_gradient(shape, spread, backend):
-    generator = torch.Generator().manual_seed(len(shape))
-    x = (torch.randn(shape, generator=generator) * spread).requires_grad_()
-    weight = torch.randn(shape, generator=generator)
-    exact = x.detach().double().requires_grad_()
-    out, wanted = ops.gelu(x, backend=backend), formula(exact)
-    (grad,) = torch.autograd.grad((out * weight).sum(), x)
-    (wanted_grad,) = torch.autograd.grad((wanted * weight).sum(), exact)
-    assert (out.shape, grad.shape, out.dtype) == (x.shape, x.shape, torch.float32)
-    close(out, wanted, scale=exact.abs(), terms=TERMS)  # x/2 (1 + tanh) has an error of x wherever it is
-    close(grad, wanted_grad, scale=slope_size(exact) * weight.abs(), terms=2 * TERMS)
+    x, weight = random(*shape, seed=len(shape)) * spread, random(*shape, seed=9)
+    check(lambda x: ops.gelu(x, backend=backend), x, weight, by_tanh=backend == "fused")
 
 
 def test_exact_from_end_to_end_and_more_so_on_average():
     x = torch.linspace(-12, 12, 200_001)
     wanted, found = formula(x.double()), Gelu()(x)
-    close(found, wanted, scale=x.abs(), terms=TERMS)
+    close(found, wanted, scale=size(x), terms=TERMS)
     assert (found.double() - wanted).abs().mean() <= average(x.square(), 1)
 
 

@@ -12,8 +12,9 @@ from torch import Tensor
 from invert_fast import ops
 from invert_fast.ops import native
 
-from ..limits import average, close
+from ..limits import average
 from .inputs import backends, random
+from .products import check
 
 C = pytest.importorskip("invert_fast._C", reason="invert_fast._C is not built (it needs a C++ compiler)")
 pytestmark = pytest.mark.numeric
@@ -32,13 +33,6 @@ def multiply(x: Tensor, matrix: Tensor, bias: Tensor | None, threads: int = 1) -
     assert out[M:].eq(-7).all(), "the op wrote past its rows"
     assert out[:, N:].eq(-7).all(), "the op wrote past its columns"
     return out[:M, :N]
-
-
-def check(found: Tensor, x: Tensor, matrix: Tensor, bias: Tensor | None) -> None:
-    __tracebackhide__ = True
-    x, matrix = x.double(), matrix.double()
-    bias = torch.zeros(matrix.shape[1]) if bias is None else bias.double()
-    close(found, x @ matrix + bias, scale=x.abs() @ matrix.abs() + bias.abs(), terms=matrix.shape[0] + 1)
 
 
 @pytest.mark.parametrize("backend", backends("linear"))
