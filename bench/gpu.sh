@@ -109,7 +109,7 @@ export TRITON_CACHE_DIR=$PWD/$work/triton
 if [ $mode = rehearse ]; then
     export INVERT_FAST_REHEARSE=1 INVERT_FAST_CUDA=off
     stage build 300 "${build[@]}" || link_sources
-    stage test-gpu 200 "${tests[@]}" tests/test_cuda.py tests/test_captured.py \
+    stage test-gpu 200 "${tests[@]}" tests/ops/test_cuda.py tests/model/test_cuda_graph.py \
         -k "noticed or stops or stays or refused or default"
     stage captured 200 "${bench[@]}" bench/bench_cuda_graph.py -k "steps and 3-float32"
     stage kernels 200 "${bench[@]}" bench/bench_kernels.py -k "adam and cpp"
@@ -122,12 +122,13 @@ else
     fi
     stage build 120 "${build[@]}" || link_sources
     # Kernels compiled for this GPU: TRITON_INTERPRET=0 takes the tests out of Triton's interpreter.
-    stage test-gpu 120 env TRITON_INTERPRET=0 "${tests[@]}" tests/test_triton.py tests/test_cuda.py tests/test_captured.py
+    stage test-gpu 120 env TRITON_INTERPRET=0 "${tests[@]}" tests/ops/test_triton.py tests/ops/test_triton_attention.py \
+        tests/ops/test_cuda.py tests/model/test_cuda_graph.py
     stage captured 120 "${bench[@]}" bench/bench_cuda_graph.py -k steps
     stage kernels 70 "${bench[@]}" bench/bench_kernels.py
     stage modes 120 "${bench[@]}" bench/bench_cuda_graph.py -k modes
     stage speculative 90 "${bench[@]}" bench/bench_speculative.py -k "gpt2-small and texts or bundled and texts"
-    stage test-rest 60 "${tests[@]}" tests/test_ops.py tests/test_lanes.py -x
+    stage test-rest 60 "${tests[@]}" tests/ops tests/model/test_lanes.py -x
 fi
 [ $mode = dry ] && exit 0
 
