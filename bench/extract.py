@@ -103,7 +103,7 @@ def simulated(inverter: Inverter) -> list[dict]:
 
 
 def served(inverter: Inverter) -> list[dict]:
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "extract"))
     import llama_server  # pyright: ignore[reportMissingImports]
 
     names = TokenNames.of(inverter.decoder.tokenizer, inverter.decoder.vocab_size)
