@@ -19,6 +19,8 @@ import pytest
 import transformers
 from hypothesis import HealthCheck, settings
 
+from .crashes import pytest_configure as pytest_configure
+
 ROOT = Path(__file__).resolve().parents[1]
 
 transformers.logging.set_verbosity_error()
