@@ -1,8 +1,9 @@
-"""Imports run one way, so that a reader gets from the API to the kernels without going round in circles."""
+"""Imports run one way, room by room: a reader gets from the API to the kernels without going round in circles."""
 
 from __future__ import annotations
 
 import ast
+import itertools
 from pathlib import Path
 
 import pytest
@@ -10,66 +11,43 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "invert_fast"
 
-# What each part may import of ours. Everybody may import `types`, and modules of its own part.
-HELPERS = {"attempts", "cache", "calibrate", "ledger", "memory", "trace", "vocabulary"}
-CORE = {"lanes", "model", "ops"}
+# What each room imports of ours: no more, and no less. Everybody may import HELPERS, and modules of its own room.
+HELPERS = {"types", "lazy"}
 ALLOWED = {
     "types": set(),
+    "lazy": set(),
     "kernels": set(),
-    "recording": set(),
-    "native": {"_C"},
-    "fan_out": {"native", "recording"},
-    "draft_attention": {"fan_out", "native", "recording"},
-    "gelu": {"native", "recording"},
-    "product": {"native", "recording"},
-    "best_two": {"native", "product"},
-    "ops": {"draft_attention", "fan_out", "kernels", "native", "_cuda"},
-    "twin": {"gelu", "product"},
-    "prefix": set(),
-    "program": {"draft_attention", "fan_out", "prefix", "recording"},
-    "model": {"ops", "prefix", "program", "twin"},
-    "lanes": {"model", "ops", "prefix"},
-    "captured": {"lanes", "model", "ops", "prefix"},
-    "attempts": set(),
-    "vocabulary": CORE,
-    "cache": {"model"},
-    "memory": {"model"},
-    "trace": {"ops"},
-    "ledger": {"attempts", "calibrate", "lanes", "trace", "vocabulary"},
-    "calibrate": {"cache", "vocabulary", *CORE},
-    "lens": {"best_two", "draft_attention", "gelu", "product", *CORE, *HELPERS},
-    "strategies": {"captured", "lens", *CORE, *HELPERS},
-    "engine": {"strategies", "lens", *CORE, *HELPERS},
-    "logits": {"engine", "strategies", "lens", "files", *CORE, *HELPERS},
-    "inverter": {"engine", "strategies", "lens", "logits", *CORE, *HELPERS},
-    "files": set(),
-    "extract": {"inverter", "files", "logits"},
-    "lmi": {"inverter", "files"},
-    "report": {"inverter", "files"},
-    "demo": {"inverter", "report", "model", "files"},
-    "integrations": {"inverter", "files", "report", "strategies"},
-    "fit_command": {"inverter", "files", "lens", "report"},
-    "options": {"inverter"},
-    "invert_command": {"calibrate", "files", "inverter", "options", "strategies"},
-    "logits_command": {"logits", "extract", "lmi", "invert_command", "options", "inverter", "files", "report", "model"},
+    "baselines": set(),
+    "ops": {"kernels", "_C", "_cuda"},
+    "storage": set(),
+    "model": {"ops"},
+    "lens": {"model", "ops", "storage"},
+    "engine": {"model", "ops", "storage"},
+    "strategies": {"engine", "lens", "model", "ops"},
+    "logits": {"engine", "lens", "model", "storage"},
+    "inverter": {"strategies", "logits", "engine", "lens", "model"},
+    "extract": {"model", "storage"},
+    "lmi": {"storage"},
     "cli": {
-        *("__version__", "demo", "fit_command", "invert_command", "options"),
-        *("inverter", "files", "report", "strategies", "integrations", "logits_command"),
+        *("__init__", "inverter", "strategies", "logits", "engine", "lens", "model", "storage"),
+        *("extract", "lmi", "baselines"),
     },
     "__main__": {"cli"},
-    "__init__": {"inverter", "strategies", "types"},
+    "__init__": {"inverter", "strategies"},
 }
 OUTSIDE = {"bench", "tests", "tools", "setup"}
+FLAT_MOST, LINES_MOST = 5, 300
 
 MODULES = {
     **{path: path.relative_to(ROOT).with_suffix("").parts for path in sorted((ROOT / PACKAGE).rglob("*.py"))},
     **{path: (PACKAGE, "kernels", path.stem) for path in sorted((ROOT / "kernels").rglob("*.py"))},
 }
+every_module = pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(ROOT).as_posix())
 
 
-def imported(path: Path, parts: tuple[str, ...]) -> set[tuple[str, ...]]:
+def imported(path: Path) -> set[tuple[str, ...]]:
     """Absolute names of all that a module imports, wherever in it the import stands."""
-    package, found = parts[:-1], set()
+    package, found = MODULES[path][:-1], set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             found |= {tuple(alias.name.split(".")) for alias in node.names}
@@ -80,41 +58,33 @@ def imported(path: Path, parts: tuple[str, ...]) -> set[tuple[str, ...]]:
     return found
 
 
-def part(name: tuple[str, ...]) -> str:
-    """`invert_fast.strategies.base.Run` → `strategies`; the package itself → `__init__`; `logits.invert_command`, which
-    belongs to the command line → `logits_command`; `logits.extract` and `logits.lmi`, which use whole models, stand for
-    themselves."""
-    if name[1:2] == ("logits",) and len(name) > 2:
-        if name[2].endswith("command"):
-            return "logits_command"
-        if name[2] in ("extract", "lmi"):
-            return name[2]
-    return name[1] if len(name) > 1 else "__init__"
+def room(name: tuple[str, ...]) -> str:
+    """`invert_fast.engine.protocol.Run` → `engine`; what is a name of the package itself → `__init__`."""
+    there = {parts[1] for parts in MODULES.values()} | {"_C", "_cuda"}
+    return name[1] if len(name) > 1 and name[1] in there else "__init__"
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def edges(path: Path) -> set[str]:
+    """The other rooms that a module imports from."""
+    ours = {room(name) for name in imported(path) if name[0] == PACKAGE}
+    return ours - {room(MODULES[path])}
+
+
+@every_module
 def test_imports_run_one_way(path):
-    own = part(MODULES[path])
-    assert own in ALLOWED, f"{own} is new: say in ALLOWED what it may import"
-    ours = {part(name) for name in imported(path, MODULES[path]) if name[0] == PACKAGE}
-    assert ours - ALLOWED[own] - {"types", own} == set()
+    own = room(MODULES[path])
+    assert own in ALLOWED, f"{own} is new: say in ALLOWED what it imports"
+    assert edges(path) - ALLOWED[own] - HELPERS == set()
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_the_package_never_imports_what_is_not_installed_with_it(path):
-    roots = {name[0] for name in imported(path, MODULES[path])}
-    assert not roots & (OUTSIDE | {"kernels"})
-
-
-def test_only_the_adapter_and_the_sampler_know_hugging_face():
-    knowing = {
-        ".".join(MODULES[path][1:])
-        for path in MODULES
-        if any(name[0] == "transformers" for name in imported(path, MODULES[path]))
-    }
-    # the others: a type for a signature, the settings of `generate`, quiet logging on the command line, and an
-    # encoder-decoder to train; and the class of GPT-2's linear layers
-    assert knowing <= {"model", "twin", "product", "inverter", "lens.sampling", "cli", "logits.lmi.network"}
+def test_the_table_says_what_is():
+    """Every room in it exists, and every import in it is made."""
+    there = {room(parts) for parts in MODULES.values()}
+    assert set(ALLOWED) == there
+    used: dict[str, set[str]] = {name: set() for name in there}
+    for path, parts in MODULES.items():
+        used[room(parts)] |= edges(path) - HELPERS
+    assert {name: allowed - used[name] for name, allowed in ALLOWED.items() if allowed - used[name]} == {}
 
 
 def test_the_table_itself_runs_one_way():
@@ -125,6 +95,37 @@ def test_the_table_itself_runs_one_way():
         assert free, f"a circle among {sorted(rest)}"
         order += free
         rest = {name: uses for name, uses in rest.items() if name not in free}
-    assert order.index("kernels") < order.index("ops") < order.index("model") < order.index("lanes")
-    assert order.index("lanes") < order.index("lens") < order.index("strategies") < order.index("engine")
-    assert order.index("engine") < order.index("inverter") < order.index("cli")
+    floors = [["kernels"], ["ops"], ["model"], ["engine", "lens"], ["strategies", "logits"], ["inverter"], ["cli"]]
+    for below, above in itertools.pairwise(floors):
+        assert max(map(order.index, below)) < min(map(order.index, above)), f"{below} stands below {above}"
+
+
+@every_module
+def test_the_package_never_imports_what_is_not_installed_with_it(path):
+    roots = {name[0] for name in imported(path)}
+    assert not roots & (OUTSIDE | {"kernels"})
+
+
+def test_only_the_adapter_and_the_sampler_know_hugging_face():
+    knowing = {
+        ".".join(MODULES[path][1:]) for path in MODULES if any(name[0] == "transformers" for name in imported(path))
+    }
+    adapter = {"model.attention", "model.decoder", "model.load", "model.twin"}
+    # the settings of `generate`; a type for a signature; the class of GPT-2's linear layers; quiet logging; an
+    # encoder-decoder to train; and the published loops, which have nothing but Hugging Face's models
+    others = {"lens.sampling", "inverter", "ops.linear", "cli.main", "lmi.bodies", "lmi.network"}
+    loops = {f"baselines.{name}" for name in ("common", "continuous_loop", "sipit", "vma")}
+    assert knowing == adapter | others | loops
+
+
+def test_what_lies_flat_in_the_package_is_little():
+    flat = sorted(path.name for path in (ROOT / PACKAGE).glob("*.py"))
+    assert len(flat) <= FLAT_MOST, f"{', '.join(flat)}: what is new belongs in a room"
+
+
+def test_no_file_is_long():
+    folders = (PACKAGE, "kernels", "bench", "tools", "tests")
+    files = [ROOT / "setup.py", *(path for folder in folders for path in (ROOT / folder).rglob("*.py"))]
+    lines = {path.relative_to(ROOT).as_posix(): len(path.read_text(encoding="utf-8").splitlines()) for path in files}
+    long = {name: count for name, count in lines.items() if count >= LINES_MOST}
+    assert long == {}, "a file of so many lines has two ideas"
