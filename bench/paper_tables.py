@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from invert_fast import Inverter
 from invert_fast.cli.demo import sentences
-from invert_fast.storage import files
+from invert_fast.storage.prompts import read_prompts
 from invert_fast.types import InputError
 
 SHARED = Path(os.environ.get("INVERT_FAST_SHARED", Path(__file__).resolve().parents[2] / "shared"))
@@ -81,7 +81,7 @@ def _texts(
     for name, path in (("c4", prompts), ("wikipedia", wikipedia)):
         if path is None and name == "wikipedia":
             continue
-        lines = sentences() if path is None else files.read_prompts(path, None)
+        lines = sentences() if path is None else read_prompts(path, None)
         rows = [row[:tokens] for row in map(inverter.encode, lines) if len(row) >= tokens][:limit]
         if not rows:
             raise InputError(

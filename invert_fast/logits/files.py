@@ -17,8 +17,9 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from ..storage import files
-from ..storage.files import StatesFile
+from ..storage import states
+from ..storage.states import StatesFile
+from ..storage.tensors import write_tensors
 from ..types import InputError
 from .recorded import KINDS, Logits
 
@@ -57,14 +58,14 @@ class LogitsFile:
 
 def open_logits(path: Path) -> LogitsFile:
     """Look into a file of log-probs; InputError for whatever else it is."""
-    rows = files.open_states(path, "values")
+    rows = states.open_states(path, "values")
     if rows.tensor is None:
         return LogitsFile(rows, None, False, None)
     with safe_open(path, framework="pt") as file:
         meta, names = file.metadata() or {}, set(file.keys())
         shape = file.get_slice("ids").get_shape() if "ids" in names else None
         kind = meta.get("kind")
-        if rows.tensor == "hidden" or meta.get("format") == files.FORMAT:
+        if rows.tensor == "hidden" or meta.get("format") == states.FORMAT:
             raise InputError(f"{path} holds hidden states, expected log-probs or logits: use `invert-fast invert`")
         if kind is not None and kind not in KINDS:
             raise InputError(f"{path}: kind '{kind}' is unknown, expected one of {', '.join(KINDS)}")
@@ -97,4 +98,4 @@ def write_logits(
     elif metadata.get("entries", "").startswith("top"):
         streams["ids"] = (torch.int64, [total, entries])
     rows = ({"values": v, **({} if i is None else {"ids": i})} for v, i in parts)
-    files.write_tensors(path, fixed, streams, rows, {**metadata, "format": FORMAT})
+    write_tensors(path, fixed, streams, rows, {**metadata, "format": FORMAT})
