@@ -18,7 +18,7 @@ from invert_fast.types import InputError
 from ..families import exact, make, texts
 from .fits import SHORT, fitted
 
-pytestmark = pytest.mark.numeric
+pytestmark = [pytest.mark.numeric, pytest.mark.slow]
 
 
 def test_auto_takes_the_learned_lens_when_it_is_better(small_fits):

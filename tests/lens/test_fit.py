@@ -18,7 +18,7 @@ from invert_fast.types import InputError
 from ..families import build, exact, make, texts
 from .fits import SHORT, fitted
 
-pytestmark = pytest.mark.numeric
+pytestmark = [pytest.mark.numeric, pytest.mark.slow]
 
 
 def test_equal_fits_give_equal_lenses_and_other_seeds_others(small_fits):
