@@ -45,7 +45,7 @@ class Judge:
         step = torch.arange(ids.shape[1], device=ids.device)
         position = self.lanes.length[run.slots][:, None] + step
         noise, tolerance, slope = self.tolerances.at(position)
-        bound = slope * self.vocabulary.separation[ids]  # no other token comes nearer than this
+        bound = slope * self.vocabulary.separation_of(ids)  # no other token comes nearer than this
         alone = bound > residual + self.tolerances.reach(residual, noise)
         single = self.vocabulary.class_size[ids] == 1
         certified = (residual <= tolerance) & alone & single
@@ -108,7 +108,7 @@ class Judge:
         best, token = self.attempts.near[slots, 0], self.attempts.near_ids[slots, 0].clamp_min(0)
         noise, tolerance, slope = self.tolerances.at(self.lanes.length[slots])
         reach = self.tolerances.reach(best, noise)
-        return best, token, slope * self.vocabulary.separation[token], reach, (best + reach) / slope, tolerance
+        return best, token, slope * self.vocabulary.separation_of(token), reach, (best + reach) / slope, tolerance
 
     def _rivals_tried(self, slots: Tensor, token: Tensor, radius: Tensor, wanted: Tensor) -> Tensor:
         """`[b]` bool: no untried token is left within the radius (only looked up where wanted, for lanes that wait)."""

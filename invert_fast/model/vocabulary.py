@@ -37,6 +37,7 @@ class Vocabulary:
         self.usable = usable
         self.seen = decoder.seen_embedding()
         norms = self.seen.norm(dim=-1)
+        self._measured = torch.full_like(norms, float("nan"))  # separations, as far as they were asked for
         self.unit = norms.clamp_min(norms[self.allowed].median().clamp_min(1e-30))
 
     def equals(self, token: int) -> list[int]:
@@ -48,6 +49,15 @@ class Vocabulary:
     def separation(self) -> Tensor:
         """`[V]` distance of each row to the nearest different allowed row, in units of `unit`."""
         return self._nearest[0]
+
+    def separation_of(self, tokens: Tensor) -> Tensor:
+        """`separation[tokens]`. On a CPU only these rows are measured: a few texts have a few of all tokens."""
+        if tokens.device.type != "cpu" or "_nearest" in self.__dict__:
+            return self.separation[tokens]
+        new = tokens[self._measured[tokens].isnan()].unique()
+        if len(new):
+            self._measured[new] = self._nearest_of(new)[0]
+        return self._measured[tokens]
 
     def closest_pairs(self, count: int) -> tuple[Tensor, Tensor]:
         """The `count` allowed tokens with the nearest rival, and those rivals: the hardest pairs to tell apart."""
@@ -71,31 +81,41 @@ class Vocabulary:
 
     @cached_property
     def _nearest(self) -> tuple[Tensor, Tensor]:
-        """Distance to, and id of, the nearest different allowed row of every row, `[V]` each.
+        """Distance to, and id of, the nearest different allowed row of every row, `[V]` each."""
+        return self._nearest_of(torch.arange(self.size, device=self.allowed.device))
+
+    @cached_property
+    def _searched(self) -> tuple[Tensor, Tensor]:
+        """What neighbours are searched in: the rows `[V, d]`, and their squared lengths, ∞ where not allowed."""
+        search, width = self.seen, self.seen.shape[1]
+        if int(self.allowed.sum()) > _PROJECT_ABOVE and width > _PROJECTION_WIDTH:
+            generator = torch.Generator().manual_seed(0)
+            search = search @ torch.randn(width, _PROJECTION_WIDTH, generator=generator).to(search) / width**0.5
+        return search, search.square().sum(-1).masked_fill(~self.allowed, float("inf"))
+
+    def _nearest_of(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Distance to, and id of, the nearest different allowed row of each of `tokens [n]`, `[n]` each.
 
         Found by matrix products, in a random 64-dimensional projection for large vocabularies (near rows stay near in
         it); rows with a near neighbour are then compared with all others exactly.
         """
-        ids, search = self.allowed.nonzero().flatten(), self.seen
-        width = search.shape[1]
-        if len(ids) > _PROJECT_ABOVE and width > _PROJECTION_WIDTH:
-            generator = torch.Generator().manual_seed(0)
-            search = search @ torch.randn(width, _PROJECTION_WIDTH, generator=generator).to(search) / width**0.5
-        columns = search[ids]
-        norms = columns.square().sum(-1)
-        distance, rival = torch.empty(self.size, device=ids.device), torch.empty_like(self.representative)
-        for rows in torch.arange(self.size, device=ids.device).split(1024):
-            score = norms - 2 * search[rows] @ columns.T
-            score.masked_fill_(self.representative[rows][:, None] == ids, float("inf"))
-            found = ids[score.topk(min(4, len(ids)), largest=False).indices]
+        search, lengths = self._searched
+        distance, rival = torch.empty(len(tokens), device=tokens.device), torch.empty_like(tokens)
+        for part in torch.arange(len(tokens), device=tokens.device).split(1024):
+            rows = tokens[part]
+            score = lengths - 2 * search[rows] @ search.T
+            score.scatter_(1, self.representative[rows][:, None], float("inf"))
+            found = score.topk(min(4, self.size), largest=False).indices
             exact = (self.seen[found] - self.seen[rows][:, None]).norm(dim=-1) / self.unit[rows, None]
-            exact = exact.masked_fill(found == self.representative[rows][:, None], float("inf"))
-            distance[rows], at = exact.min(-1)
-            rival[rows] = found.gather(1, at[:, None])[:, 0]
-        for rows in (distance < _NEAR).nonzero().flatten().split(16):
+            other = self.allowed[found] & (found != self.representative[rows][:, None])
+            exact = exact.masked_fill(~other, float("inf"))
+            distance[part], at = exact.min(-1)
+            rival[part] = found.gather(1, at[:, None])[:, 0]
+        for part in (distance < _NEAR).nonzero().flatten().split(16):
+            rows = tokens[part]
             exact = self.distances(rows).masked_fill(~self.allowed, float("inf"))
             exact = exact.masked_fill(self.representative[rows][:, None] == self.representative, float("inf"))
-            distance[rows], rival[rows] = exact.min(-1)
+            distance[part], rival[part] = exact.min(-1)
         return distance, rival
 
 
