@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from ..strategies import registry
 from ..types import InputError, Status
-from .options import DTYPES, gib, inverter_of, model_options, positive, progress, shard
+from .options import DTYPES, gib, inverter_of, loading, model_options, positive, progress, shard
 
 if TYPE_CHECKING:
     from ..engine.protocol import Strategy
@@ -89,7 +89,8 @@ def check_output(args: argparse.Namespace) -> None:
 def _invert(args: argparse.Namespace) -> int:
     check_output(args)
     strategy_of(args)  # before any work
-    from ..storage.states import head, open_states, without_model
+    with loading():
+        from ..storage.states import head, open_states, without_model
 
     source = open_states(args.states)
     source.check_finite()

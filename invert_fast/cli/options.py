@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from typing import TYPE_CHECKING, TypeVar
 
@@ -49,11 +51,27 @@ def model_options(parser: argparse.ArgumentParser, layer: bool = True) -> None:
 
 def inverter_of(args: argparse.Namespace, layer: str | None) -> Inverter:
     """The inverter that `model_options` ask for."""
-    from ..inverter import Inverter
+    with loading():
+        from ..inverter import Inverter
 
-    return Inverter.from_pretrained(
-        args.model, -1 if layer is None else layer, args.device, args.dtype, insist=args.insist
-    )
+        return Inverter.from_pretrained(
+            args.model, -1 if layer is None else layer, args.device, args.dtype, insist=args.insist
+        )
+
+
+@contextmanager
+def loading() -> Iterator[None]:
+    """Do not look for garbage meanwhile: modules and a model are a million objects that stay, and looking through them
+    again and again takes a third of the time that they need."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()  # both together only say that they are old: nothing is looked at, nothing kept for ever
+        gc.unfreeze()
+        if was:
+            gc.enable()
 
 
 def number(text: str, wanted: str, good: Callable[[float], bool]) -> float:
