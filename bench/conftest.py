@@ -39,10 +39,16 @@ MODES = {
     "exact_match": "exact",
     "certified": "certified",
 }
+STARTUP = {
+    "seconds": "s",
+    "import_torch_seconds": "import torch, s",
+    "ratio_to_import_torch": "ratio",
+}
 _step_rows: list[list[str]] = []
 _mode_rows: list[list[str]] = []
 _forward_rows: list[list[str]] = []
 _kernel_rows: list[list[str]] = []
+_startup_rows: list[list[str]] = []
 
 
 @pytest.fixture
@@ -85,6 +91,16 @@ def mode_row():
     return add
 
 
+@pytest.fixture
+def startup_row():
+    """`startup_row(name, extra_info)` adds a line to the closing table of commands."""
+
+    def add(name: str, info: dict) -> None:
+        _startup_rows.append([name, *(str(info[key]) for key in STARTUP)])
+
+    return add
+
+
 @pytest.fixture(autouse=True)
 def kept_at_once(request):
     """INVERT_FAST_BENCH_ROWS names a file that gets each result as it is measured: a time limit costs only the rest."""
@@ -108,3 +124,6 @@ def pytest_terminal_summary(terminalreporter):
     if _kernel_rows:
         terminalreporter.section("against plain PyTorch and the ceilings of the machine")
         terminalreporter.write_line(table(["op: backend", *KERNELS.values()], _kernel_rows))
+    if _startup_rows:
+        terminalreporter.section("whole commands against the import of PyTorch")
+        terminalreporter.write_line(table(["invert-fast", *STARTUP.values()], _startup_rows))
