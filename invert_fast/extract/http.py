@@ -25,7 +25,6 @@ from .interface import (
 )
 from .names import TokenNames
 from .settings import DIALECTS, Endpoint
-from .settings import KEY_VARIABLE as KEY_VARIABLE
 
 _LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 # llama.cpp: log-probs after bias, of the whole vocabulary: no sampler but the temperature may touch them

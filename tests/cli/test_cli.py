@@ -127,7 +127,7 @@ def test_shards_make_the_whole(folder, tmp_path):
 def test_resume_after_kill(folder, tmp_path):
     """kill -9 in the middle, a half-written last line, then --resume: every text once, none lost."""
     out = tmp_path / "recovered.jsonl"
-    command = [sys.executable, "-m", "invert_fast.cli.main", "invert", "--model", "bundled",
+    command = [sys.executable, "-m", "invert_fast", "invert", "--model", "bundled",
                folder / "states.safetensors", "--output", out, "--strategy", "prior", "--batch-size", "1"]  # fmt: skip
     process = subprocess.Popen(list(map(str, command)), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     deadline = time.time() + 120
@@ -269,7 +269,7 @@ def test_bad_prompts(tmp_path, capsys):
 
 def test_texts_past_the_context_are_cut_and_said(tmp_path, folder):
     (tmp_path / "long.txt").write_text("word " * 1500 + "\n")
-    command = [sys.executable, "-m", "invert_fast.cli.main", "capture", "--model", "bundled", "--input",
+    command = [sys.executable, "-m", "invert_fast", "capture", "--model", "bundled", "--input",
                str(tmp_path / "long.txt"), "--output", str(tmp_path / "s.safetensors")]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, env=dict(os.environ), check=True)
     assert "1024 positions" in done.stderr

@@ -17,7 +17,7 @@ from ..families import VOCAB, make, texts
 
 def run(*args: str, cache: Path, **options) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, "-m", "invert_fast.cli.main", "fit", *args],
+        [sys.executable, "-m", "invert_fast", "fit", *args],
         capture_output=True,
         text=True,
         env={**os.environ, "INVERT_FAST_CACHE": str(cache)},
@@ -63,7 +63,7 @@ def test_the_command_fits_reports_and_writes(saved, tmp_path):
 
 def test_a_killed_fit_leaves_the_cache_whole_and_the_next_one_ends(saved, tmp_path):
     kept = tmp_path / "kept"
-    command = [sys.executable, "-m", "invert_fast.cli.main", "fit", "--model", str(saved), "--steps", "100000"]
+    command = [sys.executable, "-m", "invert_fast", "fit", "--model", str(saved), "--steps", "100000"]
     process = subprocess.Popen(
         command, env={**os.environ, "INVERT_FAST_CACHE": str(kept)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )

@@ -12,9 +12,8 @@ import sys
 from collections.abc import Iterator
 
 import pytest
-import torch
 
-from invert_fast import Inverter, __version__
+from invert_fast import __version__
 from invert_fast.cli.main import _parser
 from invert_fast.cli.options import loading
 
@@ -82,13 +81,3 @@ def test_loading_leaves_the_collector_as_it_was(on):
         assert gc.get_freeze_count() <= frozen
     finally:
         (gc.enable if was else gc.disable)()
-
-
-def test_separations_of_a_few_tokens_are_those_of_all():
-    vocabulary = Inverter.from_pretrained("bundled").vocabulary
-    few = torch.tensor([[5, 4000, 5], [17, 0, 2048]])
-    alone = vocabulary.separation_of(few)
-    assert "_nearest" not in vars(vocabulary), "all rows were measured for a few"
-    again = vocabulary.separation_of(few.flatten())
-    torch.testing.assert_close(alone, vocabulary.separation[few])
-    assert torch.equal(alone.flatten(), again)

@@ -30,7 +30,7 @@ from invert_fast.extract import (
     UnavailableError,
     extract,
 )
-from invert_fast.extract.http import KEY_VARIABLE
+from invert_fast.extract.settings import KEY_VARIABLE
 
 from . import llama_server
 from .truth import PROMPT

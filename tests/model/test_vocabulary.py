@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from invert_fast import Inverter
 from invert_fast.model.decoder import Decoder
 from invert_fast.model.vocabulary import Vocabulary
 
@@ -205,3 +206,13 @@ def test_rivals_of_tried_and_unusable_tokens_are_none_even_without_a_bound():
     tried = torch.tensor([[True, True, False, True, False, False], [True] * 6])
     rivals = found.rivals(torch.tensor([0, 0]), torch.full((2,), torch.inf), tried, 6)
     assert [[i for i in row if i >= 0] for row in rivals.tolist()] == [[2], []]
+
+
+def test_separations_of_a_few_tokens_are_those_of_all():
+    vocabulary = Inverter.from_pretrained("bundled").vocabulary
+    few = torch.tensor([[5, 4000, 5], [17, 0, 2048]])
+    alone = vocabulary.separation_of(few)
+    assert "_nearest" not in vars(vocabulary), "all rows were measured for a few"
+    again = vocabulary.separation_of(few.flatten())
+    torch.testing.assert_close(alone, vocabulary.separation[few])
+    assert torch.equal(alone.flatten(), again)
