@@ -37,8 +37,11 @@ class TimeLimit(Protocol):
 
 @pytest.fixture(autouse=True, scope="session")
 def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """What is calibrated and fitted is kept for this session only."""
-    folder = tmp_path_factory.mktemp("cache")
+    """What is calibrated and fitted is kept for this session only, and then for all workers: each entry is whole or not
+    there, and follows from its key alone."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared-cache"
+    folder.mkdir(exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("INVERT_FAST_CACHE", str(folder))
         yield folder

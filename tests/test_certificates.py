@@ -22,6 +22,7 @@ pytestmark = pytest.mark.numeric
 # ---- tokens that no candidate may be
 
 
+@pytest.mark.slow
 @given(st.sampled_from(["gpt2", "llama"]), st.lists(st.integers(0, 59), min_size=1, max_size=6))
 def test_ids_past_the_tokenizer_are_never_proposed(family, truth):
     """Rows that pad the embedding matrix: a state of one of them is reproduced by no real token."""

@@ -69,6 +69,7 @@ def test_near_duplicates_are_never_mistaken(family, relative, dtype):
     never_mistaken(family, relative, dtype, 2, 0)
 
 
+@pytest.mark.slow
 @given(
     st.sampled_from(["gpt2", "llama", "opt", "gemma"]),
     st.floats(-8, 0).map(lambda x: 10.0**x),

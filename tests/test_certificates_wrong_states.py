@@ -18,6 +18,7 @@ from .families import FAMILIES, build, exact, inverter, texts
 pytestmark = pytest.mark.numeric
 
 
+@pytest.mark.slow
 @given(
     st.sampled_from(FAMILIES),
     st.floats(-6, 0.5).map(lambda x: 10.0**x),
@@ -45,6 +46,7 @@ def test_noise_is_never_certified_wrong(family, sigma, dtype, seed):
                 assert CERTIFIED not in recovery.status
 
 
+@pytest.mark.slow
 @given(
     st.sampled_from(FAMILIES),
     st.sampled_from([-1, "block:0"]),

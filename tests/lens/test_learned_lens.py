@@ -40,6 +40,7 @@ def test_training_makes_it_better_on_texts_it_has_not_seen(small_fits):
     assert lens.accuracy > lens.linear_accuracy
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layer", ["embeddings", "block:0", "block:1"])
 def test_any_layer_has_a_lens_of_its_own(small_fits, layer):
     inv, _, lens = fitted("gpt2", layer)

@@ -16,7 +16,7 @@ from invert_fast.lens.linear_fit import fit_linear
 from ..families import Tokenizer, exact, inverter, make, texts
 from .lenses import captured, lens_of
 
-pytestmark = pytest.mark.numeric
+pytestmark = [pytest.mark.numeric, pytest.mark.slow, pytest.mark.usefixtures("small_fits")]
 
 
 def test_fitting_twice_gives_the_same_lens():

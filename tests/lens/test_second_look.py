@@ -42,6 +42,7 @@ def test_the_first_token_has_no_prior_and_sure_ones_need_none():
     assert list(zip(text.tolist(), position.tolist(), strict=True)) == [(0, 2), (1, 1)]
 
 
+@pytest.mark.slow
 def test_a_second_look_puts_wrong_drafts_right_on_real_text():
     inv = Inverter.from_pretrained("bundled", device="cpu")
     lens = choose_lens(inv.decoder, inv.vocabulary, "linear")
