@@ -1,7 +1,7 @@
 """What an API can be asked about the next token, what it answers, and how it fails.
 
 The four capabilities are forms of one question: argmax (`top=0`), top-k log-probs (`top=k`), logit bias (`bias`), the
-full vector (`top=vocab_size`). What an API really honours is measured (`probe.py`), never believed.
+full vector (`top=vocab_size`). What an API really honours is measured (`capabilities.py`), never believed.
 """
 
 from __future__ import annotations

@@ -101,7 +101,7 @@ def test_the_twin_computes_gpt2s_activation_in_one_fused_operation_and_leaves_ot
     fused, kept = Decoder(make("gpt2")), Decoder(make("llama"))
     assert {type(m).__name__ for m in fused.model.modules()} >= {"NewGELUActivation"}
     assert not {type(m).__name__ for m in fused.body.modules()} & {"NewGELUActivation"}
-    kinds = {type(m).__name__.removeprefix("Packed") for m in kept.body.modules()} - {"Identity"}  # see product.py
+    kinds = {type(m).__name__.removeprefix("Packed") for m in kept.body.modules()} - {"Identity"}  # see ops/linear.py
     assert kinds <= {type(m).__name__ for m in kept.model.modules()}
 
 
