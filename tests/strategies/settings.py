@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 from invert_fast import Chain, Exhaustive, PriorOrder, Speculative
+from invert_fast.strategies.registry import BUILT_IN, strategy_named
 
+SEARCHES = ("continuous", "sipit")  # hundreds of steps a position: they have tests of their own
+TUNED = {"exhaustive": Exhaustive(block=64)}
 STRATEGIES = {
-    "auto": "auto",
-    "exhaustive": Exhaustive(block=64),
-    "prior": PriorOrder(),
-    "speculative": Speculative(),
+    **{name: TUNED.get(name) or strategy_named(name) for name in BUILT_IN if name not in SEARCHES},
     "chain": Chain(Speculative(max_candidates=8), PriorOrder(max_candidates=64), Exhaustive()),
 }
 strategies = pytest.mark.parametrize("strategy", STRATEGIES)
