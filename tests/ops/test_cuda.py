@@ -20,8 +20,6 @@ from .residuals import check as check_residuals
 
 cuda = pytest.importorskip("invert_fast._cuda", reason="invert_fast._cuda is not built (INVERT_FAST_CUDA, nvcc)")
 
-pytestmark = pytest.mark.numeric
-
 SHARED_LIMIT = 48 << 10  # bytes a block gets on every target without asking for more
 
 

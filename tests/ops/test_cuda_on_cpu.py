@@ -27,7 +27,6 @@ from .residuals import check as check_residuals
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = Path(__file__).with_name("cuda_on_cpu")
-pytestmark = pytest.mark.numeric
 NO_RESERVE = 0x4000  # Linux: MAP_NORESERVE
 
 
