@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
-from invert_fast import Inverter
+from invert_fast import Inverter, Status
 from invert_fast.cli import demo
 
 from .recovered import check
