@@ -96,7 +96,7 @@ def test_rows_that_differ_by_less_than_the_states_can_show(family, layer, time_l
     inv = Inverter(model, layer=layer)
     truth = [0, 30, 3, 31, 8, 19]
     states = inv.capture([truth] * 3)
-    with time_limit(20):
+    with time_limit(5):
         found = inv.invert(states, drafted(truth, [i ^ 1 if i < 20 else i for i in truth], [0] * 6))
     for recovery in found:
         judge(inv, states[0], recovery, truth, sure=False)

@@ -17,6 +17,11 @@ from ..families import FAMILIES, VOCAB, exact, inverter, texts
 pytest.importorskip("invert_fast._C", reason="without the compiled library nothing is recorded")
 
 
+with_tiles = pytest.mark.skipif(
+    not draft_attention.available(), reason="drafts are recorded where there are tiles for the vectors in use"
+)
+
+
 @pytest.fixture
 def at_once(monkeypatch):
     """Recorded on the first call."""
@@ -72,7 +77,7 @@ def test_a_recorded_pass_equals_the_twin(family, length, at_once):
                     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.skipif(not draft_attention.available(), reason="drafts are recorded where AVX2 is the widest there is")
+@with_tiles
 @pytest.mark.parametrize("length", [0, 6])
 @pytest.mark.parametrize("family", [*FAMILIES, "gemma2"])
 def test_a_recorded_draft_equals_the_twin(family, length, at_once):
@@ -97,7 +102,7 @@ def test_a_recorded_draft_equals_the_twin(family, length, at_once):
                 torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.skipif(not draft_attention.available(), reason="drafts are recorded where AVX2 is the widest there is")
+@with_tiles
 def test_texts_are_recovered_exactly_by_recorded_drafts(at_once):
     truth, inv = texts(40, 17, 1, 33, 5, seed=5), inverter("qwen3")
     states = inv.capture(truth)
