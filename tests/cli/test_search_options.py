@@ -41,3 +41,11 @@ def test_options_of_the_continuous_search_are_refused_elsewhere(options, tmp_pat
     given = ["invert", "--model", "bundled", str(tmp_path / "none"), "--output", str(tmp_path / "out")]
     assert main([*given, *options]) == 2
     assert "add --strategy continuous" in capsys.readouterr().err
+
+
+def test_the_presets_that_are_offered_are_those_of_the_strategy():
+    """Two lists, since the first is read without PyTorch."""
+    from invert_fast.cli import invert
+    from invert_fast.strategies import continuous
+
+    assert tuple(continuous.PRESETS) == invert.PRESETS
