@@ -118,15 +118,17 @@ def _listed(client: Client, prompt: Prompt) -> tuple[Answer, float]:
     refused: ApiError | None = None
     for top in (client.api.vocab_size, *(t for t in _TOPS if t < client.api.vocab_size)):
         try:
-            first = client.ask(Query(prompt, top=top))
+            asked = [client.ask(Query(prompt, top=top))]
         except (RefusedError, MalformedError) as error:
             refused = error
             continue
+        asked += [client.ask(Query(prompt, top=top)) for _ in range(_REPEATS - 1)]
+        # A server that samples tells nothing where the token it drew ends the text: what another answer had counts.
+        first = max(asked, key=lambda answer: len(answer.ids))
         shown = first.log_probs > MISSING
         first = Answer(first.token, first.ids[shown], first.log_probs[shown], first.chosen_log_prob)
         spread = 0.0
-        for _ in range(_REPEATS - 1):
-            again = client.ask(Query(prompt, top=top))
+        for again in asked:
             _, a, b = np.intersect1d(first.ids, again.ids, return_indices=True)
             if len(a):
                 spread = max(spread, float(np.abs(first.log_probs[a] - again.log_probs[b]).max()))

@@ -10,13 +10,17 @@ from .work import Work
 
 _BIAS, _MOST_BIAS = 40.0, 400.0
 _BALANCED = 0.9  # a probability at most this leaves 1 − p with enough digits
+_ASKED_AGAIN = 8  # times at most, for a list that did not come
 _ROUND = 256  # queries between two updates of what is kept
 
 
 def one_call(work: Work) -> None:
     """Everything (or the top-k) in one call."""
     count = work.client.api.vocab_size if work.capabilities.full else work.capabilities.top
-    answer = work.client.ask(Query(work.prompt, top=count))
+    query = Query(work.prompt, top=count)
+    answer, more = work.client.ask(query), _ASKED_AGAIN
+    while not len(answer.ids) and more:  # a server that samples tells nothing where the token it drew ends the text
+        answer, more = work.client.ask(query), more - 1
     work.take_listed(answer.ids, answer.log_probs)
 
 

@@ -8,10 +8,12 @@ from safetensors.numpy import load_file
 
 from invert_fast import InputError
 from invert_fast.extract import (
+    Answer,
     ApiError,
     Client,
     Image,
     LocalApi,
+    Query,
     Restrictions,
     Settings,
     extract,
@@ -22,6 +24,32 @@ from invert_fast.extract.output import write
 from invert_fast.extract.simultaneous import share
 
 from .truth import EVERY_16TH, PROMPT, check, truth
+
+
+class Hiding:
+    """An API that samples, and tells no list where the token that it drew ends the text."""
+
+    def __init__(self, api: LocalApi, hidden: set[int]):
+        self.api, self.hidden, self.lists = api, hidden, 0
+        self.name, self.vocab_size, self.names, self.untellable = api.name, api.vocab_size, api.names, api.untellable
+
+    def ask(self, query: Query) -> Answer:
+        answer = self.api.ask(query)
+        self.lists += query.top > 0
+        hidden = query.top > 0 and self.lists - 1 in self.hidden
+        return Answer(answer.token) if hidden else answer
+
+
+@pytest.mark.parametrize("hidden", [{0}, {1}, {0, 1}, {2, 3}, {3}, {3, 4, 5}], ids=str)
+@pytest.mark.parametrize(
+    "rules", [Restrictions(temperature=1.0), Restrictions(top=5, temperature=1.0)], ids=["full", "top"]
+)
+def test_a_list_that_the_end_of_a_text_hides_is_asked_for_again(inverter, rules, hidden):
+    api = Hiding(LocalApi(inverter, rules), hidden)
+    found = extract(Client(api), PROMPT, Settings(tokens=tuple(range(64))), bar=False)
+    assert found.complete
+    assert found.stopped is None
+    assert check(found, truth(inverter), len(found.known)) <= found.bound <= 1e-4
 
 
 @pytest.mark.parametrize(
