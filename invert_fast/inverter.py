@@ -6,15 +6,17 @@ import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from .engine.calibrate import calibrate
 from .engine.engine import Engine
 from .engine.memory import plan
 from .engine.protocol import Strategy
-from .engine.tolerances import Tolerances, calibrate
+from .engine.tolerances import Tolerances
 from .lens.choose import forget
 from .lens.settings import Fit, FitReport
 from .logits.certify import certified_noise
@@ -27,7 +29,7 @@ from .model.decoder import Decoder
 from .model.load import load
 from .model.vocabulary import Vocabulary
 from .strategies.registry import strategy_named
-from .types import InputError, Recovery, States, dtype_named
+from .types import InputError, Recovery, States, coarsest, dtype_named
 
 
 class Inverter:
@@ -75,8 +77,7 @@ class Inverter:
         special: add the tokenizer's own special tokens (a BOS then has a row like any token);
         store_dtype: round the states to this precision. An empty text has `[0, D]` states.
         """
-        texts = [texts] if isinstance(texts, str) else texts
-        ids = [self.encode(text, max_tokens, special) for text in texts]
+        ids = [self.encode(text, max_tokens, special) for text in ([texts] if isinstance(texts, str) else texts)]
         return [self._states(hidden) for hidden in self.capture_ids(ids, dtype_named(store_dtype), batch_size)]
 
     def encode(self, text: str | Sequence[int], max_tokens: int | None = None, special: bool = False) -> list[int]:
@@ -123,7 +124,9 @@ class Inverter:
         """
         items = [states] if isinstance(states, (States, Tensor)) else list(states)
         batch = [s if isinstance(s, States) else States(s, self.decoder.layer.name) for s in items]
-        found = dict(self.invert_iter(enumerate(batch), strategy, lengths=[len(s) for s in batch], **options))
+        shown: dict[str, Any] = dict(zip(("states_dtype", "compute_dtype"), coarsest(batch), strict=True))
+        options = shown | {name: value for name, value in options.items() if value is not None}
+        found = dict(self.invert_iter(enumerate(batch), strategy, lengths=[*map(len, batch)], **options))
         return [found[i] for i in range(len(batch))]
 
     def invert_iter(
@@ -140,22 +143,21 @@ class Inverter:
     ) -> Iterator[tuple[int, Recovery]]:
         """`(index, states)` in, `(index, Recovery)` out as each text is finished; reads `states` as lanes come free.
 
-        All states share the precision of the first. lengths: tokens of each text, known beforehand, so that lanes can
-        be sized; batch_size: lanes at once (default: what fits in memory); max_memory: GiB to stay within;
-        states_dtype, compute_dtype: precisions of the capture, instead of what the states say; tolerances: instead of
-        calibrating. Raises InputError for states that cannot be of this model: width, layer, fingerprint, NaN or Inf,
-        more rows than the model has positions.
+        All states share the precision of the first, as they say and as its numbers show. lengths: tokens of each text,
+        known beforehand, so that lanes can be sized; batch_size: lanes at once (default: what fits in memory);
+        max_memory: GiB to stay within; states_dtype, compute_dtype: precisions of the capture, instead of what the
+        states say; tolerances: instead of calibrating. Raises InputError for states that cannot be of this model:
+        width, layer, fingerprint, NaN or Inf, more rows than the model has positions.
         """
         source = iter(states)
-        first = next(source, None)
-        if first is None or not len(lengths):
+        if (first := next(source, None)) is None or not len(lengths):
             return iter(())
         self.check_lengths(lengths)
         longest = max(1, *lengths)
         rows = self.checked(*first)
-        told = first[1] if isinstance(first[1], States) else States(first[1])
-        stored = states_dtype or told.dtype
-        tolerances = tolerances or self.calibrate(stored, compute_dtype or told.compute_dtype)
+        shown, computed = (first[1] if isinstance(first[1], States) else States(first[1])).precision()
+        stored = states_dtype or shown
+        tolerances = tolerances or self.calibrate(stored, compute_dtype or computed)
         work = plan(self.decoder, longest, max_memory, batch_size)
         engine = Engine(
             self.decoder,
@@ -219,7 +221,7 @@ class Inverter:
         solver = StateSolver(self.decoder)
         found = [solver.solve(record, index) for index, record in enumerate(records)]
         longest = max(records, key=len, default=None)
-        if longest is None or not len(longest):  # nothing that needs a certificate
+        if longest is None or not len(longest):
             return found, self.calibrate()
         return found, certified_noise(solver, self.decoder, self.vocabulary, longest, found)
 

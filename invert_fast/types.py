@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     import numpy as np
     import torch
     from torch import Tensor
@@ -57,7 +59,8 @@ class States:
     hidden: `[T, D]`, any float dtype; row t is the state of token t given tokens 0…t.
     layer: where they were taken: a Hugging Face `hidden_states` index, `block:k`, `final_norm` or `embeddings`.
     dtype: the precision they were stored in when captured (`float32` | `float16` | `bfloat16`).
-    compute_dtype: the precision of the forward pass that made them; taken to be `dtype` where nobody says.
+    compute_dtype: the precision of the forward pass that made them, or `int8`: with weights rounded to that; taken to
+    be `dtype` where nobody says.
     model: fingerprint of the model they came from, or None when unknown.
     """
 
@@ -89,17 +92,52 @@ class States:
     def __len__(self) -> int:
         return self.hidden.shape[0]
 
+    def precision(self) -> tuple[str, str]:
+        """`dtype` and `compute_dtype`, unless the numbers say otherwise: fp32 values that all are bf16 (or fp16) ones
+        were stored in that, whatever holds them now, and were computed in it where nobody said anything else."""
+        import torch
+
+        rows = self.hidden.detach()
+        if self.dtype in ("float32", "float64") and rows.numel() and bool(rows.any()):
+            for name, dtype in (("bfloat16", torch.bfloat16), ("float16", torch.float16)):
+                if torch.equal(rows.to(dtype).to(rows.dtype), rows):
+                    return name, name if self.compute_dtype == self.dtype else self.compute_dtype
+        return self.dtype, self.compute_dtype
+
+
+def coarsest(states: Iterable[States]) -> tuple[str, str]:
+    """The precision, stored and computed, of the coarsest of some states."""
+    finest = ("float64", "float32", "int8", "float16", "bfloat16")
+    order = {name: place for place, name in enumerate(finest)}
+    pairs = [s.precision() for s in states]
+    unknown = len(order)  # is refused by its name further on
+    return max(
+        pairs,
+        key=lambda pair: (order.get(pair[1], unknown), order.get(pair[0], unknown)),
+        default=("float32", "float32"),
+    )
+
+
+PARTS = ("draft", "repair", "rivals", "exhaustive")
+
 
 @dataclass(frozen=True)
 class Cost:
     """What a recovery cost. The unit that compares across machines is tokens through the forward pass.
 
     forward_tokens, backward_tokens: tokens computed, padding included; seconds: this text's share of the wall time.
+    Of the forward tokens, draft: verified what was drafted; repair: searched for what was drafted wrong (whatever a
+    strategy tries that does not draft); rivals: tried tokens that might have fitted as well as one that did;
+    exhaustive: tried the rest of the vocabulary.
     """
 
     forward_tokens: int = 0
     backward_tokens: int = 0
     seconds: float = 0.0
+    draft: int = 0
+    repair: int = 0
+    rivals: int = 0
+    exhaustive: int = 0
 
 
 @dataclass(frozen=True)
@@ -111,7 +149,10 @@ class Recovery:
     one that was tried, or else the calibrated lower bound for any other token; status: `Status` values; rank: how many
     candidates were tried before the committed one; steps: optimisation steps; alternatives: position → the other ids
     that fit as well; text: decoded tokens, None without a tokenizer; precision: how states were verified; loss_ceiling:
-    the discrete loss that a right token stays below by the calibrated tolerance (`trace.first_failure` asks for it).
+    the discrete loss that a right token stays below by the calibrated tolerance (`trace.first_failure` asks for it);
+    error_bound: how likely the noise of the states makes the token another's, at most, given all before it: 1e-9 or
+    less where it is certified, 1 where it is not (docs/certificates.md says what this rests on). Where states are
+    coarse (bf16, fp16), margin is measured in the metric of their noise.
     """
 
     token_ids: np.ndarray
@@ -127,6 +168,7 @@ class Recovery:
     precision: str = "float32"
     trace: dict | None = None
     loss_ceiling: np.ndarray | None = None
+    error_bound: np.ndarray | None = None
 
     @property
     def certified(self) -> bool:

@@ -116,7 +116,12 @@ class Tokenizer:
         return self.size
 
     def __call__(self, text: str, add_special_tokens: bool = False, verbose: bool = False) -> dict[str, list[int]]:
-        return {"input_ids": [1] * add_special_tokens + [int(word.strip("<>")) for word in text.split()]}
+        ids = [self._id(word) for word in text.split()]
+        return {"input_ids": [1] * add_special_tokens + ids}
+
+    def _id(self, word: str) -> int:
+        number = word.strip("<>")
+        return int(number) if number.isascii() and number.isdigit() else sum(word.encode()) % self.size
 
     def decode(self, ids: Sequence[int], **_) -> str:
         return " ".join(f"<{i}>" for i in ids)

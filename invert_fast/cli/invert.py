@@ -103,7 +103,9 @@ def _invert(args: argparse.Namespace) -> int:
     inverter.check_lengths(lengths)
     done = done_before(args.output, lengths)
     start = time.perf_counter()
-    stored, computed = args.states_dtype or told.dtype, args.compute_dtype or told.compute_dtype
+    some = next((source.states(i, inverter.decoder.layer.name) for i, rows in enumerate(lengths) if rows), told)
+    stored, computed = some.precision()
+    stored, computed = args.states_dtype or stored, args.compute_dtype or computed
     tolerances = inverter.calibrate(stored, computed)
     log.info("%s states, %s", stored, tolerances.describe())
     return recover(args, inverter, source, tolerances, done, start)

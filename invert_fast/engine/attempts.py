@@ -15,7 +15,7 @@ class Attempts:
     near, near_ids, near_rank `[S, KEPT]`: the nearest candidates so far by residual, best first (+inf and −1 where
     fewer), and how many had been tried before each;
     near_state `[S, D]`: the state that the nearest one gives;
-    steps `[S]`: optimisation steps taken;
+    steps `[S]`: optimisation steps taken; rivals `[S]`: candidates tried for being rivals of one that fitted;
     rivals_due `[S]` bool: the best fits, and tokens that may fit as well have to be tried before it is believed;
     failed `[S]` bool: an earlier position of this text was not found.
     """
@@ -23,7 +23,7 @@ class Attempts:
     def __init__(self, slots: int, vocab_size: int, width: int, device: torch.device):
         self.tried = torch.zeros(slots, vocab_size, dtype=torch.bool, device=device)
         self.tries = torch.zeros(slots, dtype=torch.long, device=device)
-        self.steps = torch.zeros_like(self.tries)
+        self.steps, self.rivals = torch.zeros_like(self.tries), torch.zeros_like(self.tries)
         self.near = torch.full((slots, KEPT), float("inf"), device=device)
         self.near_ids = torch.full((slots, KEPT), -1, dtype=torch.long, device=device)
         self.near_rank = torch.zeros_like(self.near_ids)
@@ -37,7 +37,7 @@ class Attempts:
         if not len(used):  # most lanes move on untried, and with nothing to forget
             return
         self.tried[used] = False
-        self.tries[used], self.steps[used] = 0, 0
+        self.tries[used], self.steps[used], self.rivals[used] = 0, 0, 0
         self.near[used], self.near_ids[used] = float("inf"), -1
         self.rivals_due[used] = False
 

@@ -18,6 +18,7 @@ from ..types import Recovery, Status
 from .attempts import Attempts
 from .ledger import Ledger
 from .protocol import Behind, Block, Context, Observer, Run, Strategy, Working, served
+from .rivals import try_rivals
 from .tolerances import Tolerances
 from .verdict import Judge, RunVerdict
 
@@ -55,6 +56,7 @@ class _Stream:
         self.lanes = Lanes(decoder, engine.slots, engine.max_len)
         self.attempts = Attempts(engine.slots, vocabulary.size, decoder.width, decoder.device)
         self.ledger = Ledger(self.lanes, self.attempts, vocabulary, tolerances)
+        self.tolerances = tolerances
         self.judge = Judge(self.lanes, self.attempts, vocabulary, tolerances)
         context = Context(
             *(decoder, vocabulary, tolerances, self.lanes, self.attempts, self.ledger.traces, engine.states_dtype)
@@ -87,12 +89,14 @@ class _Stream:
         started = idle[: len(items)]
         self.lanes.load(started, [index for index, _ in items], [rows for _, rows in items])
         self.ledger.clear(started)
+        self.lanes.part = "draft"
         with self.ledger.timed(started):
             self.proposer.begin(started)
 
     @torch.no_grad()
     def _step(self, active: Tensor) -> None:
         """One round: every active lane gets one unit of work, or its position is settled with what is known."""
+        self.lanes.part = "repair"  # what a strategy computes while it thinks
         due = self.attempts.rivals_due[active]
         asking = active[~due]
         items = self.proposer.propose(asking) if len(asking) else []
@@ -114,33 +118,45 @@ class _Stream:
             slots, ids = item.slots[start : start + rows], item.ids[start : start + rows, :columns]
             try:
                 if isinstance(item, Run):
+                    self.lanes.part = "draft"
                     self._verify_run(Run(slots, ids, item.counts[start : start + rows].clamp_max(columns)))
                 else:
+                    self.lanes.part = item.part
                     self._verify_block(Block(slots, ids))
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-                if not _out_of_memory(error) or ids.numel() <= 2:
-                    raise
-                self.tokens_per_call = max(2, ids.numel() // 2)
-                log.warning(
-                    "out of memory: going on with %d tokens a call (--max-memory sets less from the start)",
-                    self.tokens_per_call,
-                )
+                self._with_less(error, ids.numel())
                 continue
             start += rows
+
+    def _with_less(self, error: BaseException, tokens: int) -> None:
+        """After a call of so many tokens ran out of memory: half as many from now on. Raises whatever else it was."""
+        if not _out_of_memory(error) or tokens <= 2:
+            raise error
+        self.tokens_per_call = max(2, tokens // 2)
+        log.warning(
+            "out of memory: going on with %d tokens a call (--max-memory sets less from the start)",
+            self.tokens_per_call,
+        )
 
     def _verify_run(self, run: Run) -> None:
         """One causal pass: everything before the first mismatch is certified by it."""
         slots, ids = run.slots, run.ids
         b, K = ids.shape
         hidden, target = self.lanes.draft(slots, ids), self.lanes.rows(slots, K)
-        residual = _comparable(ops.residuals(hidden.flatten(0, 1)[:, None], target.flatten(0, 1)).view(b, K))
         position = self.lanes.length[slots][:, None] + torch.arange(K, device=ids.device)
+        plain, residual = self.tolerances.row_residuals(hidden, target, position)
         found = self.judge.run(run, residual)
         counts, rows = found.counts, torch.arange(b, device=ids.device)
-        self.ledger.write(slots, counts, residual, found.margin, found.status)
-        self.lanes.commit(slots, ids, counts, rows)
+        self.ledger.write(slots, counts, plain, found.margin, found.status, found.error)
+        step = torch.arange(K, device=ids.device)
+        is_open = found.open & (step < counts[:, None])
+        waiting = is_open.any(-1)
+        self.lanes.commit(slots, ids, counts, rows, keep=waiting)
         self.attempts.reset(slots[counts > 0])
-        stopped = counts < run.counts
+        if bool(waiting.any()):
+            lost = self._settle_open(run, position, residual, hidden, is_open)
+            waiting = torch.zeros_like(waiting).index_fill_(0, lost, True)  # these have been told of already
+        stopped = (counts < run.counts) & ~waiting
         if bool(stopped.any()):
             at = counts[stopped][:, None]
             self._note(
@@ -152,11 +168,48 @@ class _Stream:
             if isinstance(self.proposer, Observer):
                 self.proposer.observe(_behind(run, found, stopped, position, hidden))
 
+    def _settle_open(self, run: Run, position: Tensor, residual: Tensor, hidden: Tensor, is_open: Tensor) -> Tensor:
+        """Try the rivals of what a run found and committed; where they are not out of the question, take the lane back
+        to there. Returns the rows of the run that were."""
+        row, column = is_open.nonzero(as_tuple=True)
+        slots, at, own = run.slots[row], position[row, column], residual[row, column]
+        self.lanes.part = "rivals"
+        while True:
+            try:
+                tried = try_rivals(self.judge, slots, at, own, self.tokens_per_call)
+                break
+            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+                self._with_less(error, self.tokens_per_call)
+        self.ledger.confirm(slots, at, *self.judge.confirmed(at, own, tried.second, tried.unclear))
+        if bool(tried.unclear.any()):
+            near = tried.within(self.tolerances.at(at).reach(own, self.judge.z))
+            for index in tried.unclear.nonzero().flatten().tolist():
+                self.ledger.alternatives[int(slots[index]), int(at[index])] = near[index]
+        lost = tried.lost.nonzero().flatten()
+        first = torch.full_like(run.slots, run.ids.shape[1]).scatter_reduce_(0, row[lost], column[lost], "amin")
+        back = (first < run.ids.shape[1]).nonzero().flatten()
+        if len(back):
+            slots = run.slots[back]
+            self.lanes.take_back(slots, position[back, first[back]])
+            which = torch.stack([((row == r) & (column == first[r])).nonzero()[0, 0] for r in back])
+            self._note(
+                slots,
+                run.ids[back, first[back]][:, None],
+                residual[back, first[back]][:, None],
+                hidden[back, first[back]][:, None],
+            )
+            rivals = tried.ids[which]
+            if rivals.shape[1]:
+                self._verify_block(Block(slots, rivals, part="rivals"))
+        return back
+
     def _verify_block(self, block: Block) -> None:
         """One fan-out over alternatives for the next token of each lane; lanes whose answer is clear move on."""
         slots, ids = block.slots, block.ids
         hidden = self.lanes.fan_out(slots, self.decoder.embed(ids.clamp_min(0)))
-        residual = _comparable(ops.residuals(hidden, self.lanes.target(slots)))
+        _, residual = self.tolerances.residuals(hidden, self.lanes.target(slots), self.lanes.length[slots][:, None])
+        if block.part == "rivals":
+            self.attempts.rivals[slots] += (ids >= 0).sum(-1)
         self._note(slots, ids, residual, hidden)
         ready = self.judge.settled(slots)
         if bool(ready.any()):
@@ -171,10 +224,13 @@ class _Stream:
 
     def _commit_best(self, slots: Tensor, rows: Tensor, chosen: Tensor) -> None:
         """Move lanes on with the best token of their position. chosen: its column in the last call, −1 if not there."""
-        status, margin = self.judge.of_best(slots)
+        status, margin, error = (column[:, None] for column in self.judge.of_best(slots))
         near, token = self.attempts.near[slots, :1], self.attempts.near_ids[slots, :1].clamp_min(0)
         one = torch.ones_like(slots)
-        self.ledger.write(slots, one, near, margin[:, None], status[:, None], self.attempts.near_rank[slots, :1])
+        plain = ops.residuals(self.attempts.near_state[slots][:, None], self.lanes.target(slots))
+        plain = torch.where(near.isinf(), near, plain)  # nothing tried, or nothing that can be compared
+        self.ledger.write(slots, one, plain, margin, status, error, self.attempts.near_rank[slots, :1])
+        status = status[:, 0]
         unclear = slots[status == Status.AMBIGUOUS]
         if len(unclear):
             self.ledger.write_alternatives(unclear, self.judge.reach(unclear))
@@ -196,11 +252,6 @@ def _behind(run: Run, found: RunVerdict, stopped: Tensor, position: Tensor, hidd
     at, column = after.nonzero(as_tuple=True)
     near = found.near[at, column]
     return Behind(run.slots[at], position[at, column], run.ids[at, column], (at, column), hidden, near)
-
-
-def _comparable(residual: Tensor) -> Tensor:
-    """NaN and overflow (states of absurd size) count as infinitely far."""
-    return residual.nan_to_num(nan=float("inf"), posinf=float("inf"))
 
 
 def _out_of_memory(error: BaseException) -> bool:

@@ -19,13 +19,15 @@ from .trace import Traces
 
 
 class Ledger:
-    """Arrays `[S, M]` beside the lanes' ids: residual, margin, status, rank, steps, runners-up; seconds `[S]`."""
+    """Arrays `[S, M]` beside the lanes' ids: residual, margin, status, error, rank, steps, runners-up; seconds
+    `[S]`."""
 
     def __init__(self, lanes: Lanes, attempts: Attempts, vocabulary: Vocabulary, tolerances: Tolerances):
         shape, device = (lanes.slots, lanes.max_len), lanes.targets.device
         self.lanes, self.attempts, self.vocabulary, self.tolerances = lanes, attempts, vocabulary, tolerances
         self.residual, self.margin = torch.zeros(shape, device=device), torch.zeros(shape, device=device)
         self.status = torch.zeros(shape, dtype=torch.long, device=device)
+        self.error = torch.ones(shape, dtype=torch.float64, device=device)
         self.rank = torch.zeros(shape, dtype=torch.long, device=device)
         self.steps = torch.zeros_like(self.rank)
         self.seconds = torch.zeros(lanes.slots, device=device)
@@ -51,6 +53,7 @@ class Ledger:
         residual: Tensor,
         margin: Tensor,
         status: Tensor,
+        error: Tensor,
         rank: Tensor | None = None,
     ) -> None:
         """Record the first `counts [b]` of the next positions of each lane: `[b, K]` tables. Call before the commit."""
@@ -58,10 +61,16 @@ class Ledger:
         self.residual[to] = residual[of].nan_to_num()  # nothing tried: the largest number there is
         self.margin[to] = margin[of].nan_to_num()
         self.status[to] = status[of]
+        self.error[to] = error[of].masked_fill(status[of] != Status.CERTIFIED, 1.0)
         self.rank[to] = 0 if rank is None else rank[of]
         self.steps[to] = 0
         some = counts > 0
         self.steps[slots[some], self.lanes.length[slots[some]]] = self.attempts.steps[slots[some]]
+
+    def confirm(self, slots: Tensor, positions: Tensor, status: Tensor, margin: Tensor, error: Tensor) -> None:
+        """The rivals of these committed positions were tried."""
+        self.status[slots, positions], self.margin[slots, positions] = status, margin
+        self.error[slots, positions] = error.masked_fill(status != Status.CERTIFIED, 1.0)
 
     def write_alternatives(self, slots: Tensor, within: Tensor) -> None:
         """Remember for these lanes' next position the tried ids whose residual is at most `within [b]`."""
@@ -83,7 +92,7 @@ class Ledger:
         residual, status = self.residual[lane, position], self.status[lane, position]
         norm = torch.linalg.vector_norm(lanes.targets[lane, position], dim=-1, dtype=torch.float64)
         power = norm.square() / lanes.targets.shape[-1]
-        _, tolerance, _ = self.tolerances.at(position)
+        tolerance = self.tolerances.plain_tolerance(position)
         tables = (
             lanes.ids[lane, position],
             residual,
@@ -93,24 +102,22 @@ class Ledger:
             self.rank[lane, position],
             self.steps[lane, position],
             tolerance.double().square() * power,
+            self.error[lane, position],
         )
         ends = lengths.cumsum(0)[:-1].cpu().numpy()
         columns = [np.split(table.cpu().numpy(), ends) for table in tables]  # one row a text, no copy
         unclear = ((self.status[slots] == Status.AMBIGUOUS)[:, : there.shape[1]] & there).any(-1).tolist()
-        cost = zip(
-            lanes.forward_tokens[slots].tolist(),
-            lanes.backward_tokens[slots].tolist(),
-            self.seconds[slots].tolist(),
-            strict=True,
-        )
+        columns_of_cost = lanes.forward_tokens, lanes.backward_tokens, self.seconds, *lanes.parts.unbind(1)
+        cost = zip(*(column[slots].tolist() for column in columns_of_cost), strict=True)
         found, precision = [], _precision(lanes)
         for slot, text, rows, spent, several in zip(
             slots.tolist(), lanes.text[slots].tolist(), zip(*columns, strict=True), cost, unclear, strict=True
         ):
-            ids, _, loss, _, status, *_, ceiling = rows
+            ids, _, loss, _, status, *_, ceiling, error = rows
             recovery = Recovery(
-                *rows[:-1],
+                *rows[:-2],
                 loss_ceiling=ceiling,
+                error_bound=error,
                 text=lanes.decoder.decode(ids.tolist()),
                 alternatives=self._alternatives(slot, ids, status) if several else {},
                 cost=Cost(*spent),
@@ -127,7 +134,8 @@ class Ledger:
             token = int(ids[position])
             seen = self.alternatives.pop((slot, position), [])
             same = [i for t in {token, *seen} for i in self.vocabulary.equals(t)]
-            others[position] = sorted({*same} - {token})
+            # more than are ever tried may fit as well: name the next of them
+            others[position] = sorted({*same} - {token}) or self.vocabulary.next_rivals(token)
         return others
 
 

@@ -51,10 +51,12 @@ class Run:
 
 @dataclass
 class Block:
-    """Alternatives for the next token: slots `[b]`, ids `[b, C]` best first, −1 for none."""
+    """Alternatives for the next token: slots `[b]`, ids `[b, C]` best first, −1 for none; part: of the cost, see
+    `Cost`."""
 
     slots: Tensor
     ids: Tensor
+    part: str = "repair"
 
 
 @dataclass

@@ -12,25 +12,30 @@ import torch
 from torch import Tensor
 
 from ..model.lanes import Lanes
-from ..model.vocabulary import Vocabulary
+from ..model.vocabulary import RIVALS_MOST, Vocabulary
 from ..types import Status
 from .attempts import Attempts
 from .protocol import Block, Run
-from .tolerances import Tolerances
+from .tolerances import At, Tolerances, deviations
 
-_RIVALS_AT_ONCE = 32
+_RIVALS_AT_ONCE = (4, 32)  # nearest first: the first few mostly settle it
+_RIVALS_IN_ALL = 2 * RIVALS_MOST  # of a position, whichever tokens led in turn
+_SEEN = 17  # nearest tokens tried at a position that tell how far others are, the best among them
 _PLAUSIBLE_RESIDUAL, _PLAUSIBLE_RATIO = 0.5, 1.5
 
 
 @dataclass(frozen=True)
 class RunVerdict:
-    """Of every token of a run, `[b, K]`: its status, the margin to any other token, and whether its state came nearer
-    to its target than another's could (`near`); counts `[b]`: how many from the first on hold."""
+    """Of every token of a run, `[b, K]`: its status, the margin to any other token, whether its state came nearer to
+    its target than another's could (`near`), how likely noise made it another's (`error`), and whether that is yet to
+    be seen, from its rivals (`open`); counts `[b]`: how many from the first on hold."""
 
     status: Tensor
     margin: Tensor
     near: Tensor
     counts: Tensor
+    error: Tensor
+    open: Tensor
 
 
 class Judge:
@@ -38,19 +43,26 @@ class Judge:
 
     def __init__(self, lanes: Lanes, attempts: Attempts, vocabulary: Vocabulary, tolerances: Tolerances):
         self.lanes, self.attempts, self.vocabulary, self.tolerances = lanes, attempts, vocabulary, tolerances
+        self.candidates = int(vocabulary.allowed.sum())
+        self.z = deviations(self.candidates)
 
     def run(self, run: Run, residual: Tensor) -> RunVerdict:
-        """Causality: what holds up to the first mismatch is certified by one pass. residual `[b, K]`."""
+        """Causality: what holds up to the first mismatch is certified by one pass. residual `[b, K]`, in the metric of
+        the noise."""
         ids = run.ids
         step = torch.arange(ids.shape[1], device=ids.device)
         position = self.lanes.length[run.slots][:, None] + step
-        noise, tolerance, slope = self.tolerances.at(position)
-        bound = slope * self.vocabulary.separation_of(ids)  # no other token comes nearer than this
-        alone = bound > residual + self.tolerances.reach(residual, noise)
+        at = self.tolerances.at(position)
+        tolerance = at.tolerance
+        separation = self.vocabulary.separation_of(ids)
+        bound = at.bound(separation, residual)  # no other token comes nearer than this
+        alone = bound > at.required(residual, self.z)
         single = self.vocabulary.class_size[ids] == 1
-        certified = (residual <= tolerance) & alone & single
-        ambiguous = (residual <= tolerance) & alone & ~single
-        nearest = (residual > tolerance) & (residual < bound / 2)  # nearer than half-way to anything else
+        fits = residual <= tolerance
+        open_ones = fits & ~alone & single
+        certified = fits & (alone | open_ones) & single
+        ambiguous = fits & alone & ~single
+        nearest = ~fits & (residual < at.bound(separation, at.typical) / 2)  # nearer than half-way to anything else
         failed = self.attempts.failed[run.slots][:, None]
         status = torch.where(nearest, int(Status.BEST_MATCH), int(Status.AFTER_FAILURE))
         status = torch.where(ambiguous, int(Status.AMBIGUOUS), status)
@@ -58,30 +70,36 @@ class Judge:
         status = status.masked_fill(failed, int(Status.AFTER_FAILURE))
         good = (certified | ambiguous | nearest | failed) & (step < run.counts[:, None])
         counts = good.int().cumprod(-1).sum(-1)
-        return RunVerdict(status, (bound - residual).clamp_min(0), residual < bound, counts)
+        error = at.error(residual, bound, torch.full_like(residual, torch.inf), self.candidates)
+        return RunVerdict(status, (bound - residual).clamp_min(0), residual < bound, counts, error, open_ones & ~failed)
 
     def settled(self, slots: Tensor) -> Tensor:
         """`[b]` bool: the answer at these lanes' positions is clear from what was tried there."""
-        best, token, bound, reach, radius, tolerance = self._standing(slots)
-        alone = bound > best + reach
-        alone |= self._rivals_tried(slots, token, radius, ~alone)
-        fits = best <= tolerance
-        return (fits & alone) | (~fits & (best < bound / 2)) | self.attempts.failed[slots]
+        best, token, bound, at = self._standing(slots)
+        alone = bound > at.required(best, self.z)
+        tried, given_up = self._rivals_tried(slots, token, best, at, ~alone)
+        fits = best <= at.tolerance
+        nearest = ~fits & (best < self._half_way(token, at))
+        return (fits & (alone | tried | given_up)) | nearest | self.attempts.failed[slots]
 
     def fits(self, slots: Tensor) -> Tensor:
         """`[b]` bool: the best token tried there is within the tolerance, though it may not be alone."""
-        return self.attempts.near[slots, 0] <= self.tolerances.at(self.lanes.length[slots])[1]
+        return self.attempts.near[slots, 0] <= self.tolerances.at(self.lanes.length[slots]).tolerance
 
-    def of_best(self, slots: Tensor) -> tuple[Tensor, Tensor]:
-        """Status and margin `[b]` of the best token of each lane's position, from everything tried there."""
-        best, token, bound, reach, radius, tolerance = self._standing(slots)
-        second = self.attempts.near[slots, 1]
-        everything = self.attempts.tries[slots] >= int(self.vocabulary.allowed.sum())
-        alone = (bound > best + reach) | everything
-        alone |= self._rivals_tried(slots, token, radius, ~alone)
-        fits = best <= tolerance
-        unique = fits & alone & (second > reach) & (self.vocabulary.class_size[token] == 1)
-        plausible = (best < bound / 2) | ((best <= _PLAUSIBLE_RESIDUAL) & (second >= _PLAUSIBLE_RATIO * best))
+    def of_best(self, slots: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Status, margin and error `[b]` of the best token of each lane's position, from everything tried there."""
+        best, token, bound, at = self._standing(slots)
+        second, required = self.attempts.near[slots, 1], at.required(best, self.z)
+        everything = self.attempts.tries[slots] >= self.candidates
+        alone = (bound > required) | everything
+        tried, _ = self._rivals_tried(slots, token, best, at, ~alone)
+        fits = best <= at.tolerance
+        unique = fits & (alone | tried) & (second > at.reach(best, self.z)) & (self.vocabulary.class_size[token] == 1)
+        untried = torch.where(tried, torch.maximum(bound, required), bound)
+        untried = untried.masked_fill(everything, torch.inf)
+        plausible = (best < self._half_way(token, at)) | (
+            (best <= _PLAUSIBLE_RESIDUAL) & (second >= _PLAUSIBLE_RATIO * best)
+        )
         status = torch.full_like(slots, Status.NOT_FOUND)
         status[plausible & ~fits] = int(Status.BEST_MATCH)
         status[fits] = int(Status.AMBIGUOUS)
@@ -89,32 +107,74 @@ class Judge:
         status[self.attempts.failed[slots]] = int(Status.AFTER_FAILURE)
         nearest_rival = torch.where(everything, second, torch.minimum(second, torch.maximum(bound, best)))
         nearest_rival = torch.where(nearest_rival.isinf(), bound, nearest_rival)
-        return status, (nearest_rival - best).clamp_min(0)
+        error = at.error(best.nan_to_num(), untried, second, self.candidates)
+        return status, (nearest_rival - best).clamp_min(0), error
+
+    def confirmed(
+        self, positions: Tensor, residual: Tensor, second: Tensor, unclear: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Status, margin and error `[n]` of tokens that fit at these positions and whose rivals were tried, the nearest
+        of which came to `second [n]`; unclear `[n]` bool: which are not alone."""
+        at = self.tolerances.at(positions)
+        required = at.required(residual, self.z)
+        margin = (torch.minimum(second, required) - residual).clamp_min(0)
+        status = torch.where(unclear, int(Status.AMBIGUOUS), int(Status.CERTIFIED))
+        return status, margin, at.error(residual, required, second, self.candidates)
 
     def reach(self, slots: Tensor) -> Tensor:
         """How near others must come to the targets of these lanes to be in question beside the best, `[b]`."""
-        return self._standing(slots)[3]
+        best, _, _, at = self._standing(slots)
+        return at.reach(best, self.z)
 
     def rivals(self, slots: Tensor) -> Block:
         """The next alternatives that may fit as well as each lane's best, which leads the block so that it can win."""
-        _, token, _, _, radius, _ = self._standing(slots)
-        rivals = self.vocabulary.rivals(token, radius, self.attempts.tried[slots], _RIVALS_AT_ONCE)
+        best, token, _, at = self._standing(slots)
+        radius, tried = self._radius(slots, token, best, at), self.attempts.tried[slots]
+        few = bool((self.attempts.tries[slots] < _RIVALS_AT_ONCE[0]).all())
+        rivals, _ = self.vocabulary.rivals(token, radius, tried, _RIVALS_AT_ONCE[0 if few else 1])
         rivals = rivals[:, (rivals >= 0).any(0)]
-        return Block(slots, torch.cat([token[:, None], rivals], -1))
+        return Block(slots, torch.cat([token[:, None], rivals], -1), part="rivals")
 
-    def _standing(self, slots: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Of each lane's position, `[b]`: the best residual and its token; how near any untried token can come to that
-        state; the reach; the distance in the embedding within which a token may be in reach; and the tolerance."""
+    def _standing(self, slots: Tensor) -> tuple[Tensor, Tensor, Tensor, At]:
+        """Of each lane's position, `[b]`: the best residual and its token; how near any other token can come to that
+        token's state; and the figures of its class."""
         best, token = self.attempts.near[slots, 0], self.attempts.near_ids[slots, 0].clamp_min(0)
-        noise, tolerance, slope = self.tolerances.at(self.lanes.length[slots])
-        reach = self.tolerances.reach(best, noise)
-        return best, token, slope * self.vocabulary.separation_of(token), reach, (best + reach) / slope, tolerance
+        at = self.tolerances.at(self.lanes.length[slots])
+        return best, token, at.bound(self.vocabulary.separation_of(token), best), at
 
-    def _rivals_tried(self, slots: Tensor, token: Tensor, radius: Tensor, wanted: Tensor) -> Tensor:
-        """`[b]` bool: no untried token is left within the radius (only looked up where wanted, for lanes that wait)."""
+    def _half_way(self, token: Tensor, at: At) -> Tensor:
+        """Half of how near any other token's state can come to these tokens', where noise is typical: what is nearer
+        than that to one of them is nearer to it than to all others, though it may not fit."""
+        return at.bound(self.vocabulary.separation_of(token), at.typical) / 2
+
+    def _radius(self, slots: Tensor, token: Tensor, best: Tensor, at: At) -> Tensor:
+        """How near a row has to be to that of each lane's best token for it to be in question, `[b]`: by what holds
+        everywhere, and by what was seen at the position itself."""
+        required = at.required(best, self.z)
+        radius = at.radius(required, best)
+        if at.exact:
+            return radius
+        others, apart = self.attempts.near_ids[slots, 1:_SEEN], self.attempts.near[slots, 1:_SEEN] - best[:, None]
+        return torch.minimum(radius, self.radius_seen(at, required, token, others, apart))
+
+    def radius_seen(self, at: At, required: Tensor, token: Tensor, others: Tensor, apart: Tensor) -> Tensor:
+        """`At.radius_seen` where the tokens `others [n, C]` (−1 for none) were seen to be so far `apart [n, C]` from
+        `token [n]`, at least."""
+        table = self.vocabulary.seen
+        rows = (table[others.clamp_min(0)] - table[token][:, None]).norm(dim=-1) / self.vocabulary.unit[token, None]
+        return at.radius_seen(required, apart, rows.masked_fill((others < 0) | (rows == 0), torch.inf))
+
+    def _rivals_tried(
+        self, slots: Tensor, token: Tensor, best: Tensor, at: At, wanted: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """`[b]` bool each: no untried token is left near enough to be in question; and those that are left are more
+        than are ever tried (only looked up where wanted, for lanes that wait)."""
         due = self.attempts.rivals_due[slots] & wanted
-        tried = torch.zeros_like(due)
+        tried, given_up = torch.zeros_like(due), torch.zeros_like(due)
         if bool(due.any()):
-            left = self.vocabulary.rivals(token[due], radius[due], self.attempts.tried[slots[due]], 1)
-            tried[due] = (left < 0).all(-1)
-        return tried
+            radius = self._radius(slots, token, best, at)[due]
+            left, more = self.vocabulary.rivals(token[due], radius, self.attempts.tried[slots[due]], 1)
+            none = (left < 0).all(-1)
+            enough = self.attempts.rivals[slots[due]] >= _RIVALS_IN_ALL
+            tried[due], given_up[due] = none & ~more, (none & more) | (~none & enough)
+        return tried, given_up

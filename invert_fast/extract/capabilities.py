@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -122,8 +123,10 @@ def _listed(client: Client, prompt: Prompt) -> tuple[Answer, float]:
         except (RefusedError, MalformedError) as error:
             refused = error
             continue
-        asked += [client.ask(Query(prompt, top=top)) for _ in range(_REPEATS - 1)]
         # A server that samples tells nothing where the token it drew ends the text: what another answer had counts.
+        for _ in range(_REPEATS - 1):
+            with contextlib.suppress(MalformedError):
+                asked.append(client.ask(Query(prompt, top=top)))
         first = max(asked, key=lambda answer: len(answer.ids))
         shown = first.log_probs > MISSING
         first = Answer(first.token, first.ids[shown], first.log_probs[shown], first.chosen_log_prob)

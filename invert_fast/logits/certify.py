@@ -12,7 +12,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from ..engine.tolerances import Tolerances, calibrate, noise_through
+from ..engine.calibrate import measure
+from ..engine.tolerances import Tolerances
 from ..model.decoder import Decoder
 from ..model.vocabulary import Vocabulary
 from ..types import dtype_named
@@ -45,19 +46,16 @@ def certified_noise(
     solver: StateSolver, decoder: Decoder, vocabulary: Vocabulary, like: Logits, solutions: Iterable[Solution]
 ) -> Tolerances:
     """Tolerances for the engine. like: one of the records (any of them, all being alike); solutions: of all."""
-    exact = calibrate(decoder, vocabulary, "float32", like.compute_dtype)
     promised = 0.0
 
     def through(hidden: Tensor) -> Tensor:
         nonlocal promised
         found = round_trip(solver, hidden.flatten(0, 1), like)
-        promised = float(found.deviation.max())
+        promised = max(promised, float(found.deviation.max()))
         return found.hidden.view(hidden.shape).to(hidden)
 
-    first, rest = noise_through(decoder, vocabulary, like.compute_dtype, through, _NOISE_FACTOR)
-    more = max(1.0, worst_deviation(solutions) / max(promised, 1e-30))
-    noise = (max(exact.noise[0], more * first), max(exact.noise[1], more * rest))
-    return exact.at_noise(noise)
+    found = measure(decoder, vocabulary, "float32", like.compute_dtype, through, _NOISE_FACTOR)
+    return found.louder(max(1.0, worst_deviation(solutions) / max(promised, 1e-30)))
 
 
 def worst_deviation(solutions: Iterable[Solution]) -> float:

@@ -29,6 +29,7 @@ from .vector import VectorRecovery, VectorSearch
 
 _PASS = 4096  # tokens a forward pass
 _WIDE_EVERY = 4  # rounds
+_IN_QUESTION = 3.0  # times max(noise, residual): what comes nearer than that may be right as well
 _START_ROUNDS = 3  # of coordinate descent on the linear model, from each random start
 
 
@@ -94,7 +95,7 @@ class _Run:
 
     def noise_at(self, length: int) -> float:
         """The ceiling of a true prompt's residual."""
-        return self.tolerances.noise[0] if length == 1 else self.tolerances.noise[1]
+        return float(self.tolerances.plain_noise[0 if length == 1 else 1])
 
     def begin(self, lens: OffsetLens) -> _Beam:
         """Random starts, led by the linear model alone: exchanges of one place after another, the last place first."""
@@ -220,7 +221,7 @@ class _Run:
         runner_up, status = torch.inf, Status.NOT_FOUND
         if residual <= noise:
             self._add(beam, one, self._rivals(beam.lens, one, best))
-        reach = float(self.tolerances.reach(torch.tensor(residual), torch.tensor(noise)))
+        reach = _IN_QUESTION * max(residual, noise)
         for n, other in beams.items():
             differs = (other.ids[row] != best).any(-1) if n == length else torch.ones_like(other.expanded[row])
             near = other.residual[row].masked_fill(~differs, torch.inf)

@@ -151,27 +151,9 @@ class Decoder:
         except RuntimeError:  # embeddings of another width than the states (OPT-350m): the norm does not apply
             return rows
 
-    @torch.no_grad()
     def capture(self, ids: Tensor) -> Tensor:
         """States by the model's own, unmodified forward pass: `[B, T] → [B, T, D]`. Independent of `run`."""
-        if self.layer.depth == self.layer.blocks and not self.layer.normed:
-            return self._capture_last_block(ids)
-        out = self.model.base_model(input_ids=ids, use_cache=False, output_hidden_states=not self.layer.normed)
-        return out.last_hidden_state if self.layer.normed else out.hidden_states[self.layer.depth]
-
-    def _capture_last_block(self, ids: Tensor) -> Tensor:
-        kept = {}
-
-        def keep(_module, _args, out):
-            kept["states"] = out[0] if isinstance(out, tuple) else out
-
-        _, blocks = find_blocks(self.model.base_model, self.layer.blocks)
-        handle = blocks[-1].register_forward_hook(keep)
-        try:
-            self.model.base_model(input_ids=ids, use_cache=False)
-        finally:
-            handle.remove()
-        return kept["states"]
+        return capture(self.model, self.layer, ids)
 
     def encode(self, text: str, special: bool = False) -> list[int]:
         """Token ids of a text; `special=True` adds what the tokenizer adds (often a BOS, which then has a row)."""
@@ -209,6 +191,27 @@ class Decoder:
     def identity(self) -> tuple[str, str, str]:
         """What a figure measured on this decoder is of: model, layer, and how much of the vocabulary is in use."""
         return self.fingerprint(), self.layer.name, str(self.usable_ids)
+
+
+@torch.no_grad()
+def capture(model: PreTrainedModel, layer: Layer, ids: Tensor) -> Tensor:
+    """States of a layer by a model's own forward pass: `[B, T] → [B, T, D]`."""
+    body = model.base_model
+    if layer.normed:
+        return body(input_ids=ids, use_cache=False).last_hidden_state
+    if layer.depth < layer.blocks:
+        return body(input_ids=ids, use_cache=False, output_hidden_states=True).hidden_states[layer.depth]
+    kept = {}
+
+    def keep(_module, _args, out):
+        kept["states"] = out[0] if isinstance(out, tuple) else out
+
+    handle = find_blocks(body, layer.blocks)[1][-1].register_forward_hook(keep)
+    try:
+        body(input_ids=ids, use_cache=False)
+    finally:
+        handle.remove()
+    return kept["states"]
 
 
 def _output_width(decoder: Decoder) -> int:

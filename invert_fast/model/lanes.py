@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..types import PARTS
 from .decoder import Decoder
 from .gradient import loss_and_gradient
 from .prefix import PrefixCall
@@ -44,6 +45,7 @@ class Lanes:
     targets `[S, M, D]` fp32; ids `[S, M]`; target_length, length `[S]`: tokens to recover and committed so far;
     text `[S]`: index of the text in a lane, −1 when idle; forward_tokens, backward_tokens `[S]`: tokens computed for
     the lane's text, and those of them that a gradient was taken of.
+    part, parts `[S, len(PARTS)]`: what of the cost of a text is computed now, and the tokens computed for each so far.
     Storage is per layer `[S, Hkv, M, d]`, made on the first commit that needs it: texts whose first draft is right from
     end to end never touch it.
     """
@@ -58,6 +60,8 @@ class Lanes:
         self.text = torch.full_like(self.target_length, -1)
         self.forward_tokens = torch.zeros_like(self.target_length)
         self.backward_tokens = torch.zeros_like(self.target_length)
+        self.parts = torch.zeros(slots, len(PARTS), dtype=torch.long, device=device)
+        self.part = PARTS[0]
         self.keys: list[Tensor] | None = None
         self.values: list[Tensor] | None = None
         self._pending: PrefixCall | None = None
@@ -69,7 +73,7 @@ class Lanes:
         self.target_length[slots] = torch.tensor([len(rows) for rows in hidden], device=slots.device)
         self.text[slots] = torch.tensor(texts, device=slots.device)
         self.length[slots] = 0
-        self.forward_tokens[slots], self.backward_tokens[slots] = 0, 0
+        self.forward_tokens[slots], self.backward_tokens[slots], self.parts[slots] = 0, 0, 0
 
     def active(self) -> Tensor:
         """Lanes with tokens left to recover."""
@@ -99,6 +103,18 @@ class Lanes:
             return self._forward(slots, embeds, held.positions, held.call, held.compute)
         positions = self.length[slots][:, None].expand(embeds.shape[:2])
         return self._run(slots, embeds, positions, causal=False)
+
+    def fan_out_at(self, slots: Tensor, lengths: Tensor, embeds: Tensor) -> Tensor:
+        """Continuations of the first `lengths [b]` committed tokens of lanes, which may come several times in `slots
+        [b]`: `[b, N, D_embedding] → [b, N, D]`. Not to be committed. Lanes that are complete must have been kept."""
+        positions = lengths[:, None].expand(embeds.shape[:2])
+        hidden = self._forward(slots, embeds, positions, self._call(slots, False, lengths))
+        self._pending = None
+        return hidden
+
+    def take_back(self, slots: Tensor, lengths: Tensor) -> None:
+        """These lanes are at `lengths [b]` again; what they committed behind is as if it had not been."""
+        self.length[slots] = lengths
 
     def hold(
         self, slots: Tensor, dtype: torch.dtype | None = None, compute: str = "float32", *, once: bool = False
@@ -131,6 +147,7 @@ class Lanes:
     def charge(self, slots: Tensor, forward: int = 0, backward: int = 0) -> None:
         """Count what was computed for the texts of these lanes, in tokens a lane: the one place where cost is noted."""
         self.forward_tokens[slots] += forward
+        self.parts[slots, PARTS.index(self.part)] += forward
         self.backward_tokens[slots] += backward
 
     def reserve(self) -> None:
@@ -157,9 +174,9 @@ class Lanes:
     def _run(self, slots: Tensor, embeds: Tensor, positions: Tensor, causal: bool) -> Tensor:
         return self._forward(slots, embeds, positions, self._call(slots, causal))
 
-    def _call(self, slots: Tensor, causal: bool) -> PrefixCall:
-        """What a pass over these lanes sees of their prefixes."""
-        lengths = self.length[slots]
+    def _call(self, slots: Tensor, causal: bool, lengths: Tensor | None = None) -> PrefixCall:
+        """What a pass over these lanes sees of their prefixes (or of the first `lengths [b]` tokens of those)."""
+        lengths = self.length[slots] if lengths is None else lengths
         longest = int(lengths.max())
         call = PrefixCall(causal)
         if longest and self.keys is not None and self.values is not None:
@@ -200,16 +217,25 @@ class Lanes:
         position = self.length[slots][:, None] + torch.arange(count, device=slots.device)
         return self.targets[slots[:, None], position.clamp_max(self.max_len - 1)]
 
-    def commit(self, slots: Tensor, ids: Tensor, counts: Tensor, rows: Tensor, chosen: Tensor | None = None) -> None:
+    def commit(
+        self,
+        slots: Tensor,
+        ids: Tensor,
+        counts: Tensor,
+        rows: Tensor,
+        chosen: Tensor | None = None,
+        keep: Tensor | None = None,
+    ) -> None:
         """Append to `slots [b]` the first `counts [b]` of `ids [b, K]`, re-using the KV of the call just made.
 
         rows `[b]`: the row of that call each lane was in; chosen `[b]`: after a fan-out, the column that won (K = 1).
-        Lanes that are complete after this keep no KV.
+        Lanes that are complete after this keep no KV, but for those to `keep [b]`.
         """
         if self._pending is None:
             raise RuntimeError("commit follows a draft or a fan_out")
         span, after = self.span(slots, counts), self.length[slots] + counts
         goes_on = after < self.target_length[slots]
+        goes_on = goes_on if keep is None else goes_on | keep
         if self.decoder.blocks and bool(goes_on.any()):  # first, since it may run out of memory: then nothing has moved
             to, of = span.to, span.of
             if span.alone:

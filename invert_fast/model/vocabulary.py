@@ -10,10 +10,14 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from .. import ops
+from . import neighbour_store
 from .decoder import Decoder
+from .neighbours import Neighbours
 
-_PROJECT_ABOVE, _PROJECTION_WIDTH = 8192, 64
-_NEAR = 0.03  # rows nearer than this are compared value by value: a matrix product rounds such distances away
+RIVALS_MOST = 256  # nearest rows of a token that are ever tried beside it
+_LEFT = 8  # of those beyond, how many are named
+_SAMPLE = 2048  # tokens that the hardest pairs are looked for among
 
 
 class Vocabulary:
@@ -37,34 +41,31 @@ class Vocabulary:
         self.usable = usable
         self.seen = decoder.seen_embedding()
         norms = self.seen.norm(dim=-1)
-        self._measured = torch.full_like(norms, float("nan"))  # separations, as far as they were asked for
         self.unit = norms.clamp_min(norms[self.allowed].median().clamp_min(1e-30))
+        self.neighbours = Neighbours(self.seen, self.allowed, self.representative, self.unit)
+        self._file = neighbour_store.name(decoder) if self.size >= neighbour_store.LARGE else None
+        self._stored = neighbour_store.read(self._file, self.neighbours) if self._file else 0
 
     def equals(self, token: int) -> list[int]:
         """All usable ids with the same row as `token`, itself included, ascending."""
         same = (self.representative == self.representative[token]) & self.usable
         return same.nonzero().flatten().tolist()
 
-    @property
-    def separation(self) -> Tensor:
-        """`[V]` distance of each row to the nearest different allowed row, in units of `unit`."""
-        return self._nearest[0]
-
     def separation_of(self, tokens: Tensor) -> Tensor:
-        """`separation[tokens]`. On a CPU only these rows are measured: a few texts have a few of all tokens."""
-        if tokens.device.type != "cpu" or "_nearest" in self.__dict__:
-            return self.separation[tokens]
-        new = tokens[self._measured[tokens].isnan()].unique()
-        if len(new):
-            self._measured[new] = self._nearest_of(new)[0]
-        return self._measured[tokens]
+        """What the distance of these tokens' rows to any different allowed row is at least, in units of `unit`: that
+        of the nearest, but for roundings of the search. Looked up for the tokens that occur, once each."""
+        _, distance, beyond = self._nearest(tokens.flatten())
+        return torch.minimum(distance[:, 0], beyond).view(tokens.shape)
 
     def closest_pairs(self, count: int) -> tuple[Tensor, Tensor]:
-        """The `count` allowed tokens with the nearest rival, and those rivals: the hardest pairs to tell apart."""
-        distance, rival = self._nearest
-        distance = distance.masked_fill(~self.allowed, float("inf"))
-        tokens = distance.topk(min(count, int(self.allowed.sum())), largest=False).indices
-        return tokens, rival[tokens]
+        """The hardest pairs to tell apart, of a sample of the allowed tokens: the `count` of them with the nearest
+        rival, and those rivals."""
+        tokens = self.neighbours.candidates
+        tokens = tokens[torch.linspace(0, len(tokens) - 1, min(_SAMPLE, len(tokens))).long().to(tokens.device)]
+        ids, distance, _ = self._nearest(tokens)
+        order = distance[:, 0].topk(min(count, len(tokens)), largest=False).indices
+        order = order[ids[order, 0] >= 0]
+        return tokens[order], ids[order, 0]
 
     def distances(self, tokens: Tensor) -> Tensor:
         """`[b, V]` distance of every row to those of `tokens`, exact for near rows; in units of `unit`."""
@@ -73,50 +74,73 @@ class Vocabulary:
             / self.unit[tokens, None]
         )
 
-    def rivals(self, tokens: Tensor, radius: Tensor, tried: Tensor, count: int) -> Tensor:
-        """The nearest untried allowed tokens within `radius [b]` of `tokens [b]`: ids `[b, count]`, −1 where none."""
-        distance = self.distances(tokens).masked_fill(tried | ~self.allowed, float("inf"))
-        distance, ids = distance.topk(min(count, self.size), largest=False)
-        return ids.masked_fill((distance > radius[:, None]) | distance.isinf(), -1)
+    def rivals(self, tokens: Tensor, radius: Tensor, tried: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """The nearest untried allowed tokens within `radius [b]` of `tokens [b]`: ids `[b, count]`, −1 where none; and
+        `[b]` bool: whether there may be more of them than the RIVALS_MOST nearest, which is as far as is looked."""
+        ids, distance, beyond = self._nearest(tokens)
+        found, more = _untried(ids, distance, radius, tried, count), radius >= beyond
+        wide = (more & (found < 0).any(-1)).nonzero().flatten()
+        if len(wide):
+            ids, distance = self._widely(tokens[wide])
+            near = distance[:, :RIVALS_MOST]
+            found[wide] = _untried(ids[:, :RIVALS_MOST], near, radius[wide], tried[wide], count)
+            more[wide] = (distance[:, RIVALS_MOST:] <= radius[wide, None]).any(-1)
+        return found, more
+
+    def rivals_within(self, tokens: Tensor, radius: Tensor, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """The allowed tokens within `radius [b]` of `tokens [b]`, nearest first, from the `start`th on and before the
+        `stop`th: ids `[b, stop - start]`, −1 where none; and `[b]` bool: whether there may be more behind."""
+        ids, distance, beyond = self._nearest(tokens)
+        more = radius >= beyond
+        if stop > ids.shape[1]:
+            ids = torch.nn.functional.pad(ids, (0, stop - ids.shape[1]), value=-1)
+            distance = torch.nn.functional.pad(distance, (0, stop - distance.shape[1]), value=torch.inf)
+            wide = more.nonzero().flatten()
+            if len(wide):
+                many, away = self._widely(tokens[wide])
+                ids[wide], distance[wide] = many[:, :stop], away[:, :stop]
+                more[wide] = (away[:, stop:] <= radius[wide, None]).any(-1)
+        inside = distance <= radius[:, None]
+        more = more | inside[:, stop:].any(-1)
+        return ids[:, start:stop].masked_fill(~inside[:, start:stop], -1), more
+
+    def next_rivals(self, token: int) -> list[int]:
+        """A few of the tokens beyond the RIVALS_MOST nearest."""
+        found = self._widely(torch.tensor([token], device=self.allowed.device))[0][0, RIVALS_MOST:]
+        return found[found >= 0].tolist()
+
+    def _widely(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Many more of the nearest allowed rows of tokens that have so many rivals: ids and distances `[b, n]`."""
+        candidates, rows = self.neighbours.candidates, self.seen[tokens]
+        count = min(RIVALS_MOST + _LEFT + 1, len(candidates))
+        found = ops.nearest_tokens(rows, self._candidate_rows, count, "l2")[1]
+        ids = candidates[found.clamp_min(0)]
+        away = torch.stack([(self.seen[i] - row).norm(dim=-1) for i, row in zip(ids, rows, strict=True)])
+        away = away / self.unit[tokens, None]
+        same = self.representative[ids] == self.representative[tokens][:, None]
+        distance, order = away.masked_fill(same | (found < 0), torch.inf).sort(dim=-1, stable=True)
+        ids = ids.gather(1, order).masked_fill(distance.isinf(), -1)
+        pad = (0, RIVALS_MOST + _LEFT + 1 - count)
+        ids = torch.nn.functional.pad(ids, pad, value=-1)
+        return ids, torch.nn.functional.pad(distance, pad, value=torch.inf)
 
     @cached_property
-    def _nearest(self) -> tuple[Tensor, Tensor]:
-        """Distance to, and id of, the nearest different allowed row of every row, `[V]` each."""
-        return self._nearest_of(torch.arange(self.size, device=self.allowed.device))
+    def _candidate_rows(self) -> Tensor:
+        return self.seen if bool(self.allowed.all()) else self.seen[self.neighbours.candidates]
 
-    @cached_property
-    def _searched(self) -> tuple[Tensor, Tensor]:
-        """What neighbours are searched in: the rows `[V, d]`, and their squared lengths, ∞ where not allowed."""
-        search, width = self.seen, self.seen.shape[1]
-        if int(self.allowed.sum()) > _PROJECT_ABOVE and width > _PROJECTION_WIDTH:
-            generator = torch.Generator().manual_seed(0)
-            search = search @ torch.randn(width, _PROJECTION_WIDTH, generator=generator).to(search) / width**0.5
-        return search, search.square().sum(-1).masked_fill(~self.allowed, float("inf"))
+    def _nearest(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        found = self.neighbours.of(tokens)
+        if self._file and neighbour_store.worth_keeping(len(self.neighbours), self._stored):
+            self._stored = len(self.neighbours)
+            neighbour_store.write(self._file, self.neighbours)
+        return found
 
-    def _nearest_of(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Distance to, and id of, the nearest different allowed row of each of `tokens [n]`, `[n]` each.
 
-        Found by matrix products, in a random 64-dimensional projection for large vocabularies (near rows stay near in
-        it); rows with a near neighbour are then compared with all others exactly.
-        """
-        search, lengths = self._searched
-        distance, rival = torch.empty(len(tokens), device=tokens.device), torch.empty_like(tokens)
-        for part in torch.arange(len(tokens), device=tokens.device).split(1024):
-            rows = tokens[part]
-            score = lengths - 2 * search[rows] @ search.T
-            score.scatter_(1, self.representative[rows][:, None], float("inf"))
-            found = score.topk(min(4, self.size), largest=False).indices
-            exact = (self.seen[found] - self.seen[rows][:, None]).norm(dim=-1) / self.unit[rows, None]
-            other = self.allowed[found] & (found != self.representative[rows][:, None])
-            exact = exact.masked_fill(~other, float("inf"))
-            distance[part], at = exact.min(-1)
-            rival[part] = found.gather(1, at[:, None])[:, 0]
-        for part in (distance < _NEAR).nonzero().flatten().split(16):
-            rows = tokens[part]
-            exact = self.distances(rows).masked_fill(~self.allowed, float("inf"))
-            exact = exact.masked_fill(self.representative[rows][:, None] == self.representative, float("inf"))
-            distance[part], rival[part] = exact.min(-1)
-        return distance, rival
+def _untried(ids: Tensor, distance: Tensor, radius: Tensor, tried: Tensor, count: int) -> Tensor:
+    """The first `count` of `ids [b, n]`, nearest first, that lie within the radius and were not tried, −1 for none."""
+    out = (ids < 0) | (distance > radius[:, None]) | tried.gather(1, ids.clamp_min(0))
+    order = out.int().argsort(dim=-1, stable=True)[:, :count]
+    return ids.gather(1, order).masked_fill(out.gather(1, order), -1)
 
 
 def _equal_rows(table: Tensor) -> Tensor:

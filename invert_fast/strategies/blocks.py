@@ -8,7 +8,7 @@ from ..engine.protocol import Block, Context
 
 
 def growing_blocks(
-    context: Context, slots: Tensor, scores: Tensor, first: int, growth: int, largest: int
+    context: Context, slots: Tensor, scores: Tensor, first: int, growth: int, largest: int, part: str = "repair"
 ) -> list[Block]:
     """Blocks of the best untried tokens by `scores [b, V]`: the more a lane has tried there, the more at once."""
     tries, items = context.attempts.tries[slots], []
@@ -22,7 +22,7 @@ def growing_blocks(
             )
             some = ids[:, 0] >= 0
             if bool(some.any()):
-                items.append(Block(slots[group][some], ids[some]))
+                items.append(Block(slots[group][some], ids[some], part))
         if last:
             return items
         below, size = below + size, size * growth

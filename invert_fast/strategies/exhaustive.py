@@ -32,4 +32,4 @@ class _Proposer:
 
     def propose(self, slots: Tensor) -> list[Run | Block]:
         block = self.settings.block
-        return [*growing_blocks(self.context, slots, self.order.expand(len(slots), -1), block, 1, block)]
+        return [*growing_blocks(self.context, slots, self.order.expand(len(slots), -1), block, 1, block, "exhaustive")]

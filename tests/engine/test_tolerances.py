@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save
 
 from invert_fast import Inverter, States
-from invert_fast.engine.tolerances import Tolerances, calibrate
+from invert_fast.engine.calibrate import calibrate
+from invert_fast.engine.tolerances import Tolerances
 from invert_fast.storage import cache as cache_module
 
-from ..families import BLOCKS, FAMILIES, Tokenizer, build, inverter, make, texts
+from ..families import BLOCKS, FAMILIES, WIDTH, Tokenizer, build, inverter, make, texts
 
 
 def measured(inv: Inverter, dtype: str = "float32", compute_dtype: str = "float32") -> Tolerances:
@@ -26,8 +29,9 @@ def test_noise_lies_below_tolerance_and_tolerance_below_wrong_tokens(family, lay
     inv = inverter(family, layer)
     for dtype in ("float32", "float16", "bfloat16"):
         found = measured(inv, dtype)
-        for noise, tolerance, wrong, slope, decades in zip(*asdict(found).values(), found.decades, strict=True):
-            assert 0 < noise <= tolerance < wrong
+        rows = zip(*(found.noise, found.tolerance, found.wrong, found.slope, found.typical, found.decades), strict=True)
+        for noise, tolerance, wrong, slope, typical, decades in rows:
+            assert 0 < typical < noise <= tolerance < wrong
             assert slope > 0
             assert decades == pytest.approx(math.log10(wrong / noise))
             assert decades > (3 if dtype == "float32" else 0.5)
@@ -46,7 +50,9 @@ def test_noise_bounds_true_tokens_and_slope_bounds_wrong_ones(family):
         token, others = ids[0, position], torch.arange(inv.vocabulary.size)
         alone = torch.cat([ids[0, :position].expand(len(others), -1), others[:, None]], 1)
         away = (inv.decoder.capture(alone)[:, -1] - own[0, position]).norm(dim=-1) / own[0, position].norm()
-        bound = found.slope[position > 0] * inv.vocabulary.separation[token]
+        bound = float(
+            found.at(torch.tensor([position])).bound(inv.vocabulary.separation_of(token[None]), away.new_tensor([0.0]))
+        )
         assert away[others != token].min() >= bound
 
 
@@ -61,10 +67,10 @@ def test_lower_precision_has_more_noise():
 
 def test_the_first_position_has_figures_of_its_own():
     found = Tolerances((1.0, 2.0), (3.0, 4.0), (5.0, 6.0), (7.0, 8.0))
-    noise, tolerance, slope = found.at(torch.tensor([[0, 1], [9, 0]]))
-    assert noise.tolist() == [[1, 2], [2, 1]]
-    assert tolerance.tolist() == [[3, 4], [4, 3]]
-    assert slope.tolist() == [[7, 8], [8, 7]]
+    at = found.at(torch.tensor([[0, 1], [9, 0]]))
+    assert at.noise.tolist() == [[1, 2], [2, 1]]
+    assert at.tolerance.tolist() == [[3, 4], [4, 3]]
+    assert at.slope.tolist() == [[7, 8], [8, 7]]
     assert "first" in found.describe()
     assert "rest" in found.describe()
 
@@ -82,11 +88,20 @@ def test_calibrating_twice_gives_the_same(cache):
     assert torch.equal(torch.get_rng_state(), before), "the global random generator moved"
 
 
+def rewritten(entry: Path, **changes: object) -> None:
+    """The stored figures with others in their place; the metric stays."""
+    with safe_open(entry, framework="pt") as file:
+        figures = json.loads(file.metadata()["figures"])
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    for key in [key for key in changes if key in tensors]:
+        tensors[key] = changes.pop(key)
+    entry.write_bytes(save(tensors, metadata={"figures": json.dumps(figures | changes)}))
+
+
 def test_a_stored_result_is_used_and_only_for_what_it_was_measured_on(cache, monkeypatch):
     measured(Inverter(make("gpt2")))
     (entry,) = cache.iterdir()
-    stored = json.loads(entry.read_text())
-    entry.write_text(json.dumps({**stored, "noise": [1e-3, 2e-3]}))
+    rewritten(entry, noise=[1e-3, 2e-3])
     assert measured(Inverter(make("gpt2"))).noise == (1e-3, 2e-3)
     others = [
         (Inverter(make("gpt2")), "float16"),
@@ -99,29 +114,39 @@ def test_a_stored_result_is_used_and_only_for_what_it_was_measured_on(cache, mon
     assert len(list(cache.iterdir())) == 1 + len(others)
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        *(b"", b"{", b"null", b"[1, 2]", b"{}", b"\xff\xfe\x00", b'{"noise": [1, 2]}', b'{"surprise": [1, 2]}'),
-        *("cut", "zero", "negative", "nan", "inf", "three", "text", "nested"),
-    ],
-    ids=repr,
-)
+DAMAGES = {
+    "zero": {"noise": [0, 1]},
+    "negative": {"noise": [-1, 1]},
+    "nan": {"noise": [math.nan, 1]},
+    "inf": {"typical": [math.inf, 1]},
+    "three": {"noise": [1, 2, 3]},
+    "text": {"noise": ["a", "b"]},
+    "nested": {"noise": [[1], [2]]},
+    "surprise": {"surprise": [1, 2]},
+    "power": {"power": [0, 7]},
+    "narrow": {"directions": torch.zeros(2, 3, 16)},
+    "held": {"held": torch.ones(2, 16)},
+    "endless": {"directions": torch.full((2, WIDTH, 16), math.inf)},
+}
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b"\xff\xfe\x00", "cut", *DAMAGES], ids=repr)
 def test_a_damaged_entry_is_measured_again(cache, damage):
     inv = Inverter(make("gpt2"))
-    expected = measured(inv)
+    expected = measured(inv, "bfloat16")
     (entry,) = cache.iterdir()
-    whole = json.loads(entry.read_text())
-    values = {"zero": [0, 1], "negative": [-1, 1], "nan": [math.nan, 1], "inf": [math.inf, 1]}
-    values |= {"three": [1, 2, 3], "text": ["a", "b"], "nested": [[1], [2]]}
+    whole = entry.read_bytes()
     if isinstance(damage, bytes):
         entry.write_bytes(damage)
     elif damage == "cut":
-        entry.write_bytes(entry.read_bytes()[:-3])
+        entry.write_bytes(whole[:-3])
     else:
-        entry.write_text(json.dumps({**whole, "noise": values[damage]}))
-    assert measured(inv) == expected
-    assert json.loads(entry.read_text()) == whole, "mended"
+        rewritten(entry, **DAMAGES[damage])
+    assert entry.read_bytes() != whole
+    found = measured(inv, "bfloat16")
+    assert found == expected
+    assert torch.equal(found.metric.directions, expected.metric.directions)
+    assert entry.read_bytes() == whole, "mended"
 
 
 def test_without_a_cache_folder_everything_works(tmp_path, monkeypatch):
@@ -151,5 +176,7 @@ def test_calibration_is_of_the_precision_the_states_name():
     for dtype in ("float16", "bfloat16"):
         low = hidden.to(getattr(torch, dtype))
         assert inv.invert(States(low, -1, compute_dtype="float32"))[0].certified
-        assert not inv.invert(States(low.float(), -1))[0].certified, "claimed float32"
+        assert inv.invert(States(low.float(), -1))[0].certified, "its numbers show what it was"
+        exact = inv.calibrate("float32", "float32")
+        assert not inv.invert(low.float(), tolerances=exact)[0].certified, "judged as if it were float32"
         assert inv.invert(low.float(), states_dtype=dtype)[0].certified
