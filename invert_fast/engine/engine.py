@@ -169,8 +169,8 @@ class _Stream:
                 self.proposer.observe(_behind(run, found, stopped, position, hidden))
 
     def _settle_open(self, run: Run, position: Tensor, residual: Tensor, hidden: Tensor, is_open: Tensor) -> Tensor:
-        """Try the rivals of what a run found and committed; where they are not out of the question, take the lane back
-        to there. Returns the rows of the run that were."""
+        """Try the rivals of what a run found and committed; where one is nearer, take the lane back to there, to be
+        tried again with all that belongs to it. Returns the rows of the run that were."""
         row, column = is_open.nonzero(as_tuple=True)
         slots, at, own = run.slots[row], position[row, column], residual[row, column]
         self.lanes.part = "rivals"
@@ -191,16 +191,8 @@ class _Stream:
         if len(back):
             slots = run.slots[back]
             self.lanes.take_back(slots, position[back, first[back]])
-            which = torch.stack([((row == r) & (column == first[r])).nonzero()[0, 0] for r in back])
-            self._note(
-                slots,
-                run.ids[back, first[back]][:, None],
-                residual[back, first[back]][:, None],
-                hidden[back, first[back]][:, None],
-            )
-            rivals = tried.ids[which]
-            if rivals.shape[1]:
-                self._verify_block(Block(slots, rivals, part="rivals"))
+            at = first[back]
+            self._note(slots, run.ids[back, at][:, None], residual[back, at][:, None], hidden[back, at][:, None])
         return back
 
     def _verify_block(self, block: Block) -> None:
