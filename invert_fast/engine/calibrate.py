@@ -15,7 +15,7 @@ from ..model.lanes import Lanes
 from ..model.numerics import model_in
 from ..model.samples import sample_texts
 from ..model.vocabulary import Vocabulary
-from ..types import dtype_named
+from ..types import InputError, dtype_named
 from . import tolerance_store
 from .noise import Metric, metric_of
 from .tolerances import FIRST, REST, Tolerances
@@ -121,6 +121,11 @@ def _noise(
     """Noise of true tokens: states captured as the user's were, verified as ours will be: as a draft from nothing and,
     for `steps`, as single tokens after a prefix, since engines do both."""
     captured = _captured(decoder, ids, compute_dtype).to(dtype_named(dtype)).float()
+    if not bool(captured.isfinite().all()):
+        raise InputError(
+            f"states of this model overflow when they are computed in {compute_dtype} and stored in {dtype}, expected "
+            "finite numbers to calibrate on: name the precisions of the capture (states_dtype, compute_dtype)"
+        )
     captured = captured if through is None else through(captured)
     bar.update(ids.numel())
     B, T = ids.shape
@@ -213,6 +218,7 @@ def _follow(away: Tensor, distance: Tensor, loud: Tensor, hard: Tensor, context:
     stated number of deviations below it: slope, power, knee, bend; and the deviation within a context. hard `[n]` bool:
     of pairs of rows that were chosen for being nearest to each other in all of the vocabulary: they say how near very
     near ones come, and nothing of the others."""
+    away = away.clamp_min(_NOTHING)
     knee = float(distance[~hard].quantile(_KNEE)) if not bool(hard.all()) else 1.0
     far = (distance >= knee) & ~hard
     x, y = torch.stack([distance[far].log(), loud[far].log(), torch.ones_like(loud[far])], 1).double(), away[far].log()

@@ -193,6 +193,10 @@ class _Stream:
             self.lanes.take_back(slots, position[back, first[back]])
             at = first[back]
             self._note(slots, run.ids[back, at][:, None], residual[back, at][:, None], hidden[back, at][:, None])
+            index = torch.stack([((row == r) & (column == c)).nonzero()[0, 0] for r, c in zip(back, at, strict=True)])
+            winner = tried.ids[index].gather(1, tried.residual[index].argmin(-1, keepdim=True))
+            for part in torch.arange(len(back), device=slots.device).split(max(1, self.tokens_per_call)):
+                self._verify_block(Block(slots[part], winner[part], part="rivals"))
         return back
 
     def _verify_block(self, block: Block) -> None:

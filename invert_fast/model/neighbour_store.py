@@ -15,10 +15,11 @@ LARGE = 1 << 15  # a smaller vocabulary is searched sooner than a file is read
 _LEAST = 512
 
 
-def name(decoder: Decoder) -> str:
-    """File name, in the cache folder. The final norm decides how rows look to the states behind it."""
+def name(decoder: Decoder, digest: int) -> str:
+    """File name, in the cache folder. The final norm decides how rows look to the states behind it; digest: of every
+    row of the embedding, since a fingerprint only samples."""
     model, _, usable = decoder.identity
-    parts = (str(decoder.dtype), "normed" if decoder.layer.normed else "raw")
+    parts = (str(decoder.dtype), str(digest), "normed" if decoder.layer.normed else "raw")
     return cache.key((model, usable), _FORMAT, *parts) + ".safetensors"
 
 

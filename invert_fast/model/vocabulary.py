@@ -33,7 +33,7 @@ class Vocabulary:
         self.embedding = decoder.embedding.float()
         self.size = len(self.embedding)
         usable = torch.arange(self.size, device=self.embedding.device) < decoder.usable_ids
-        self.representative = _equal_rows(self.embedding)
+        self.representative, code = _equal_rows(self.embedding)
         self.allowed = usable & (self.representative == torch.arange(self.size, device=usable.device))
         self.class_size = torch.zeros(self.size, dtype=torch.long, device=usable.device).index_add_(
             0, self.representative, usable.long()
@@ -43,7 +43,7 @@ class Vocabulary:
         norms = self.seen.norm(dim=-1)
         self.unit = norms.clamp_min(norms[self.allowed].median().clamp_min(1e-30))
         self.neighbours = Neighbours(self.seen, self.allowed, self.representative, self.unit)
-        self._file = neighbour_store.name(decoder) if self.size >= neighbour_store.LARGE else None
+        self._file = neighbour_store.name(decoder, _digest(code)) if self.size >= neighbour_store.LARGE else None
         self._stored = neighbour_store.read(self._file, self.neighbours) if self._file else 0
 
     def equals(self, token: int) -> list[int]:
@@ -78,31 +78,38 @@ class Vocabulary:
         """The nearest untried allowed tokens within `radius [b]` of `tokens [b]`: ids `[b, count]`, −1 where none; and
         `[b]` bool: whether there may be more of them than the RIVALS_MOST nearest, which is as far as is looked."""
         ids, distance, beyond = self._nearest(tokens)
-        found, more = _untried(ids, distance, radius, tried, count), radius >= beyond
+        found, more = _untried(ids, distance, radius, tried, count), ~(radius < beyond)
         wide = (more & (found < 0).any(-1)).nonzero().flatten()
         if len(wide):
             ids, distance = self._widely(tokens[wide])
             near = distance[:, :RIVALS_MOST]
             found[wide] = _untried(ids[:, :RIVALS_MOST], near, radius[wide], tried[wide], count)
-            more[wide] = (distance[:, RIVALS_MOST:] <= radius[wide, None]).any(-1)
+            more[wide] = ~(distance[:, RIVALS_MOST:] > radius[wide, None]).all(-1)
         return found, more
 
     def rivals_within(self, tokens: Tensor, radius: Tensor, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        """The allowed tokens within `radius [b]` of `tokens [b]`, nearest first, from the `start`th on and before the
-        `stop`th: ids `[b, stop - start]`, −1 where none; and `[b]` bool: whether there may be more behind."""
+        """The allowed tokens within `radius [b]` of `tokens [b]`, nearest first, but for the first `start` and up to
+        the `stop`th: ids `[b, n]`, −1 where none; and `[b]` bool: whether there may be more behind."""
         ids, distance, beyond = self._nearest(tokens)
-        more = radius >= beyond
+        more = ~(radius < beyond)  # of a radius that is no number, too
+        had, done = ids[:, :start], torch.zeros_like(ids, dtype=torch.bool)
+        done[:, :start] = True
         if stop > ids.shape[1]:
-            ids = torch.nn.functional.pad(ids, (0, stop - ids.shape[1]), value=-1)
-            distance = torch.nn.functional.pad(distance, (0, stop - distance.shape[1]), value=torch.inf)
+            pad = (0, stop - ids.shape[1])
+            ids, done = torch.nn.functional.pad(ids, pad, value=-1), torch.nn.functional.pad(done, pad, value=True)
+            distance = torch.nn.functional.pad(distance, pad, value=torch.inf)
             wide = more.nonzero().flatten()
             if len(wide):
                 many, away = self._widely(tokens[wide])
+                more[wide] = ~(away[:, stop:] > radius[wide, None]).all(-1)
                 ids[wide], distance[wide] = many[:, :stop], away[:, :stop]
-                more[wide] = (away[:, stop:] <= radius[wide, None]).any(-1)
-        inside = distance <= radius[:, None]
+                # the nearest of all are not all among the nearest of the table, which were found in a projection
+                done[wide] = (ids[wide][:, :, None] == had[wide][:, None]).any(-1)
+        inside = ~(distance > radius[:, None]) & (ids >= 0)
         more = more | inside[:, stop:].any(-1)
-        return ids[:, start:stop].masked_fill(~inside[:, start:stop], -1), more
+        out = ~inside[:, :stop] | done[:, :stop]
+        order = out.int().argsort(dim=-1, stable=True)
+        return ids.gather(1, order).masked_fill(out.gather(1, order), -1), more
 
     def next_rivals(self, token: int) -> list[int]:
         """A few of the tokens beyond the RIVALS_MOST nearest."""
@@ -143,8 +150,14 @@ def _untried(ids: Tensor, distance: Tensor, radius: Tensor, tried: Tensor, count
     return ids.gather(1, order).masked_fill(out.gather(1, order), -1)
 
 
-def _equal_rows(table: Tensor) -> Tensor:
-    """`[V]` lowest id with exactly the same row. Rows are grouped by a 64-bit hash, then compared value by value."""
+def _digest(code: Tensor) -> int:
+    """One number of all rows' hashes and their order."""
+    return int((code * (2 * torch.arange(len(code), device=code.device) + 1)).sum())
+
+
+def _equal_rows(table: Tensor) -> tuple[Tensor, Tensor]:
+    """`[V]` lowest id with exactly the same row, and a 64-bit hash of each: rows are grouped by that, then compared
+    value by value."""
     bits = (table + 0.0).view(torch.int32).long()  # +0.0 makes −0.0 equal 0.0
     generator = torch.Generator().manual_seed(0)
     odd = torch.randint(-(2**62), 2**62, (table.shape[1],), generator=generator).to(table.device) | 1
@@ -155,4 +168,4 @@ def _equal_rows(table: Tensor) -> Tensor:
     start = torch.where(same, -1, torch.arange(len(table), device=table.device)).cummax(0).values
     representative = torch.empty_like(order)
     representative[order] = order[start]
-    return representative
+    return representative, code

@@ -117,3 +117,19 @@ def test_the_parts_of_the_cost_are_all_of_it(strategy):
         assert cost.draft + cost.repair + cost.rivals + cost.exhaustive == cost.forward_tokens > 0
         if isinstance(strategy, Exhaustive):
             assert cost.exhaustive >= 3 * 300
+
+
+def test_a_rival_that_won_is_not_forgotten(monkeypatch):
+    """Whatever the second look for rivals finds: what is known to be nearer than the draft must not lose to it."""
+    inv, truth = with_twins(0.1), texts(*[10] * 12, vocab=40, seed=6)
+    states = coarse_states(inv, truth)
+
+    def none_found(self, tokens, radius, tried, count):
+        return tokens.new_full((len(tokens), count), -1), torch.zeros_like(tokens).bool()
+
+    monkeypatch.setattr(type(inv.vocabulary), "rivals", none_found)
+    drafts = [[t ^ 1 if j % 3 == 1 else t for j, t in enumerate(row)] for row in truth]
+    found = inv.invert(states, drafted(*drafts))
+    for row, recovery in zip(truth, found, strict=True):
+        for t in (recovery.status == Status.CERTIFIED).nonzero()[0].tolist():
+            assert recovery.token_ids[t] == row[t]

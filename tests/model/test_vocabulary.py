@@ -220,3 +220,32 @@ def test_separations_of_a_few_tokens_are_those_of_all():
     again = vocabulary.separation_of(few.flatten())
     torch.testing.assert_close(alone, vocabulary.separation_of(torch.arange(vocabulary.size))[few])
     assert torch.equal(alone.flatten(), again)
+
+
+def test_rivals_in_waves_are_all_of_them():
+    """Rows of many directions: what is nearest in a projection is not what is nearest."""
+    found = vocabulary(random(1500, 200))
+    tokens = torch.arange(12)
+    exact = distances(found)[:12].float().fill_diagonal_(torch.inf)
+    radius = exact.sort(-1).values[:, 90] * 1.0001
+    named: list[set[int]] = [set() for _ in tokens]
+    start = 0
+    for stop in (2, 8, 32, 256):
+        ids, more = found.rivals_within(tokens, radius, start, stop)
+        for names, row in zip(named, ids.tolist(), strict=True):
+            fresh = [i for i in row if i >= 0]
+            assert not names & set(fresh), "tried twice"
+            names |= set(fresh)
+        start = stop
+    assert not more.any()
+    for names, row, limit in zip(named, exact, radius, strict=True):
+        assert names >= set((row < 0.999 * limit).nonzero().flatten().tolist())
+        assert len(names) in (90, 91, 92)
+
+
+def test_a_radius_that_is_no_number_leaves_nothing_out():
+    found = vocabulary(random(60, 16))
+    ids, _ = found.rivals_within(torch.tensor([3]), torch.tensor([torch.nan]), 0, 256)
+    assert (ids >= 0).sum() == 59
+    none = torch.zeros(1, 60, dtype=torch.bool)
+    assert (found.rivals(torch.tensor([3]), torch.tensor([torch.nan]), none, 64)[0] >= 0).sum() >= 32
