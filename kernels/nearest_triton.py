@@ -1,8 +1,8 @@
 """`nearest_tokens` in Triton: distances of a tile of the table are ranked where they are computed.
 
-A distance and its id are packed into one int64 that sorts by distance, then by id. For count = 1 the kernel keeps the
-least of each tile, so nothing of size B×V is written; for more it writes all of them, and `torch.topk` looks only into
-the tiles that can hold one of the nearest: those whose own least is among the `count` least.
+A distance and its id are packed into one int64 that sorts by distance, then by id. The kernel keeps the least of each
+tile, so nothing of size B×V is written. For count > 1 the nearest rows are in the `count` tiles whose own least is
+least: those alone are ranked once more, row by row.
 """
 
 # pyright takes the launch of a kernel for a call of the function that describes it
@@ -17,6 +17,7 @@ from torch import Tensor
 
 METRICS = {"l1": 0, "l2": 1, "cosine": 2, "dot": 3}
 INFINITY = tl.constexpr(0x7F800000)  # the bits of +inf
+CHOSEN_COLUMNS = 128
 
 
 def tiles(batch: int) -> dict[str, int]:
@@ -29,12 +30,12 @@ def tiles(batch: int) -> dict[str, int]:
 
 
 @triton.jit
-def rank_rows(
+def rank_tile(
     queries,
     table,
     banned,
-    ranks,
-    least,
+    n,
+    v,
     B,
     V,
     query_stride,
@@ -43,15 +44,11 @@ def rank_rows(
     D: tl.constexpr,
     METRIC: tl.constexpr,
     HAS_BANNED: tl.constexpr,
-    KEEP_ALL: tl.constexpr,
     BQ: tl.constexpr,
     BV: tl.constexpr,
     BD: tl.constexpr,
 ):
-    """least[b, tile] = min over the tile's rows v of rank(distance(b, v), v); with KEEP_ALL also ranks[b, v]."""
-    # Programs of one tile are neighbours: the later ones find its rows in the cache.
-    n, tile = tl.program_id(0) * BQ + tl.arange(0, BQ), tl.program_id(1)
-    v = tile * BV + tl.arange(0, BV)
+    """rank(distance(n, v), v) of queries `n [BQ]` and rows `v [BV]`: int64 `[BQ, BV]`."""
     n_there, v_there = n < B, v < V
     sums = tl.zeros((BQ, BV, BD), tl.float32)
     query_squares = tl.zeros((BQ, BD), tl.float32)
@@ -93,11 +90,64 @@ def rank_rows(
     # The bits of a float sort like an integer once those of a negative one, but for its sign, are turned round.
     bits = tl.where(left, distance + 0.0, float("inf")).to(tl.int32, bitcast=True)
     bits = bits ^ ((bits >> 31) & 0x7FFFFFFF)
-    rank = (bits.to(tl.int64) << 32) | v.to(tl.int64)[None, :]
-    count = tl.num_programs(1)
-    tl.store(least + n.to(tl.int64) * count + tile, tl.min(rank, 1), mask=n_there)
-    if KEEP_ALL:
-        tl.store(ranks + n.to(tl.int64)[:, None] * (count * BV) + v[None, :], rank, mask=n_there[:, None])
+    return (bits.to(tl.int64) << 32) | v.to(tl.int64)[None, :]
+
+
+@triton.jit
+def rank_rows(
+    queries,
+    table,
+    banned,
+    least,
+    B,
+    V,
+    query_stride,
+    table_stride,
+    banned_stride,
+    D: tl.constexpr,
+    METRIC: tl.constexpr,
+    HAS_BANNED: tl.constexpr,
+    BQ: tl.constexpr,
+    BV: tl.constexpr,
+    BD: tl.constexpr,
+):
+    """least[b, tile] = min over the tile's rows v of rank(distance(b, v), v)."""
+    # Programs of one tile are neighbours: the later ones find its rows in the cache.
+    n, tile = tl.program_id(0) * BQ + tl.arange(0, BQ), tl.program_id(1)
+    v = tile * BV + tl.arange(0, BV)
+    rank = rank_tile(
+        queries, table, banned, n, v, B, V, query_stride, table_stride, banned_stride, D, METRIC, HAS_BANNED, BQ, BV, BD
+    )
+    tl.store(least + n.to(tl.int64) * tl.num_programs(1) + tile, tl.min(rank, 1), mask=n < B)
+
+
+@triton.jit
+def rank_chosen(
+    queries,
+    table,
+    banned,
+    chosen,
+    ranks,
+    B,
+    V,
+    query_stride,
+    table_stride,
+    banned_stride,
+    chosen_stride,
+    D: tl.constexpr,
+    METRIC: tl.constexpr,
+    HAS_BANNED: tl.constexpr,
+    BV: tl.constexpr,
+    BD: tl.constexpr,
+):
+    """ranks[b, j] = rank(distance(b, v), v) of every row v of tile chosen[b, j]."""
+    b, j = tl.program_id(0), tl.program_id(1)
+    n, v = b + tl.arange(0, 1), tl.load(chosen + b * chosen_stride + j).to(tl.int32) * BV + tl.arange(0, BV)
+    rank = rank_tile(
+        queries, table, banned, n, v, B, V, query_stride, table_stride, banned_stride, D, METRIC, HAS_BANNED, 1, BV, BD
+    )
+    at = ranks + (b.to(tl.int64) * tl.num_programs(1) + j) * BV + tl.arange(0, BV)[None, :]
+    tl.store(at, rank)
 
 
 @triton.jit
@@ -126,33 +176,22 @@ def nearest_tokens(
     settings = tiles(B)
     rows = settings["BV"]
     parts = triton.cdiv(V, rows)
-    least = torch.empty(B, parts, dtype=torch.long, device=queries.device)
-    ranks = least if count == 1 else torch.empty(B, parts, rows, dtype=torch.long, device=queries.device)
-    rank_rows[(triton.cdiv(B, settings["BQ"]), parts)](
-        queries,
-        table,
-        queries if banned is None else banned,
-        ranks,
-        least,
-        B,
-        V,
-        queries.stride(0),
-        table.stride(0),
-        0 if banned is None else banned.stride(0),
-        D=D,
-        METRIC=METRICS[metric],
-        HAS_BANNED=banned is not None,
-        KEEP_ALL=count > 1,
-        **settings,
-    )
-    best = least.amin(1, keepdim=True) if count == 1 else _smallest(ranks, least, count)
+    given = (queries, table, queries if banned is None else banned)
+    strides = (queries.stride(0), table.stride(0), 0 if banned is None else banned.stride(0))
+    kind = {"D": D, "METRIC": METRICS[metric], "HAS_BANNED": banned is not None}
+    if 2 * count < parts or count == 1:
+        least = torch.empty(B, parts, dtype=torch.long, device=queries.device)
+        rank_rows[(triton.cdiv(B, settings["BQ"]), parts)](*given, least, B, V, *strides, **kind, **settings)
+        best = least.amin(1, keepdim=True) if count == 1 else None
+        chosen = None if count == 1 else least.topk(count, largest=False, sorted=False).indices
+    else:  # most tiles have one of the nearest
+        best, chosen = None, torch.arange(parts, device=queries.device).expand(B, parts)
+    if best is None:
+        ranks = torch.empty(B, chosen.shape[1], rows, dtype=torch.long, device=queries.device)
+        rank_chosen[(B, chosen.shape[1])](
+            *given, chosen, ranks, B, V, *strides, chosen.stride(0), **kind, BV=rows, BD=CHOSEN_COLUMNS, num_warps=4
+        )
+        # no two are equal, so topk has no ties to break
+        best = ranks.flatten(1).topk(count, largest=False).values.contiguous()
     unpack_ranks[(triton.cdiv(B * count, 256),)](best, distances, ids, B * count, BLOCK=256)
     return distances, ids
-
-
-def _smallest(ranks: Tensor, least: Tensor, count: int) -> Tensor:
-    """The `count` least of `ranks [B, tiles, rows]`, in order: no two are equal, so topk has no ties to break."""
-    if 2 * count < least.shape[1]:
-        chosen = least.topk(count, largest=False, sorted=False).indices
-        ranks = ranks.gather(1, chosen[..., None].expand(-1, -1, ranks.shape[2]))
-    return ranks.flatten(1).topk(count, largest=False).values.contiguous()
