@@ -84,4 +84,4 @@ def _in_blocks(query: Tensor, key: Tensor, value: Tensor, scale: float, window: 
     visible = ((column <= row) & (column > row - window)).repeat(blocks, 1, 1)
     visible[0, :, :window] = False  # there is no block before the first
     seen = F.scaled_dot_product_attention(here[0], keys, values, attn_mask=visible, scale=scale)
-    return seen.view(B, H, -1, d)[:, :, :K]
+    return seen.reshape(B, H, -1, d)[:, :, :K]
