@@ -18,6 +18,7 @@ import torch
 from workloads import (
     FULL,
     GPT2_SMALL,
+    LLAMA_8B,
     MODELS,
     bare_forward,
     load,
@@ -93,6 +94,19 @@ def bench_random_tokens(benchmark, inverter, report_row):
     name = Path(benchmark.params["inverter"]).name
     rows = random_rows(inverter, 256, 32)
     row(benchmark, inverter, report_row, f"{name}, 256 × 32 random tokens", rows, "random tokens")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="a model of 8 billion parameters needs a CUDA GPU")
+@pytest.mark.parametrize(("texts", "length"), [(64, 32), (1, 32), (16, 512)], ids=lambda n: str(n))
+def bench_eight_billion(benchmark, large, report_row, texts, length):
+    row(benchmark, large, report_row, f"{LLAMA_8B}, {texts} × {length}", random_rows(large, texts, length), "random")
+
+
+@pytest.fixture(scope="module")
+def large():
+    made = load(LLAMA_8B)
+    made.invert(made.capture(random_rows(made, 1, 8)))
+    return made
 
 
 @pytest.mark.parametrize("texts", [1, 256])

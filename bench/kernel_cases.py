@@ -14,6 +14,7 @@ from torch import Tensor
 from invert_fast import ops
 from invert_fast.ops import native
 from invert_fast.ops.linear import pack
+from invert_fast.ops.table import HAS_TRITON
 
 V, D = 50_257, 768  # the vocabulary and width of GPT-2 small
 
@@ -186,7 +187,11 @@ def gelu_case(rows: int) -> Case:
 def best_two_case(rows: int) -> Case:
     """Of the whole vocabulary; plain PyTorch writes the scores."""
     x, table, bias = random(rows, D), random(V, D, seed=1), random(V, seed=2)
-    packed = pack(table.T) if native._C is not None and DEVICE.type == "cpu" else None
+    packed = {"cpp": pack(table.T)} if native._C is not None and DEVICE.type == "cpu" else {}
+    if DEVICE.type == "cuda" and HAS_TRITON:
+        from invert_fast.kernels.best_two_triton import coarse
+
+        packed["triton"] = coarse(table)
 
     def plain():
         top, ids = torch.addmm(bias, x, table.T).topk(2)
@@ -196,7 +201,7 @@ def best_two_case(rows: int) -> Case:
         f"best_two of {V} for {rows}",
         "best_two",
         plain,
-        lambda backend: ops.best_two(x, table, bias, packed, backend=backend),
+        lambda backend: ops.best_two(x, table, bias, packed.get(backend), backend=backend),
         lambda found, wanted: torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-2),
         table.nbytes + x.nbytes,
         2 * rows * table.numel(),
@@ -218,3 +223,4 @@ CASES: dict[str, Callable[[], Case]] = {
 }
 if DEVICE.type == "cuda":  # enough to fill one; a CPU's share of the ceiling no longer changes
     CASES["nearest l1 fp32 256"] = lambda: nearest_case(256, "l1", torch.float32, 1)
+    CASES["best two 8192"] = lambda: best_two_case(8192)

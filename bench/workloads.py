@@ -22,17 +22,44 @@ from invert_fast.cli import demo
 SHARED = Path(os.environ.get("INVERT_FAST_SHARED", Path(__file__).parents[2] / "shared"))
 FULL = bool(os.environ.get("INVERT_FAST_BENCH_FULL"))
 GPT2_SMALL = "gpt2-small shape, random weights"
+LLAMA_8B = "llama-3-8b shape, bf16, random weights"
 MODELS = ["bundled", *(str(p) for p in sorted((SHARED / "models").glob("*")) if (p / "config.json").exists())]
 
 
 def load(name: str) -> Inverter:
-    """A model by name; `GPT2_SMALL` is one of that shape with random weights: its costs are real, its texts are not."""
+    """A model by name; `GPT2_SMALL` and `LLAMA_8B` are of those shapes with random weights: their costs are real, their
+    texts are not."""
+    if name == LLAMA_8B:
+        return Inverter(_llama_8b())
     if name != GPT2_SMALL:
         return Inverter.from_pretrained(name)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = transformers.AutoModelForCausalLM.from_config(transformers.GPT2Config())
     return Inverter(model.requires_grad_(False).to("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def _llama_8b() -> transformers.PreTrainedModel:
+    """Made on the GPU in bf16. What blocks add is scaled down by their number, as GPT-2 begins its training, and
+    tokens are of unit variance: else no state would tell its token."""
+    config = transformers.LlamaConfig(
+        vocab_size=128_256,
+        hidden_size=4096,
+        intermediate_size=14_336,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        max_position_embeddings=8192,
+        rope_theta=500_000.0,
+    )
+    torch.manual_seed(0)
+    with torch.device("cuda"):
+        model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    for name, weight in model.requires_grad_(False).named_parameters():
+        if name.endswith(("o_proj.weight", "down_proj.weight")):
+            weight.mul_((2 * config.num_hidden_layers) ** -0.5)
+    model.get_input_embeddings().weight.mul_(50)
+    return model
 
 
 def real_rows(inverter: Inverter, texts: int, length: int) -> tuple[list[list[int]], str]:

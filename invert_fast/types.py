@@ -98,9 +98,10 @@ class States:
         import torch
 
         rows = self.hidden.detach()
-        if self.dtype in ("float32", "float64") and rows.numel() and bool(rows.any()):
+        if self.dtype in ("float32", "float64") and rows.numel():
             for name, dtype in (("bfloat16", torch.bfloat16), ("float16", torch.float16)):
-                if torch.equal(rows.to(dtype).to(rows.dtype), rows):
+                # the first row mostly tells already
+                if all(torch.equal(t.to(dtype).to(t.dtype), t) for t in (rows[:1], rows)) and bool(rows.any()):
                     return name, name if self.compute_dtype == self.dtype else self.compute_dtype
         return self.dtype, self.compute_dtype
 

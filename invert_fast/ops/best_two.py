@@ -9,6 +9,7 @@ scored in full.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from . import native
 from .linear import MOST_BYTES, linear, pack
 from .native import _C
 from .table import backend as backend_of
+from .table import choose
 
 _SCORES_BYTES, _SCORES_CACHED = 1 << 28, 1 << 24
 _KEPT, _KEPT_NATS = 0.88, 100.0  # of the mean lead of one token over another: what a sketch must keep of it
@@ -39,11 +41,12 @@ class _Sketch:
 
 
 def best_two(
-    x: Tensor, matrix: Tensor, bias: Tensor, packed: Tensor | None = None, *, backend: str = "auto"
+    x: Tensor, matrix: Tensor, bias: Tensor, packed: Any = None, *, backend: str = "auto"
 ) -> tuple[Tensor, Tensor]:
     """argmax_v x·e_v + b_v and its lead over the second largest: x `[n, K]`, matrix `[V, K]`, bias `[V]` → `[n]` each.
 
-    See `kernels.reference.best_two`. packed: the transposed matrix as `linear.pack` wrote it, where it is used often.
+    See `kernels.reference.best_two`. packed: where the matrix is used often, as the backend lays it out: transposed by
+    `linear.pack` for C++, by `coarse` of `kernels/best_two_triton.py` for Triton.
     """
     if x.dim() != 2 or matrix.dim() != 2 or x.shape[1] != matrix.shape[1] or bias.shape != matrix.shape[:1]:
         raise ValueError(
@@ -93,8 +96,9 @@ class BestTwo:
 
     def __init__(self, matrix: Tensor, gram: Tensor | None = None):
         self.matrix, self.gram = matrix.contiguous(), gram
-        self._packed: Tensor | None = None
+        self._packed: Any = None
         self._made: _Sketch | None = None
+        self._in_stages = choose("best_two", matrix.device.type) == "triton"
         on_cpu = matrix.device.type == "cpu" and matrix.dtype == torch.float32
         self._compiled = native.has("best_two") and on_cpu and matrix.nbytes <= MOST_BYTES
 
@@ -104,6 +108,12 @@ class BestTwo:
         scale: the bias has −½ scale·eᵀGe in it, so that a sketch will do: then the best two of a few candidates, of
         which the first is all but always the best of all; where it is not, its lead is small.
         """
+        if self._in_stages:
+            if self._packed is None:
+                from ..kernels.best_two_triton import coarse  # needs Triton
+
+                self._packed = coarse(self.matrix)
+            return best_two(x, self.matrix, bias, self._packed, backend="triton")
         if not (self._compiled and x.dtype == bias.dtype == torch.float32):
             return best_two(x, self.matrix, bias, backend="fused")
         sketch = self._sketch()

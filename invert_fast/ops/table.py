@@ -51,6 +51,7 @@ BACKENDS: dict[str, dict[str, str]] = {
         "reference": "kernels.reference:gelu",
     },
     "best_two": {
+        "triton": "kernels.best_two_triton:best_two",
         "cpp": "ops.best_two:cpp",
         "fused": "ops.best_two:fused",
         "reference": "kernels.reference:best_two",

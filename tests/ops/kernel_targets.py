@@ -21,7 +21,7 @@ import tempfile
 from pathlib import Path
 
 import triton
-from invert_fast.kernels import adam_triton, attention_triton, nearest_triton, residuals_triton
+from invert_fast.kernels import adam_triton, attention_triton, best_two_triton, nearest_triton, residuals_triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -57,14 +57,16 @@ def usage(kernel, signature: dict, constants: dict, capability: int, **options) 
     return {"registers": registers, "stack": stack, "local": local, "shared": shared + compiled.metadata.shared}
 
 
-# Queries, metric, the table's type, and whether all ranks are kept: one case for each shape of the kernel's registers.
+# Queries, metric and the table's type: one case for each shape of the kernel's registers; and the width of the table,
+# of GPT-2 small, Llama-3-8B and Gemma-3-27B.
 NEAREST = [
-    (1, "l1", "fp32", False),
-    (1, "cosine", "bf16", False),
-    (4, "l1", "bf16", True),
-    (64, "l1", "fp32", False),
-    (64, "l1", "bf16", True),
-    (64, "cosine", "fp32", False),
+    (1, "l1", "fp32", 768),
+    (1, "cosine", "bf16", 768),
+    (4, "l1", "bf16", 768),
+    (64, "l1", "fp32", 768),
+    (64, "l1", "bf16", 4096),
+    (64, "cosine", "fp32", 768),
+    (64, "l2", "fp32", 5376),
 ]
 
 
@@ -116,14 +118,41 @@ def attention_cases():
 
 def cases():
     """Name, kernel, signature, constants and options of what a launch can ask for."""
-    for batch, metric, dtype, keep_all in NEAREST:
+    for batch, metric, dtype, width in NEAREST:
         tiles = nearest_triton.tiles(batch)
         warps = tiles.pop("num_warps")
-        signature = {"queries": "*fp32", "table": f"*{dtype}", "banned": "*u8", "ranks": "*i64", "least": "*i64"}
+        signature = {"queries": "*fp32", "table": f"*{dtype}", "banned": "*u8", "least": "*i64"}
         signature |= dict.fromkeys(["B", "V", "query_stride", "table_stride", "banned_stride"], "i32")
-        constants = {"D": 768, "METRIC": nearest_triton.METRICS[metric], "HAS_BANNED": True, "KEEP_ALL": keep_all}
-        name = f"nearest {metric} {dtype}, {'many' if keep_all else 'one'} of {batch}"
-        yield name, nearest_triton.rank_rows, signature, constants | tiles, {"num_warps": warps}
+        constants = {"D": width, "METRIC": nearest_triton.METRICS[metric], "HAS_BANNED": True}
+        name = f"nearest {metric} {dtype} {width}"
+        yield f"{name}, {batch}", nearest_triton.rank_rows, signature, constants | tiles, {"num_warps": warps}
+        if batch > 1:
+            tiles = {"BV": tiles["BV"], "BD": nearest_triton.CHOSEN_COLUMNS}
+            signature = (signature | {"chosen": "*i64", "ranks": "*i64", "chosen_stride": "i32"}).copy()
+            del signature["least"]
+            yield (
+                f"{name}, chosen of {batch}",
+                nearest_triton.rank_chosen,
+                signature,
+                constants | tiles,
+                {"num_warps": 4},
+            )
+    for rows, width in ((8, 768), (64, 640), (512, 4096), (512, 5376)):
+        tiles = best_two_triton.tiles(rows)
+        options = {option: tiles.pop(option) for option in ("num_warps", "num_stages")}
+        signature = {"x": "*fp16", "factor": "*fp32", "table": "*fp16", "bias": "*fp32", "ranks": "*i64"}
+        signature |= dict.fromkeys(["n", "V", "x_stride", "table_stride"], "i32")
+        yield (
+            f"best two of {rows}, {width}",
+            best_two_triton.rank_groups,
+            signature,
+            {"K": width, "TILES": 4} | tiles,
+            options,
+        )
+        signature = {"x": "*fp32", "matrix": "*fp32", "bias": "*fp32", "ranks": "*i64", "ids": "*i64", "leads": "*fp32"}
+        signature |= dict.fromkeys(["V", "x_stride", "matrix_stride"], "i32")
+        sizes = {"K": width, "C": best_two_triton.CANDIDATES, "BK": best_two_triton.columns(width)}
+        yield f"best two of candidates, {width}", best_two_triton.best_of_row, signature, sizes, {}
     signature = {"ranks": "*i64", "distances": "*fp32", "ids": "*i64", "size": "i32"}
     yield "unpack ranks", nearest_triton.unpack_ranks, signature, {"BLOCK": 256}, {}
     for dtype in ("fp32", "bf16"):

@@ -12,10 +12,7 @@ import pytest
 
 pytest.importorskip("triton", reason="Triton is not installed (it exists for Linux)")
 
-SHARED_LIMIT = 48 << 10  # bytes a block gets on every target without asking for more
-
-
-TARGETS = [80, 90, 100]
+TARGETS = {80: 163, 90: 227, 100: 227, 120: 99}  # KiB of shared memory that a block can have there; Triton asks for it
 
 
 @pytest.fixture(scope="module")
@@ -42,9 +39,11 @@ def needs(tmp_path_factory) -> list[dict]:
 @pytest.mark.parametrize("capability", TARGETS)
 def test_kernels_compile_without_spills(needs, capability):
     rows = [row for row in needs if row["target"] == f"sm_{capability}"]
-    assert {row["kernel"].split()[0] for row in rows} >= {"nearest", "unpack", "residuals", "adam", "attention"}
-    assert [row for row in rows if row["stack"] or row["local"]] == [], "registers are spilled"
-    assert [row for row in rows if row["shared"] > SHARED_LIMIT] == []
+    known = {"nearest", "unpack", "residuals", "adam", "attention", "best"}
+    assert {row["kernel"].split()[0] for row in rows} >= known
+    stack = {120: 16}.get(capability, 0)  # bytes that two kernels put on the stack there, beside what they compute
+    assert [row for row in rows if row["stack"] > stack or row["local"]] == [], "registers are spilled"
+    assert [row for row in rows if row["shared"] > TARGETS[capability] << 10] == []
 
 
 def test_what_is_written_down_is_what_comes_out(needs):

@@ -15,10 +15,11 @@ from .adam import check as check_adam
 from .distances import check as check_nearest
 from .inputs import DTYPES, METRICS, TRITON_DEVICE, random
 from .residuals import check as check_residuals
+from .scores import check as check_best_two
 
 pytest.importorskip("triton", reason="Triton is not installed (it exists for Linux)")
 
-from invert_fast.kernels import adam_triton, nearest_triton, residuals_triton
+from invert_fast.kernels import adam_triton, best_two_triton, nearest_triton, residuals_triton
 
 pytestmark = pytest.mark.numeric
 rows = partial(random, device=TRITON_DEVICE)
@@ -36,6 +37,36 @@ def test_nearest_tokens_at_even_and_ragged_tiles(B, V, D, count, metric, dtype):
     values, ids = nearest_triton.nearest_tokens(queries, table, count, metric, banned)
     check_nearest((values, ids), queries, table, metric, banned)
     assert not banned.gather(1, ids.clamp_min(0))[ids >= 0].any()
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize(("B", "V", "D", "count"), [(1, 4096, 64, 33), (40, 1024, 64, 9), (130, 160, 64, 1)])
+def test_nearest_tokens_where_sizes_are_even_and_rows_aligned(B, V, D, count, metric):
+    queries, table = rows(B, D), rows(V, D, seed=1)
+    check_nearest(nearest_triton.nearest_tokens(queries, table, count, metric), queries, table, metric)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("n", "V", "K"), [(1, 33000, 16), (5, 3, 33), (17, 40, 130), (70, 700, 64), (140, 257, 40)], ids=str
+)
+def test_best_two_at_every_tile(n, V, K, dtype):
+    """Tokens far from the origin, all in one direction: what fp16 would drown in, were their mean not taken off."""
+    x, matrix, bias = rows(n, K + 1)[:, 1:], rows(V, K, seed=1, dtype=dtype) + 100, rows(V, seed=2)
+    bias[::3] = -torch.inf
+    found = best_two_triton.best_two(x, matrix, bias)
+    scores = (x.double() @ matrix.double().T + bias.double()).cpu()
+    check_best_two(tuple(t.cpu() for t in found), x.cpu(), matrix.float().cpu(), bias.cpu(), scores)
+
+
+def test_rows_of_a_table_that_are_not_numbers_are_never_the_best():
+    x, matrix, bias = rows(9, 40), rows(300, 40, seed=1), rows(300, seed=2)
+    matrix[7:200, 3] = torch.nan
+    ids, leads = best_two_triton.best_two(x, matrix, bias)
+    left = torch.cat([torch.arange(7), torch.arange(200, 300)]).to(x.device)
+    wanted, _ = reference.best_two(x, matrix[left], bias[left])
+    assert ids.equal(left[wanted])
+    assert leads.isfinite().all()
 
 
 @pytest.mark.parametrize("metric", METRICS)
