@@ -5,6 +5,7 @@
 #   bench/gpu.sh --dry-run    print the stages and their time limits
 #   bench/gpu.sh --rehearse   run every stage small, on any machine: proves the script, measures nothing
 #
+# INVERT_FAST_SITE=FOLDER takes the package from there instead of building it, which takes a minute or two.
 # Needs Python >= 3.11 ($PYTHON, default python3) with torch, transformers, numpy, tqdm, pytest, pytest-benchmark and
 # hypothesis. The extensions are built if setuptools, pybind11, cmake and a compiler are there, and left out if not.
 # Each stage has a time limit, the most valuable come first, and what is measured is kept at once: a stage that runs
@@ -24,7 +25,7 @@ python=${PYTHON:-python3}
 budget=${BUDGET:-530}
 [ $mode = rehearse ] && budget=${BUDGET:-1500}  # a busy machine with few cores may take long over the same
 work=build/gpu
-site=$PWD/$work/site
+site=${INVERT_FAST_SITE:-$PWD/$work/site}
 started=$SECONDS
 
 if [ $mode != dry ]; then
@@ -98,17 +99,19 @@ link_sources() {
     rm -f "$site"/invert_fast/*.so "$site"/invert_fast/kernels
     ln -s "$PWD/kernels" "$site/invert_fast/kernels"
 }
-[ $mode = dry ] || rm -rf "$site"
+[ $mode = dry ] || [ -n "${INVERT_FAST_SITE:-}" ] || rm -rf "$site"
 
 # -P: the working folder must not shadow the build, nor make kernels/ importable.
 tests=("$python" -P -m pytest -q -p no:cacheprovider)
 bench=("${tests[@]}" --benchmark-only --benchmark-disable-gc)
+# compiling a kernel for each shape takes far longer than running it, and side by side it does not
+"$python" -c 'import xdist' 2>/dev/null && tests+=(-n 8 --dist load --max-worker-restart 0)
 export PYTHONPATH=$site INVERT_FAST_BENCH_ROWS=${rows:-} TQDM_DISABLE=1 HF_HUB_OFFLINE=1 INVERT_FAST_CACHE=$PWD/$work/cache
 export TRITON_CACHE_DIR=$PWD/$work/triton
 
 if [ $mode = rehearse ]; then
     export INVERT_FAST_REHEARSE=1 INVERT_FAST_CUDA=off
-    stage build 300 "${build[@]}" || link_sources
+    [ -n "${INVERT_FAST_SITE:-}" ] || stage build 300 "${build[@]}" || link_sources
     stage test-gpu 200 "${tests[@]}" tests/ops/test_cuda.py tests/model/test_cuda_graph.py \
         -k "noticed or stops or stays or refused or default"
     stage captured 200 "${bench[@]}" bench/bench_cuda_graph.py -k "steps and 3-float32"
@@ -120,14 +123,16 @@ else
         INVERT_FAST_CUDA_ARCHS=$("$python" -c 'import torch; print("%d%d-real" % torch.cuda.get_device_capability())')
         export INVERT_FAST_CUDA_ARCHS
     fi
-    stage build 120 "${build[@]}" || link_sources
+    [ -n "${INVERT_FAST_SITE:-}" ] || stage build 120 "${build[@]}" || link_sources
     # Kernels compiled for this GPU: TRITON_INTERPRET=0 takes the tests out of Triton's interpreter.
-    stage test-gpu 120 env TRITON_INTERPRET=0 "${tests[@]}" tests/ops/test_triton.py tests/ops/test_triton_attention.py \
-        tests/ops/test_cuda.py tests/model/test_cuda_graph.py
-    stage captured 120 "${bench[@]}" bench/bench_cuda_graph.py -k steps
-    stage kernels 70 "${bench[@]}" bench/bench_kernels.py
-    stage modes 120 "${bench[@]}" bench/bench_cuda_graph.py -k modes
-    stage speculative 90 "${bench[@]}" bench/bench_speculative.py -k "gpt2-small and texts or bundled and texts"
+    stage test-gpu 120 env TRITON_INTERPRET=0 "${tests[@]}" tests/ops/test_triton.py tests/ops/test_cuda.py \
+        tests/model/test_cuda_graph.py tests/ops/test_triton_attention.py
+    stage eight-billion 100 "${bench[@]}" bench/bench_speculative.py -k eight_billion
+    stage captured 60 "${bench[@]}" bench/bench_cuda_graph.py -k "steps and not 4096"
+    stage kernels 60 "${bench[@]}" bench/bench_kernels.py
+    stage speculative 60 "${bench[@]}" bench/bench_speculative.py -k "texts and not 1024 and not 10"
+    stage modes 90 "${bench[@]}" bench/bench_cuda_graph.py -k modes
+    stage captured-4096 60 "${bench[@]}" bench/bench_cuda_graph.py -k "steps and 4096"
     stage test-rest 60 "${tests[@]}" tests/ops tests/model/test_lanes.py -x
 fi
 [ $mode = dry ] && exit 0

@@ -144,4 +144,5 @@ def versions(inverter: Inverter) -> dict[str, str]:
         "device": f"{device}, {name}, {torch.get_num_threads()} threads",
         "torch": torch.__version__,
         "transformers": transformers.__version__,
+        "float32_products": torch.get_float32_matmul_precision(),
     }

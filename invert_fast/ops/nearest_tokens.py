@@ -38,6 +38,8 @@ def nearest_tokens(
             f"nearest_tokens with banned {list(banned.shape)} {banned.dtype}: "
             f"expected [{len(queries)}, {len(table)}] torch.bool"
         )
+    if backend == "auto" and count == 1 and queries.device.type == "cuda" and native._cuda is not None:
+        backend = "cuda"  # twice as fast as Triton's there; of more than one it would write the ranks of all
     call = backend_of("nearest_tokens", backend, queries.device)
     return call(queries.detach(), table.detach(), count, metric, banned)
 

@@ -1,8 +1,8 @@
 """Which backend runs which op where: the one literal table. A new kernel is a row in it, or a column of a row.
 
-Backends: triton (GPUs), cuda (CUDA C++, only where asked for), cpp (C++ on CPUs), fused (PyTorch's own op), reference
-(`kernels/reference.py`: the formula, and the contract that all others are tested against). A place is named and not
-imported: not every machine has Triton, a compiler or a GPU.
+Backends: triton (GPUs), cuda (CUDA C++, for one op, and where asked for), cpp (C++ on CPUs), fused (PyTorch's own op),
+reference (`kernels/reference.py`: the formula, and the contract that all others are tested against). A place is named
+and not imported: not every machine has Triton, a compiler or a GPU.
 """
 
 from __future__ import annotations
@@ -63,7 +63,8 @@ HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 @cache
 def choose(op: str, device: str) -> str:
-    """The backend that runs `op` on a device of this type when none is asked for; "cuda" only cross-checks "triton"."""
+    """The backend that runs `op` on a device of this type when none is asked for; "cuda" cross-checks "triton", but
+    for the nearest token alone (see `nearest_tokens`)."""
     row = BACKENDS[op]
     if device == "cpu" and "cpp" in row and native.has(op):
         return "cpp"
