@@ -138,8 +138,12 @@ INVERT_FAST_INLINE float dot_body(const float* __restrict a, const float* __rest
 }
 constexpr Clones<dot_body> dot;
 
-void best_two_of(const Scores& sketch, const Rows& op, std::int64_t begin, std::int64_t end, std::int64_t* columns,
-                 float* leads) {
+// Of every row begin to end, counted from begin, the candidates: of each class of columns that which is largest in the
+// sketch, as far as it comes within `within` of the largest of all there, and two in any case. Calls
+// found(row, columns, scores in full, count), columns ascending.
+template <class Found>
+void each_candidates(const Scores& sketch, const Rows& op, std::int64_t begin, std::int64_t end, float within,
+                     const Found& found) {
     constexpr std::int64_t kTurns = kClasses / kTileColumns;  // panels take turns
     float best[kTurns][kRowsAtOnce * kTileColumns];
     std::int32_t panels[kTurns][kRowsAtOnce * kTileColumns];
@@ -156,7 +160,7 @@ void best_two_of(const Scores& sketch, const Rows& op, std::int64_t begin, std::
         for (const auto& turn : best) {
             for (int c = 0; c < kTileColumns; ++c) roughly.add(turn[r * kTileColumns + c], 0);
         }
-        const float least = std::min(roughly.second, roughly.best - kWithin);
+        const float least = std::min(roughly.second, roughly.best - within);
         std::int64_t chosen[kClasses], count = 0;
         for (std::int64_t turn = 0; turn < kTurns; ++turn) {
             for (int c = 0; c < kTileColumns; ++c) {
@@ -165,14 +169,46 @@ void best_two_of(const Scores& sketch, const Rows& op, std::int64_t begin, std::
             }
         }
         std::sort(chosen, chosen + count);  // ties go to the lower
-        Two found;
+        float scores[kClasses];
+        const float* x = op.x + (begin + r) * op.x_stride;
         for (std::int64_t i = 0; i < count; ++i) {
-            const float* x = op.x + (begin + r) * op.x_stride;
-            found.add(dot(x, op.matrix + chosen[i] * op.width, op.width) + op.bias[chosen[i]], chosen[i]);
+            scores[i] = dot(x, op.matrix + chosen[i] * op.width, op.width) + op.bias[chosen[i]];
         }
-        columns[begin + r] = found.column;
-        leads[begin + r] = found.best - found.second;
+        found(r, chosen, scores, count);
     }
+}
+
+void best_two_of(const Scores& sketch, const Rows& op, std::int64_t begin, std::int64_t end, std::int64_t* columns,
+                 float* leads) {
+    each_candidates(sketch, op, begin, end, kWithin,
+                    [&](std::int64_t r, const std::int64_t* chosen, const float* scores, std::int64_t count) {
+                        Two found;
+                        for (std::int64_t i = 0; i < count; ++i) found.add(scores[i], chosen[i]);
+                        columns[begin + r] = found.column;
+                        leads[begin + r] = found.best - found.second;
+                    });
+}
+
+// All candidates of a row, best first, in kClasses places: column −1 and score −inf where there are fewer. NaN is last.
+void list_of(const Scores& sketch, const Rows& op, std::int64_t begin, std::int64_t end, std::int64_t* columns,
+             float* scores) {
+    each_candidates(sketch, op, begin, end, std::numeric_limits<float>::infinity(),
+                    [&](std::int64_t r, const std::int64_t* chosen, const float* found, std::int64_t count) {
+                        std::array<std::int64_t, kClasses> order;
+                        float known[kClasses];
+                        for (std::int64_t i = 0; i < count; ++i) {
+                            order[i] = i;
+                            known[i] = found[i] == found[i] ? found[i] : kNone;
+                        }
+                        std::stable_sort(order.begin(), order.begin() + count,
+                                         [&](std::int64_t a, std::int64_t b) { return known[a] > known[b]; });
+                        for (std::int64_t i = 0; i < kClasses; ++i) {
+                            const std::int64_t at = (begin + r) * kClasses + i;
+                            const bool there = i < count && known[order[i]] > kNone;
+                            columns[at] = there ? chosen[order[i]] : -1;
+                            scores[at] = there ? known[order[i]] : kNone;
+                        }
+                    });
 }
 
 // Rows, width and stride of a row's x.
@@ -204,17 +240,34 @@ void best_two(std::uintptr_t x, std::uintptr_t packed, std::uintptr_t bias, std:
     });
 }
 
-// The same among a few columns a row: of every 64th column that which is largest in `sketch`, a narrower product of as
-// many rows and columns, as far as it comes near the largest of all there; and two in any case.
-void best_two_by_sketch(const Pointers& sketch, const Size& sketch_size, const Pointers& rows, const Size& size,
-                        std::uintptr_t ids, std::uintptr_t leads, std::int64_t columns, int threads) {
+// Calls work(sketch, rows in full, begin, end) on blocks of rows; `sketch` is a narrower product of as many rows and
+// columns.
+template <class Work>
+void by_sketch(const Pointers& sketch, const Size& sketch_size, const Pointers& rows, const Size& size,
+               std::int64_t columns, int threads, const Work& work) {
     const Scores low = pack_scores(sketch, sketch_size, columns), full = pack_scores(rows, size, columns);
     if (low.rows != full.rows) throw std::invalid_argument("sketch and x differ in rows");
     require_non_negative("threads", threads);
     const Rows op{full.x, full.packed, full.bias, full.width, full.x_stride};  // not packed, this one
-    in_blocks(low, threads, [&](std::int64_t begin, std::int64_t end) {
-        best_two_of(low, op, begin, end, reinterpret_cast<std::int64_t*>(ids), reinterpret_cast<float*>(leads));
-    });
+    in_blocks(low, threads, [&](std::int64_t begin, std::int64_t end) { work(low, op, begin, end); });
+}
+
+// The same among a few columns a row: of every 64th column that which is largest in `sketch`.
+void best_two_by_sketch(const Pointers& sketch, const Size& sketch_size, const Pointers& rows, const Size& size,
+                        std::uintptr_t ids, std::uintptr_t leads, std::int64_t columns, int threads) {
+    by_sketch(sketch, sketch_size, rows, size, columns, threads,
+              [&](const Scores& low, const Rows& op, std::int64_t begin, std::int64_t end) {
+                  best_two_of(low, op, begin, end, reinterpret_cast<std::int64_t*>(ids), reinterpret_cast<float*>(leads));
+              });
+}
+
+// Those columns, best first: 64 places a row.
+void list_by_sketch(const Pointers& sketch, const Size& sketch_size, const Pointers& rows, const Size& size,
+                    std::uintptr_t ids, std::uintptr_t scores, std::int64_t columns, int threads) {
+    by_sketch(sketch, sketch_size, rows, size, columns, threads,
+              [&](const Scores& low, const Rows& op, std::int64_t begin, std::int64_t end) {
+                  list_of(low, op, begin, end, reinterpret_cast<std::int64_t*>(ids), reinterpret_cast<float*>(scores));
+              });
 }
 
 const Binding binding{[](py::module_& m) {
@@ -226,6 +279,10 @@ const Binding binding{[](py::module_& m) {
           "leads_ptr"_a, "columns"_a, "threads"_a = 0, Unlocked(),
           "The same among the best of every 64th column in a narrower product. sketch: pointers of x, packed and "
           "bias; rows: of x, the matrix [columns, width] and bias.");
+    m.def("list_by_sketch", &list_by_sketch, "sketch"_a, "sketch_size"_a, "rows"_a, "size"_a, "ids_ptr"_a, "scores_ptr"_a,
+          "columns"_a, "threads"_a = 0, Unlocked(),
+          "Those columns of each row, best first (int64, -1 for none), and their scores in full: 64 places a row.");
+    m.attr("LISTED") = kClasses;
 }};
 
 }  // namespace

@@ -19,6 +19,7 @@ CANDIDATES = 8
 _GROUPS = 256  # about so many of a vocabulary: what is written and sorted a row
 _BN, _BK = 128, 64
 _ROWS = 1 << 14  # of the matrix, put into fp16 at once
+_GATHERED = 1 << 26  # numbers of it, gathered at once
 
 
 def tiles(rows: int) -> dict[str, int]:
@@ -148,31 +149,54 @@ def coarse(matrix: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat([((part - mean) / most).half() for part in matrix.split(_ROWS)]), most
 
 
+def ranks_of_groups(x: Tensor, packed: tuple[Tensor, Tensor], bias: Tensor, count: int) -> Tensor:
+    """The `count` best ranks of each row in the first stage, of no token where there are fewer: `[n, count]`."""
+    (table, most), (n, K) = packed, x.shape
+    V, settings = len(table), tiles(n)
+    per_group = max(1, triton.cdiv(V, settings["BN"] * _GROUPS))
+    groups = triton.cdiv(V, settings["BN"] * per_group)
+    largest = x.abs().amax(-1, keepdim=True).clamp_min(1e-30)
+    low, factor = (x / largest).half(), (largest * most).float()
+    ranks = torch.empty(n, 2 * groups, dtype=torch.long, device=x.device)
+    rank_groups[(triton.cdiv(n, settings["BM"]), groups)](
+        *(low, factor, table, bias, ranks, n, V, low.stride(0), table.stride(0)), K=K, TILES=per_group, **settings
+    )
+    missing = count - 2 * groups
+    if missing > 0:  # a small vocabulary: ranks of no token
+        ranks = torch.nn.functional.pad(ranks, (0, missing), value=torch.iinfo(torch.long).min)
+    # no two are equal, so topk has no ties to break
+    return ranks.topk(count, sorted=False).values.contiguous()
+
+
 def best_two(
     x: Tensor, matrix: Tensor, bias: Tensor, packed: tuple[Tensor, Tensor] | None = None
 ) -> tuple[Tensor, Tensor]:
     """Contract of `reference.best_two`. packed: what `coarse` made of the matrix."""
-    table, most = coarse(matrix) if packed is None else packed
+    packed, bias = coarse(matrix) if packed is None else packed, bias.float().contiguous()
     x, matrix = (t if t.stride(-1) == 1 else t.contiguous() for t in (x, matrix))
     (n, K), V = x.shape, len(matrix)
     ids, leads = torch.empty(n, dtype=torch.long, device=x.device), torch.empty(n, device=x.device)
     if n == 0:
         return ids, leads
-    settings = tiles(n)
-    per_group = max(1, triton.cdiv(V, settings["BN"] * _GROUPS))
-    groups = triton.cdiv(V, settings["BN"] * per_group)
-    largest = x.abs().amax(-1, keepdim=True).clamp_min(1e-30)
-    low, factor, bias = (x / largest).half(), (largest * most).float(), bias.float().contiguous()
-    ranks = torch.empty(n, 2 * groups, dtype=torch.long, device=x.device)
-    rank_groups[(triton.cdiv(n, settings["BM"]), groups)](
-        *(low, factor, table, bias, ranks, n, V, low.stride(0), table.stride(0)), K=K, TILES=per_group, **settings
-    )
-    missing = CANDIDATES - 2 * groups
-    if missing > 0:  # a small vocabulary: ranks of no token
-        ranks = torch.nn.functional.pad(ranks, (0, missing), value=torch.iinfo(torch.long).min)
-    # no two are equal, so topk has no ties to break
-    ranks = ranks.topk(CANDIDATES, sorted=False).values.contiguous()
+    ranks = ranks_of_groups(x, packed, bias, CANDIDATES)
     best_of_row[(n,)](
         *(x, matrix, bias, ranks, ids, leads, V, x.stride(0), matrix.stride(0)), K=K, C=CANDIDATES, BK=columns(K)
     )
     return ids, leads
+
+
+def shortlist(
+    x: Tensor, matrix: Tensor, bias: Tensor, packed: tuple[Tensor, Tensor], count: int
+) -> tuple[Tensor, Tensor]:
+    """`ops.best_two.BestTwo.shortlist`: the best two of every group of tokens are among what it finds."""
+    if len(x) == 0:
+        return x.new_empty(0, count, dtype=torch.long), x.new_empty(0, count)
+    bias = bias.float().contiguous()
+    ids = 0xFFFFFFFF - (ranks_of_groups(x, packed, bias, count) & 0xFFFFFFFF)
+    there = ids < len(matrix)
+    ids = ids.masked_fill(~there, 0)
+    rows = max(1, _GATHERED // (count * matrix.shape[1]))
+    parts = zip(x.float().split(rows), ids.split(rows), strict=True)
+    scores = torch.cat([torch.bmm(matrix[v].float(), part[..., None])[..., 0] for part, v in parts]) + bias[ids]
+    scores, order = scores.masked_fill(~there | scores.isnan(), -torch.inf).sort(-1, descending=True)
+    return ids.gather(1, order).masked_fill(scores == -torch.inf, -1), scores

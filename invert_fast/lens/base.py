@@ -34,11 +34,17 @@ class Lens(Protocol):
         """`[b, T, D] → [b, T]`: the best token of every row of whole texts."""
         ...
 
+    def lists(self, proxies: Tensor) -> tuple[Tensor, Tensor]:
+        """The best tokens of every row, best first, and their scores: `[b, T, LISTED]` each, see
+        `BestTwo.shortlist`."""
+        ...
+
     def scores(self, proxies: Tensor, first: Tensor) -> Tensor:
         """log p(state | token) up to a constant, `[n, V]`, of single rows' proxies `[n, D_e]`; first `[n]` bool: which
         of them stand at position 0."""
         ...
 
-    def change_scores(self, state: Tensor, wrong_state: Tensor, wrong: Tensor) -> Tensor:
-        """The same once token `wrong [n]` was seen to give `wrong_state [n, D]` where `state [n, D]` was asked for."""
+    def change_scores(self, state: Tensor, wrong_state: Tensor, wrong: Tensor, ids: Tensor | None = None) -> Tensor:
+        """The same once token `wrong [n]` was seen to give `wrong_state [n, D]` where `state [n, D]` was asked for; of
+        the tokens `ids [n, C]` alone, where given: `[n, C]`."""
         ...

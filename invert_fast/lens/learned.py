@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..ops import prefix_attention
 from ..ops.gelu import Gelu
 from ..ops.linear import pack_linears
-from .linear import LinearLens, best_tokens, split_rows, two_row_map
+from .linear import LinearLens, best_tokens, split_rows, token_lists, two_row_map
 from .precision import fast_dtype
 from .repair import Repair
 from .settings import HEAD
@@ -97,6 +97,12 @@ class LearnedLens(nn.Module):
         first = self.linear.parts["first"].bias
         return best_tokens(proxies, self.linear.best_two, first, self.bias(), self.log_scale.exp())
 
+    @torch.no_grad()
+    def lists(self, proxies: Tensor) -> tuple[Tensor, Tensor]:
+        """As `LinearLens.lists`."""
+        first = self.linear.parts["first"].bias
+        return token_lists(proxies, self.linear.best_two, first, self.bias(), self.log_scale.exp())
+
     def draft(self, hidden: Tensor) -> Tensor:
         """As `LinearLens.draft`: `[b, T, D] → [b, T]`."""
         return self.best(self.proxies(hidden))[0]
@@ -107,9 +113,9 @@ class LearnedLens(nn.Module):
         bias = torch.where(first[:, None], self.linear.parts["first"].bias, self.bias())
         return proxies @ self.vocabulary.embedding.T + bias
 
-    def change_scores(self, state: Tensor, wrong_state: Tensor, wrong: Tensor) -> Tensor:
+    def change_scores(self, state: Tensor, wrong_state: Tensor, wrong: Tensor, ids: Tensor | None = None) -> Tensor:
         """As `LinearLens.change_scores`."""
-        return self.linear.change_scores(state, wrong_state, wrong)
+        return self.linear.change_scores(state, wrong_state, wrong, ids)
 
 
 class _Block(nn.Module):

@@ -17,8 +17,10 @@ import torch
 from torch import Tensor
 
 from ..model.vocabulary import Vocabulary
-from ..ops.best_two import BestTwo
+from ..ops.best_two import BestTwo, scores_of
 from .repair import Repair
+
+_ROWS = 16_384  # of the embedding matrix, multiplied at once
 
 
 @dataclass(frozen=True)
@@ -65,15 +67,22 @@ class LinearLens:
         """`[b, T, D] → [b, T]`: the best token of every row of whole texts."""
         return self.best(self.proxies(hidden))[0]
 
+    def lists(self, proxies: Tensor) -> tuple[Tensor, Tensor]:
+        """The best tokens of every row of whole texts, best first, and their scores: `[b, T, LISTED]` each."""
+        return token_lists(proxies, self.best_two, self.parts["first"].bias, self.parts["rest"].bias, 1.0)
+
     def scores(self, proxies: Tensor, first: Tensor) -> Tensor:
         """log p(state | token) up to a constant, `[b, V]`, of single rows' proxies `[b, D_e]`; first `[b]` bool."""
         bias = torch.where(first[:, None], self.parts["first"].bias, self.parts["rest"].bias)
         return proxies @ self.vocabulary.embedding.T + bias
 
-    def change_scores(self, state: Tensor, wrong_state: Tensor, wrong: Tensor) -> Tensor:
-        """The same once token `wrong [b]` was seen to give `wrong_state [b, D]` where `state [b, D]` was asked for."""
+    def change_scores(self, state: Tensor, wrong_state: Tensor, wrong: Tensor, ids: Tensor | None = None) -> Tensor:
+        """The same once token `wrong [b]` was seen to give `wrong_state [b, D]` where `state [b, D]` was asked for; of
+        the tokens `ids [b, C]` alone, where given."""
         part, embedding = self.parts["change"], self.vocabulary.embedding
         proxy = (state - wrong_state) @ part.project + embedding[wrong] @ part.gram
+        if ids is not None:
+            return scores_of(proxy, embedding, ids) + part.bias[ids.clamp_min(0)]
         return proxy @ embedding.T + part.bias
 
 
@@ -104,6 +113,19 @@ def best_tokens(
     return ids, leads
 
 
+def token_lists(
+    proxies: Tensor, best_two: BestTwo, first: Tensor, rest: Tensor, scale: Tensor | float
+) -> tuple[Tensor, Tensor]:
+    """As `best_tokens`, but the best `LISTED` tokens of every row, best first, and their scores: `[b, T, LISTED]`."""
+    b, T, _ = proxies.shape
+    opening = best_two.shortlist(proxies[:, 0], first)
+    later = best_two.shortlist(proxies[:, 1:].flatten(0, 1), rest, scale)
+    ids, scores = (
+        torch.cat([one[:, None], more.view(b, T - 1, -1)], 1) for one, more in zip(opening, later, strict=True)
+    )
+    return ids, scores
+
+
 def features(state: Tensor, previous: Tensor | None = None) -> Tensor:
     one = torch.ones(*state.shape[:-1], 1, device=state.device)
     return torch.cat([state, one] if previous is None else [state, previous, one], -1)
@@ -111,5 +133,5 @@ def features(state: Tensor, previous: Tensor | None = None) -> Tensor:
 
 def token_bias(vocabulary: Vocabulary, gram: Tensor) -> Tensor:
     """−½ e_vᵀ MᵀQM e_v, −inf for tokens that are no candidates."""
-    E = vocabulary.embedding
-    return (-0.5 * ((E @ gram) * E).sum(-1)).masked_fill(~vocabulary.allowed, float("-inf"))
+    energy = [((part @ gram) * part).sum(-1) for part in vocabulary.embedding.split(_ROWS)]
+    return (-0.5 * torch.cat(energy)).masked_fill(~vocabulary.allowed, float("-inf"))

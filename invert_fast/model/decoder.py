@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import copy
 import hashlib
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from .. import ops
+from ..ops.best_two import scores_of
 from ..types import InputError
 from . import attention
 from .layer import Layer
@@ -127,13 +129,36 @@ class Decoder:
     def log_probs(self, states: Tensor) -> Tensor:
         """Next-token log-probabilities of states of the last layer, `[..., D] → [..., V]` fp32; ids past the
         tokenizer's get −inf. A proposal only: logit scaling that keeps the order is left out."""
-        if not self.layer.normed:
-            states = final_norm(self.model, states)
         head = self.model.get_output_embeddings()
         assert head is not None, "a causal language model has a head"
-        scores = head(states.to(self.dtype)).float()
+        scores = head(self.head_input(states)).float()
         scores[..., self.usable_ids :] = float("-inf")
         return scores.log_softmax(-1)
+
+    def head_input(self, states: Tensor) -> Tensor:
+        """States of the last layer as the head takes them, in the model's precision."""
+        return (states if self.layer.normed else final_norm(self.model, states)).to(self.dtype)
+
+    @torch.no_grad()
+    def logits_of(self, states: Tensor, ids: Tensor) -> Tensor:
+        """As `log_probs` of the tokens `ids [n, C]` (−1 for none) alone, up to a constant for each of the `states
+        [n, D]`: `[n, C]`."""
+        head = self.model.get_output_embeddings()
+        assert head is not None, "a causal language model has a head"
+        scores = scores_of(self.head_input(states), head.weight, ids)  # type: ignore[arg-type]
+        return scores if head.bias is None else scores + head.bias[ids.clamp_min(0)]  # type: ignore[index]
+
+    @cached_property
+    def tied_scale(self) -> float | None:
+        """Embedding rows over the rows of the head, where these are the same matrix and nothing is added; else None."""
+        head, table = self.model.get_output_embeddings(), self.model.get_input_embeddings().weight
+        if head is None or head.weight.data_ptr() != table.data_ptr() or head.bias is not None:
+            return None
+        row = int(table.abs().amax(-1).nan_to_num().argmax())
+        scale = float(self.embedding[row].float().norm() / table[row].float().norm())
+        some = slice(0, None, max(1, len(table) // 64))
+        same = torch.allclose(self.embedding[some].float(), scale * table[some].float(), rtol=1e-2, equal_nan=True)
+        return scale if same and scale > 0 else None
 
     @torch.no_grad()
     def seen_embedding(self) -> Tensor:

@@ -22,8 +22,10 @@ from .table import choose
 
 _SCORES_BYTES, _SCORES_CACHED = 1 << 28, 1 << 24
 _KEPT, _KEPT_NATS = 0.88, 100.0  # of the mean lead of one token over another: what a sketch must keep of it
-_FEWEST_TOKENS, _WIDEST = 1024, 1024  # too few for a sketch to pay; too wide for its eigenvectors to come in a moment
-_STEP = 16
+MANY_TOKENS, _KEPT_OF_MANY = 32_768, 0.7  # of a vocabulary that costs as much as a pass, a sketch may keep less
+_FEWEST_TOKENS, _WIDEST = 1024, 2048  # too few for a sketch to pay; too wide for its eigenvectors to come in a moment
+_STEP, _SAMPLE = 16, 16_384
+LISTED = 64  # tokens that a list has at most
 
 
 @dataclass(frozen=True)
@@ -73,19 +75,13 @@ def cpp(x: Tensor, matrix: Tensor, bias: Tensor, packed: Tensor | None = None) -
     if not x.dtype == matrix.dtype == bias.dtype == torch.float32:
         return fused(x, matrix, bias)
     packed = pack(matrix.t()) if packed is None else packed
-    x, bias, out, size = _laid_out(x, bias)
+    x, bias = native.rows(x), bias.contiguous()
+    out = x.new_empty(len(x), dtype=torch.long), x.new_empty(len(x))
     _C.best_two(
         *(x.data_ptr(), packed.data_ptr(), bias.data_ptr(), out[0].data_ptr(), out[1].data_ptr()),
-        *(size, len(bias), torch.get_num_threads()),
+        *((*x.shape, x.stride(0)), len(bias), torch.get_num_threads()),
     )
     return out
-
-
-def _laid_out(x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor], tuple[int, int, int]]:
-    """Rows and bias as the library reads them, room for the answer, and rows, width and stride."""
-    x = native.rows(x)
-    out = x.new_empty(len(x), dtype=torch.long), x.new_empty(len(x))
-    return x, bias.contiguous(), out, (x.shape[0], x.shape[1], x.stride(0))
 
 
 class BestTwo:
@@ -109,30 +105,52 @@ class BestTwo:
         which the first is all but always the best of all; where it is not, its lead is small.
         """
         if self._in_stages:
-            if self._packed is None:
-                from ..kernels.best_two_triton import coarse  # needs Triton
-
-                self._packed = coarse(self.matrix)
-            return best_two(x, self.matrix, bias, self._packed, backend="triton")
+            return best_two(x, self.matrix, bias, self._coarse(), backend="triton")
         if not (self._compiled and x.dtype == bias.dtype == torch.float32):
             return best_two(x, self.matrix, bias, backend="fused")
         sketch = self._sketch()
         if sketch is not None and scale is not None:
-            return self._by_sketch(sketch, x, bias, scale)
+            out = x.new_empty(len(x), dtype=torch.long), x.new_empty(len(x))
+            self._by_sketch(_C.best_two_by_sketch, out, sketch, x, bias, scale)
+            return out
         if self._packed is None:
             self._packed = pack(self.matrix.t())
         return best_two(x, self.matrix, bias, self._packed, backend="cpp")
 
-    def _by_sketch(self, sketch: _Sketch, x: Tensor, bias: Tensor, scale: Tensor | float) -> tuple[Tensor, Tensor]:
-        x, bias, out, size = _laid_out(x, bias)
+    def shortlist(self, x: Tensor, bias: Tensor, scale: Tensor | float | None = None) -> tuple[Tensor, Tensor]:
+        """The best tokens of every row, best first: ids `[n, LISTED]`, −1 where there are fewer, and their scores, −∞
+        there. By a sketch: the best of every 64th token is among them, others with it as good may be not."""
+        if self._in_stages:
+            from ..kernels.best_two_triton import shortlist
+
+            return shortlist(x, self.matrix, bias, self._coarse(), LISTED)
+        sketch = self._sketch() if self._compiled and x.dtype == bias.dtype == torch.float32 else None
+        if sketch is None or scale is None:
+            return _list_of_all(x, self.matrix, bias)
+        ids, scores = x.new_empty(len(x), LISTED, dtype=torch.long), x.new_empty(len(x), LISTED)
+        self._by_sketch(_C.list_by_sketch, (ids, scores), sketch, x, bias, scale)
+        return ids, scores
+
+    def _coarse(self) -> tuple[Tensor, Tensor]:
+        if self._packed is None:
+            from ..kernels.best_two_triton import coarse  # needs Triton
+
+            self._packed = coarse(self.matrix)
+        return self._packed
+
+    def _by_sketch(
+        self, call: Any, out: tuple[Tensor, Tensor], sketch: _Sketch, x: Tensor, bias: Tensor, scale: Tensor | float
+    ) -> None:
+        """Fills `out` by the function `call` of the library."""
+        x, bias = native.rows(x), bias.contiguous()
         low, low_bias = linear(x, sketch.map, None, sketch.packed_map, backend="cpp"), bias + scale * sketch.rest
-        _C.best_two_by_sketch(
+        call(
             (low.data_ptr(), sketch.packed.data_ptr(), low_bias.data_ptr()),
             (*low.shape, low.stride(0)),
             (x.data_ptr(), self.matrix.data_ptr(), bias.data_ptr()),
-            *(size, out[0].data_ptr(), out[1].data_ptr(), len(bias), torch.get_num_threads()),
+            (*x.shape, x.stride(0)),
+            *(out[0].data_ptr(), out[1].data_ptr(), len(bias), torch.get_num_threads()),
         )
-        return out
 
     def _sketch(self) -> _Sketch | None:
         """Made on the first use, if it pays."""
@@ -140,6 +158,28 @@ class BestTwo:
             self._made = _sketch_of(self.matrix, self.gram)
             self.gram = None
         return self._made
+
+
+def _list_of_all(x: Tensor, matrix: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """Every score is looked at, a few megabytes at a time."""
+    count, rows = min(LISTED, len(bias)), max(1, _SCORES_CACHED // (4 * len(bias)))
+    found = [_numbers(torch.addmm(bias, part, matrix.T)).topk(count) for part in x.split(rows)]
+    scores, ids = (torch.cat(parts) for parts in zip(*found, strict=True)) if found else (x[:, :0], x[:, :0].long())
+    scores = torch.nn.functional.pad(scores, (0, LISTED - scores.shape[1]), value=-torch.inf)
+    ids = torch.nn.functional.pad(ids, (0, LISTED - ids.shape[1]), value=-1)
+    return ids.masked_fill(scores == -torch.inf, -1), scores
+
+
+def _numbers(scores: Tensor) -> Tensor:
+    return scores.masked_fill(scores.isnan(), -torch.inf)
+
+
+def scores_of(x: Tensor, matrix: Tensor, ids: Tensor) -> Tensor:
+    """x_i·e_v of a few tokens v a row: x `[n, K]`, matrix `[V, K]`, ids `[n, C]` → `[n, C]` fp32; some score for −1."""
+    rows = max(1, _SCORES_CACHED // (4 * matrix.shape[1] * max(1, ids.shape[1])))
+    parts = zip(x.float().split(rows), ids.clamp_min(0).split(rows), strict=True)
+    found = [torch.bmm(matrix[v].float(), part[..., None])[..., 0] for part, v in parts]
+    return torch.cat(found) if found else x.new_empty(ids.shape)
 
 
 @torch.no_grad()
@@ -151,17 +191,21 @@ def _sketch_of(matrix: Tensor, gram: Tensor) -> _Sketch | None:
     values, vectors = torch.linalg.eigh(gram.double())
     root = values.clamp_min(1e-9 * float(values[-1]) + 1e-30).sqrt()
     factor = vectors * root  # L
-    covariance = factor.T @ torch.cov(matrix.T).double() @ factor
+    some = matrix[:: max(1, V // _SAMPLE)]
+    covariance = factor.T @ torch.cov(some.T).double() @ factor
     if not bool(covariance.isfinite().all()):  # a model may have rows of NaN, which are no candidates
         return None
     spread, directions = torch.linalg.eigh(covariance)
     spread, directions = spread.flip(0).clamp_min(0), directions.flip(1)
     kept = spread.cumsum(0)
     enough = (kept >= _KEPT * kept[-1]) & (kept >= _KEPT_NATS)
+    if V >= MANY_TOKENS:
+        enough |= kept >= _KEPT_OF_MANY * kept[-1]
     width = -(-(int((~enough).sum()) + 1) // _STEP) * _STEP
     if width > K // 2:
         return None
     to_low = ((vectors / root) @ directions[:, :width]).float().contiguous()
     low = matrix @ (factor @ directions[:, :width]).float()
-    rest = 0.5 * (((matrix @ gram) * matrix).sum(-1) - low.square().sum(-1))
+    parts = zip(matrix.split(_SAMPLE), low.split(_SAMPLE), strict=True)
+    rest = torch.cat([0.5 * (((e @ gram) * e).sum(-1) - near.square().sum(-1)) for e, near in parts])
     return _Sketch(to_low, pack(to_low), pack(low.t()), rest)

@@ -2,24 +2,59 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from torch import Tensor
 
 from ..engine.protocol import Block, Context
 
 
+@dataclass(frozen=True)
+class Ranked:
+    """Candidates of n positions and their scores `[n, C]`; ids `[n, C]`, −1 for none, or None: all tokens in order."""
+
+    scores: Tensor
+    ids: Tensor | None = None
+
+    def token(self, column: Tensor) -> Tensor:
+        """The tokens in these columns `[n, k]`."""
+        return column if self.ids is None else self.ids.gather(1, column)
+
+    def allowed(self, context: Context) -> Ranked:
+        """What is no candidate scores −∞."""
+        banned = ~context.vocabulary.allowed if self.ids is None else self.ids < 0
+        return Ranked(self.scores.masked_fill(banned, float("-inf")), self.ids)
+
+    def untried(self, context: Context, slots: Tensor) -> Ranked:
+        """So does what was tried at the positions of these lanes."""
+        tried = context.attempts.tried
+        banned = tried[slots] if self.ids is None else tried[slots[:, None], self.ids.clamp_min(0)]
+        found = self.allowed(context)
+        return Ranked(found.scores.masked_fill_(banned, float("-inf")), self.ids)
+
+    def __getitem__(self, rows: Tensor) -> Ranked:
+        return Ranked(self.scores[rows], None if self.ids is None else self.ids[rows])
+
+
 def growing_blocks(
-    context: Context, slots: Tensor, scores: Tensor, first: int, growth: int, largest: int, part: str = "repair"
+    context: Context,
+    slots: Tensor,
+    scores: Tensor | Ranked,
+    first: int,
+    growth: int,
+    largest: int,
+    part: str = "repair",
 ) -> list[Block]:
-    """Blocks of the best untried tokens by `scores [b, V]`: the more a lane has tried there, the more at once."""
+    """Blocks of the best untried tokens by `scores [b, V]`, or of the candidates that were ranked: the more a lane has
+    tried there, the more at once."""
+    ranked = scores if isinstance(scores, Ranked) else Ranked(scores)
     tries, items = context.attempts.tries[slots], []
     size, below = first, 0
     while True:
         last = size >= largest or growth <= 1
         group = (tries >= below) if last else (tries >= below) & (tries < below + size)
         if bool(group.any()):
-            ids = best_untried(
-                scores[group], context.attempts.tried[slots[group]], context.vocabulary.allowed, min(size, largest)
-            )
+            ids = best_of(ranked[group].untried(context, slots[group]), min(size, largest))
             some = ids[:, 0] >= 0
             if bool(some.any()):
                 items.append(Block(slots[group][some], ids[some], part))
@@ -28,8 +63,7 @@ def growing_blocks(
         below, size = below + size, size * growth
 
 
-def best_untried(scores: Tensor, tried: Tensor, allowed: Tensor, count: int) -> Tensor:
-    """The `count` best-scored candidates that are allowed and untried: `[b, V] → [b, count]`, −1 where none is left."""
-    scores = scores.masked_fill(tried | ~allowed, float("-inf"))
-    values, ids = scores.topk(min(count, scores.shape[1]), dim=-1)
-    return ids.masked_fill(values == float("-inf"), -1)
+def best_of(ranked: Ranked, count: int) -> Tensor:
+    """The `count` best-scored candidates, `[b, count]`, −1 where none is left."""
+    values, columns = ranked.scores.topk(min(count, ranked.scores.shape[1]), dim=-1)
+    return ranked.token(columns).masked_fill(values == float("-inf"), -1)

@@ -17,8 +17,8 @@ from torch import Tensor
 from ..engine.protocol import Behind, Block, Context, Run
 from ..lens.base import Lens
 from ..lens.choose import choose_lens
-from ..lens.second_look import doubtful, look_again
-from .blocks import growing_blocks
+from .blocks import Ranked, growing_blocks
+from .candidates import Candidates
 
 _CALL_TOKENS, _LANE_TOKENS = 96.0, 1.0  # what a further round costs in tokens: the call, and each lane in it
 _IN_VAIN = 0.4  # share of the draft behind a doubtful token that is computed in vain
@@ -53,19 +53,16 @@ class _Proposer:
     """The drafts of all lanes, and how long a chunk of them is worth verifying at once."""
 
     def __init__(self, settings: Speculative, context: Context, lens: Lens):
-        self.settings, self.context, self.lens = settings, context, lens
-        self.repair, lanes, device = lens.repair, context.lanes, context.decoder.device
-        self.first_block = settings.first_block or self.repair.first_block
-        self.near_head = context.decoder.layer.near_head
-        self.looks_again = self.near_head and self.repair.second_look > 0
+        self.settings, self.context, self.candidates = settings, context, Candidates(context, lens)
+        repair, lanes, device = lens.repair, context.lanes, context.decoder.device
+        self.first_block = settings.first_block or repair.first_block
         self.drafts = torch.zeros(lanes.slots, lanes.max_len, dtype=torch.long, device=device)
         self.first_drafts = torch.zeros_like(self.drafts)  # as the lens made them
-        self.proxies = torch.zeros(lanes.slots, lanes.max_len, context.vocabulary.embedding.shape[1], device=device)
         # doubt: −log(1 − how likely each drafted token is wrong, as is believed); errors so far: believed and made
         self.doubt = torch.zeros(lanes.slots, lanes.max_len, device=device)
         self.believed, self.made = torch.zeros(lanes.slots, device=device), torch.zeros(lanes.slots, device=device)
         self.all_believed, self.all_made = _TOLD, _TOLD
-        self.led, self.repairs = 16 * self.repair.first, 16.0  # repairs that the leading candidate ended, and all
+        self.led, self.repairs = 16 * repair.first, 16.0  # repairs that the leading candidate ended, and all
         self.lead = torch.full_like(lanes.length, -1)  # the candidate that led the repair a lane is in
         self.seen = torch.zeros_like(lanes.length)
 
@@ -77,22 +74,9 @@ class _Proposer:
             chosen = slots[group]
             longest = int(lanes.target_length[chosen].max())
             if longest:
-                hidden = lanes.targets[chosen, :longest]
-                proxies = self.lens.proxies(hidden)
-                self.proxies[chosen, :longest] = proxies
-                self.drafts[chosen, :longest], error = self._draft(hidden, proxies)
+                self.drafts[chosen, :longest], error = self.candidates.draft(chosen, lanes.targets[chosen, :longest])
                 self.first_drafts[chosen, :longest] = self.drafts[chosen, :longest]
                 self.doubt[chosen, :longest] = _doubt(error)
-
-    def _draft(self, hidden: Tensor, proxies: Tensor) -> tuple[Tensor, Tensor]:
-        """The tokens that the lens makes of whole texts, and how likely each is wrong, `[b, T]` each."""
-        drafts, leads = self.lens.best(proxies)
-        error = self.repair.error(leads)
-        if self.looks_again:
-            rows = doubtful(error)
-            drafts[rows], leads = look_again(self.context.decoder, self.lens, hidden, proxies, *rows)
-            error[rows] = self.repair.error(leads, again=True)
-        return drafts, error
 
     def propose(self, slots: Tensor) -> list[Run | Block]:
         tries = self.context.attempts.tries[slots]
@@ -106,35 +90,49 @@ class _Proposer:
             slots, tries = (t[tries < self.settings.max_candidates] for t in (slots, tries))
         stuck, runs = slots[tries > 0], slots[tries == 0]
         items: list[Run | Block] = []
-        if len(stuck):
-            attempts, position = self.context.attempts, self.context.lanes.length[stuck]
-            scores = self._scores(stuck, position, attempts.near_state[stuck], attempts.near_ids[stuck, 0])
-            fresh = tries[tries > 0] == 1
+        for part, whole in self._kinds(stuck):
+            attempts, position = self.context.attempts, self.context.lanes.length[part]
+            near = attempts.near_state[part], attempts.near_ids[part, 0]
+            ranked = self.candidates.ranked(part, position, *near, whole=whole)
+            fresh = attempts.tries[part] == 1
             if bool(fresh.any()):
-                again = self._lead_on(stuck[fresh], scores[fresh], len(slots))
+                again = self._lead_on(part[fresh], ranked[fresh], len(slots))
                 runs = torch.cat([runs, again])
-                left = ~torch.isin(stuck, again)
-                stuck, scores = stuck[left], scores[left]
+                left = ~torch.isin(part, again)
+                part, ranked = part[left], ranked[left]
             settings = self.settings
-            if len(stuck):
+            if len(part):
                 items += growing_blocks(
-                    self.context, stuck, scores, self.first_block, settings.growth, settings.max_block
+                    self.context, part, ranked, self.first_block, settings.growth, settings.max_block
                 )
         if len(runs):
             items += self._runs(runs, len(slots))
         return items
 
-    def _lead_on(self, slots: Tensor, scores: Tensor, lanes: int) -> Tensor:
+    def _kinds(self, stuck: Tensor) -> Iterator[tuple[Tensor, bool]]:
+        """Lanes that are scored together, and whether over the whole vocabulary: a few at once where that is large."""
+        if self.candidates.listed and len(stuck):
+            untried = self.candidates.untried(stuck, self.context.lanes.length[stuck])
+            if bool(untried.any()):
+                yield stuck[untried], False
+            for part in stuck[~untried].split(max(1, _SCORES_AT_ONCE // self.context.vocabulary.size)):
+                if len(part):
+                    yield part, True
+        elif len(stuck):
+            yield stuck, True
+
+    def _lead_on(self, slots: Tensor, ranked: Ranked, lanes: int) -> Tensor:
         """Put the leading candidate of a mismatch into the draft. Returns the lanes where it is trusted enough to be
         verified together with what follows, instead of in a block of alternatives before that."""
         position = self.context.lanes.length[slots]
-        tried = self.context.attempts.tried[slots] | ~self.context.vocabulary.allowed
-        lead = scores.masked_fill(tried, float("-inf")).argmax(-1)
+        left = ranked.untried(self.context, slots)
+        best, column = left.scores.max(-1)
+        lead = left.token(column[:, None])[:, 0].clamp_min(0)
         sure = self.led / self.repairs
         self.drafts[slots, position], self.lead[slots] = lead, lead
         self.doubt[slots, position] = -math.log(max(sure, 1 - _WORST))
         worth = sure * (self.first_block + self._round(lanes)) > (1 - sure) * self._chunks(slots, lanes)
-        return slots[worth & ~tried.all(-1)]
+        return slots[worth & (best > -math.inf)]
 
     def _runs(self, slots: Tensor, lanes: int) -> Iterator[Run]:
         """A chunk of each lane's draft from its position on; chunks of like length together. What would be padding is
@@ -200,27 +198,15 @@ class _Proposer:
         """Drafts behind a mismatch: those that came near stand all but proved, the others are thought over."""
         slots, positions, near = behind.slots, behind.positions, behind.near
         self.doubt[slots[near], positions[near]] = self.doubt[slots[near], positions[near]].clamp_max(_NEAR)
-        far, size = (~near).nonzero().flatten(), self.context.vocabulary.size
+        far, size = (~near).nonzero().flatten(), self.candidates.width
         for part in far.split(max(1, _SCORES_AT_ONCE // size)):
             slot, position, wrong = slots[part], positions[part], behind.ids[part]
             state = behind.hidden[behind.rows[0][part], behind.rows[1][part]].float()
-            best = self._scores(slot, position, state, wrong).masked_fill(~self.context.vocabulary.allowed, -math.inf)
-            token = best.argmax(-1)
+            left = self.candidates.ranked(slot, position, state, wrong).allowed(self.context)
+            token = left.token(left.scores.argmax(-1, keepdim=True))[:, 0].clamp_min(0)
             self.drafts[slot, position] = token
             other = token != wrong
             self.doubt[slot[other], position[other]] = -math.log(max(self.led / self.repairs, 1 - _WORST))
-
-    def _scores(self, slots: Tensor, position: Tensor, wrong_state: Tensor, wrong: Tensor) -> Tensor:
-        """Posterior order of the candidates for some positions, `[n, V]`, weighted as the fit found best. Token `wrong
-        [n]` was seen to give `wrong_state [n, D]` there."""
-        targets, repair = self.context.lanes.targets, self.repair
-        scores = repair.change * self.lens.change_scores(targets[slots, position], wrong_state, wrong)
-        if repair.row:
-            scores += repair.row * self.lens.scores(self.proxies[slots, position], position == 0)
-        if repair.prior and self.near_head:
-            prior = self.context.decoder.log_probs(targets[slots, (position - 1).clamp_min(0)])
-            scores += repair.prior * prior.masked_fill_((position == 0)[:, None], 0.0)
-        return scores
 
 
 def _doubt(error: Tensor) -> Tensor:

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from invert_fast import ops
-from invert_fast.ops.best_two import BestTwo
+from invert_fast.ops.best_two import LISTED, BestTwo
 from invert_fast.ops.linear import pack
 
-from ..limits import limit
+from ..limits import close, limit
 from .inputs import backends, random
-from .scores import agree, among, check, sizes
+from .scores import agree, among, check, scores, sizes
 
 _C = pytest.importorskip("invert_fast._C", reason="invert_fast._C is not built (it needs a C++ compiler)")
 pytestmark = pytest.mark.numeric
@@ -183,3 +183,40 @@ def test_spoilt_rows_and_tokens_that_are_none_keep_to_themselves_in_a_sketch():
     assert torch.equal(ids[others], wanted[others])
     assert 0 <= ids[3] < len(bias)
     assert [len(t) for t in best_two(x[:0], bias, 1.0)] == [0, 0]
+
+
+@given(st.data())
+def test_a_short_list_has_the_best_of_every_class_best_first(data):
+    """Of every 64th token the best of the sketch is there, scored in full; without a sketch the list is the best 64."""
+    draw = data.draw
+    n, V, K = draw(st.integers(0, 9)), draw(st.integers(2, 300)), draw(st.integers(1, 40))
+    seed = draw(st.integers(0, 2**31))
+    x, matrix, bias = random(n, K, seed=seed), random(V, K, seed=seed + 1), random(V, seed=seed + 2)
+    bias[torch.rand(V, generator=torch.Generator().manual_seed(seed)) < draw(st.sampled_from([0, 0.5]))] = -torch.inf
+    every = scores(x, matrix, bias)
+    ids, found = fused(matrix).shortlist(x, bias)
+    assert ids.shape == found.shape == (n, LISTED)
+    assert (ids >= 0).eq(found > -torch.inf).all()
+    assert (found[:, 1:] <= found[:, :-1]).all()
+    wanted = torch.nn.functional.pad(every, (0, LISTED), value=-torch.inf).topk(LISTED, -1).values
+    there = ids >= 0
+    assert there.sum(-1).equal(wanted.isfinite().sum(-1))
+    scale = sizes(x, matrix, bias.nan_to_num(neginf=0), ids.clamp_min(0))
+    close(found[there].double(), every.gather(1, ids.clamp_min(0))[there], scale=scale[there], terms=K + 2)
+    close(found[there].double(), wanted[there], scale=scale.amax(-1, keepdim=True).expand_as(scale)[there], terms=K + 2)
+
+
+def test_a_short_list_by_a_sketch_leads_with_what_the_search_for_two_finds():
+    best_two, x, bias, _ = likelihood(n=70)
+    bias[::5] = -torch.inf
+    assert best_two._sketch() is not None
+    ids, found = best_two.shortlist(x, bias, 1.0)
+    both = best_two(x, bias, 1.0)
+    assert ids[:, 0].equal(both[0])
+    assert (found[:, 0] - found[:, 1] <= both[1] + 1e-3).all(), "a list has a second best that looks less far"
+    assert (found[:, 1:] <= found[:, :-1]).all()
+    assert ids.ge(0).all()
+    assert all(len({i % LISTED for i in row}) == LISTED for row in ids.tolist()), "one of each class"
+    size = sizes(x, best_two.matrix, bias.nan_to_num(neginf=0), ids)
+    own = scores(x, best_two.matrix, bias).gather(1, ids)
+    close(found.double(), own, scale=size, terms=x.shape[1] + 2)

@@ -59,6 +59,22 @@ def test_best_two_at_every_tile(n, V, K, dtype):
     check_best_two(tuple(t.cpu() for t in found), x.cpu(), matrix.float().cpu(), bias.cpu(), scores)
 
 
+@pytest.mark.parametrize(("n", "V", "K", "count"), [(3, 40, 16, 2), (20, 3000, 33, 64)], ids=str)
+def test_a_short_list_has_the_best_and_its_scores_in_full(n, V, K, count):
+    """Two of each group of tokens."""
+    x, matrix, bias = rows(n, K), rows(V, K, seed=1), rows(V, seed=2)
+    bias[::3] = -torch.inf
+    ids, found = best_two_triton.shortlist(x, matrix, bias, best_two_triton.coarse(matrix), 64)
+    every = x @ matrix.T + bias
+    assert (ids >= 0).sum(-1).eq(count).all()
+    there = ids >= 0
+    torch.testing.assert_close(found[there], every.gather(1, ids.clamp_min(0))[there], rtol=1e-4, atol=1e-4)
+    assert (found[:, 1:] <= found[:, :-1]).all()
+    torch.testing.assert_close(found[:, 0], every.amax(-1), rtol=1e-4, atol=1e-4)
+    assert ids[~there].eq(-1).all()
+    assert found[~there].eq(-torch.inf).all()
+
+
 def test_rows_of_a_table_that_are_not_numbers_are_never_the_best():
     x, matrix, bias = rows(9, 40), rows(300, 40, seed=1), rows(300, seed=2)
     matrix[7:200, 3] = torch.nan
