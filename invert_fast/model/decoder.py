@@ -124,16 +124,20 @@ class Decoder:
         return self._full
 
     @torch.no_grad()
-    def log_probs(self, states: Tensor) -> Tensor:
+    def log_probs(self, states: Tensor, tokens: Tensor | None = None) -> Tensor:
         """Next-token log-probabilities of states of the last layer, `[..., D] → [..., V]` fp32; ids past the
-        tokenizer's get −inf. A proposal only: logit scaling that keeps the order is left out."""
+        tokenizer's get −inf. tokens `[n]`: of a choice among these alone, `[..., n]`. A proposal only: logit scaling
+        that keeps the order is left out."""
         if not self.layer.normed:
             states = final_norm(self.model, states)
         head = self.model.get_output_embeddings()
         assert head is not None, "a causal language model has a head"
+        if tokens is not None and type(head) is nn.Linear:
+            bias = None if head.bias is None else head.bias[tokens]
+            return nn.functional.linear(states.to(self.dtype), head.weight[tokens], bias).float().log_softmax(-1)
         scores = head(states.to(self.dtype)).float()
         scores[..., self.usable_ids :] = float("-inf")
-        return scores.log_softmax(-1)
+        return (scores if tokens is None else scores[..., tokens]).log_softmax(-1)
 
     @torch.no_grad()
     def seen_embedding(self) -> Tensor:
