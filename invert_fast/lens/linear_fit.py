@@ -1,115 +1,110 @@
-"""Fitting the linear lens: three least-squares solves over states of texts that the model writes itself."""
+"""Fitting the linear lens: three least-squares solves over states of texts that are written for it (`mixture.py`)."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from ..model.decoder import Decoder
-from ..model.lanes import Lanes
+from ..model.samples import opening_of
 from ..model.vocabulary import Vocabulary
-from .linear import LinearLens
+from .linear import LinearLens, Part, token_bias
 from .measure import measure_repair
-from .sampling import noisy, self_samples
+from .mixture import Held, Mixture
+from .normal_equations import NormalEquations
 
-_LENGTH, _CHANGE_TEXTS = 48, 128
-_TOKENS_LEAST, _TOKENS_MOST = 16_384, 65_536
-_RIDGE = 1e-6
+_RIVALS = 16_384  # tokens, of a large vocabulary, that a plausible wrong one is looked for among
+_SCORES_AT_ONCE, _TOKENS_AT_ONCE = 1 << 21, 1024
 
 
 @torch.no_grad()
 def fit_linear(decoder: Decoder, vocabulary: Vocabulary, seed: int = 0, noise: float = 0.0) -> LinearLens:
-    """Three least-squares solves over states of self-written and random texts. Deterministic from the seed.
+    """Three least-squares solves over states of written, prose and random texts. Deterministic from the seed.
 
     noise: standard deviation of Gaussian noise expected on the states, over the RMS of each: Q⁻¹ then has it too.
     """
-    length = min(_LENGTH, decoder.max_length)
-    tokens = min(max(40 * decoder.width, _TOKENS_LEAST), _TOKENS_MOST)
-    ids = self_samples(decoder, vocabulary, max(6, tokens // length), length, seed)
-    long = min(decoder.max_length, 1024)  # a few long texts: late positions must not surprise the lens
-    tail = ids.flatten()[: max(1, tokens // 4 // long) * long]
-    groups = [ids, tail[: len(tail) // long * long].view(-1, long)] if len(tail) >= long > length else [ids]
-    held = len(ids) // 8
-    states = [
-        torch.cat([decoder.capture(part).float() for part in group.split(max(1, 16_384 // group.shape[1]))])
-        for group in groups
-    ]
-    states = [noisy(part, noise, seed + number) for number, part in enumerate(states)]
-    test_ids, test_states = ids[:held], states[0][:held]
-    groups[0], states[0] = ids[held:], states[0][held:]
+    with tqdm(desc="fit the lens", unit="token", delay=2, leave=False) as bar:
+        mixture = Mixture(decoder, vocabulary, seed, noise, bar)
+        bar.total = mixture.work
+        return _fit(mixture, bar)
 
-    parts = {"first": _fit_first(decoder, vocabulary, seed, noise)}
-    if length > 1:
-        parts["rest"] = _solve(
-            vocabulary,
-            torch.cat([g[:, 1:].flatten() for g in groups]),
-            torch.cat([s[:, 1:].flatten(0, 1) for s in states]),
-            torch.cat([s[:, :-1].flatten(0, 1) for s in states]),
-        )
+
+def _fit(mixture: Mixture, bar: tqdm) -> LinearLens:
+    decoder, vocabulary, device = mixture.decoder, mixture.vocabulary, mixture.allowed.device
+    bar.set_description("fit the lens: write texts")
+    ids = mixture.texts()
+    bar.set_description("fit the lens: run texts")
+    test, kept = mixture.hold(ids[: mixture.held_rows]), mixture.hold(ids[mixture.held_rows :][: mixture.kept_rows])
+    parts = {"first": _fit_first(mixture)}
+    sums = NormalEquations(vocabulary.embedding.shape[1], decoder.width, decoder.width + 1, device)
+    if mixture.length > 1:
+        _add(sums, vocabulary, kept.ids, kept.states)
+        for part in ids[mixture.held_rows + mixture.kept_rows :].split(64):
+            _add(sums, vocabulary, part, mixture.run(part))
+        for part in mixture.long_texts(ids[mixture.held_rows :]).split(1):
+            _add(sums, vocabulary, part, mixture.run(part))
+        bar.set_description("fit the lens: solve")
+        parts["rest"] = sums.solve()
     else:  # a model of one position: there is no later one
         out = vocabulary.embedding.shape[1]
-        parts["rest"] = test_states.new_zeros(2 * decoder.width + 1, out), test_states.new_zeros(out, out)
-    drafting = LinearLens(vocabulary, {**parts, "change": parts["first"]})
-    accuracy = (drafting.draft(test_states) == test_ids).float().mean().item() if held else 0.0
-    change = groups[0][:_CHANGE_TEXTS], states[0][:_CHANGE_TEXTS]
-    parts["change"] = _fit_change(decoder, vocabulary, drafting, *change, noise)
-    lens = LinearLens(vocabulary, parts, accuracy)
-    lens.repair = measure_repair(decoder, lens, test_ids, test_states) if held else lens.repair
+        parts["rest"] = test.states.new_zeros(2 * decoder.width + 1, out), test.states.new_zeros(out, out)
+    lens = LinearLens(vocabulary, parts)
+    bar.set_description("fit the lens: pairs")
+    project, gram = _fit_change(mixture, lens, kept)
+    lens.parts["change"] = Part(project, gram, token_bias(vocabulary, gram))
+    bar.set_description("fit the lens: measure")
+    drafted = lens.best(lens.proxies(test.states))
+    lens.accuracy = (drafted[0] == test.ids).float().mean().item()
+    lens.repair = measure_repair(decoder, lens, test.ids, test.states, test.lanes, drafted)
     return lens
 
 
-def _fit_first(decoder: Decoder, vocabulary: Vocabulary, seed: int, noise: float) -> tuple[Tensor, Tensor]:
+def _add(sums: NormalEquations, vocabulary: Vocabulary, ids: Tensor, states: Tensor) -> None:
+    """Every token of texts `[b, T]` but the first of each."""
+    embeds = vocabulary.embedding[ids[:, 1:].flatten()]
+    sums.add(embeds, states[:, 1:].flatten(0, 1), states[:, :-1].flatten(0, 1))
+
+
+def _fit_first(mixture: Mixture) -> tuple[Tensor, Tensor]:
     """Position 0 has no context: its states are those of one-token texts."""
-    ids = vocabulary.allowed.nonzero().flatten()
-    generator = torch.Generator().manual_seed(seed)
-    chosen = ids[torch.randperm(len(ids), generator=generator)[:8192].to(ids.device)]
-    states = torch.cat([decoder.capture(part[:, None])[:, 0].float() for part in chosen.split(2048)])
-    return _solve(vocabulary, chosen, noisy(states, noise, seed))
+    decoder, vocabulary, ids = mixture.decoder, mixture.vocabulary, mixture.allowed
+    chosen = ids[torch.randperm(len(ids), generator=mixture.generator)[: mixture.singles].to(ids.device)]
+    chosen = torch.cat([chosen, vocabulary.representative[chosen.new_tensor(opening_of(decoder))]])
+    sums = NormalEquations(vocabulary.embedding.shape[1], decoder.width, 1, ids.device)
+    for part in chosen.split(2048):
+        sums.add(vocabulary.embedding[part], mixture.run(part[:, None])[:, 0])
+    return sums.solve()
 
 
-def _fit_change(
-    decoder: Decoder, vocabulary: Vocabulary, lens: LinearLens, ids: Tensor, states: Tensor, noise: float
-) -> tuple[Tensor, Tensor]:
-    """Pairs of the true token and the most plausible wrong one in the same context, at every position."""
-    B, T = ids.shape
-    proxies = lens.proxies(states)
-    lanes = Lanes(decoder, B, T)
-    slots, one = torch.arange(B, device=ids.device), torch.ones(B, dtype=torch.long, device=ids.device)
-    lanes.target_length[:] = T
-    wrong, change = [], []
-    for t in tqdm(range(T), desc="fit the lens", unit="position", delay=2, leave=False):
-        true = ids[:, t : t + 1]
-        other = lens.scores(proxies[:, t], one * t == 0).scatter(1, true, float("-inf")).argmax(-1, keepdim=True)
-        hidden = lanes.fan_out(slots, decoder.embed(torch.cat([other, true], 1))).float()
-        lanes.commit(slots, true, one, slots, one)
-        wrong.append(other[:, 0])
-        change.append(noisy(hidden[:, 1], noise, t) - hidden[:, 0])
-    difference = vocabulary.embedding[ids.T.flatten()] - vocabulary.embedding[torch.cat(wrong)]
-    return _solve_embeds(difference, torch.cat(change), None)
+def _fit_change(mixture: Mixture, lens: LinearLens, kept: Held) -> tuple[Tensor, Tensor]:
+    """Pairs of the true token and the most plausible wrong one in the same context, at every position of a few texts:
+    the texts stay as they are, and one pass asks what else might have stood at each."""
+    decoder, vocabulary = mixture.decoder, mixture.vocabulary
+    tokens = mixture.random(_RIVALS).unique() if vocabulary.size > _RIVALS else mixture.allowed
+    embedding = vocabulary.embedding[tokens]
+    proxies, (B, T) = lens.proxies(kept.states), kept.ids.shape
+    slots, positions = torch.arange(B, device=kept.ids.device).repeat_interleave(T), _positions(kept.ids)
+    wrong = []
+    for slot, position in _split(max(1, _SCORES_AT_ONCE // len(tokens)), slots, positions):
+        true, first = kept.ids[slot, position], position == 0
+        bias = torch.where(first[:, None], lens.parts["first"].bias[tokens], lens.parts["rest"].bias[tokens])
+        scores = proxies[slot, position] @ embedding.T + bias
+        wrong.append(tokens[scores.masked_fill_(true[:, None] == tokens, float("-inf")).argmax(-1)])
+    sums = NormalEquations(vocabulary.embedding.shape[1], decoder.width, 0, slots.device)
+    for slot, position, other in _split(_TOKENS_AT_ONCE, slots, positions, torch.cat(wrong)):
+        hidden = kept.lanes.fan_out_at(slot, position, decoder.embed(other[:, None]))[:, 0].float()
+        embeds = vocabulary.embedding[kept.ids[slot, position]] - vocabulary.embedding[other]
+        sums.add(embeds, kept.states[slot, position] - hidden)
+        mixture.bar.update(len(slot))
+    return sums.solve()
 
 
-def _solve(
-    vocabulary: Vocabulary, ids: Tensor, states: Tensor, previous: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    context = torch.ones(len(ids), 1, device=states.device)
-    if previous is not None:
-        context = torch.cat([previous, context], -1)
-    return _solve_embeds(vocabulary.embedding[ids], states, context)
+def _split(rows: int, *tables: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    return zip(*(table.split(rows) for table in tables), strict=True)
 
 
-def _solve_embeds(embeds: Tensor, states: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Least squares of states on [embeds | context] → (project `[F, D_e]` over features [state | context], gram)."""
-    width = embeds.shape[1]
-    X = (embeds if context is None else torch.cat([embeds, context], -1)).double()
-    Y = states.double()
-    normal = X.T @ X
-    normal.diagonal().add_(_RIDGE * normal.diagonal().mean())
-    solution = torch.linalg.solve(normal, X.T @ Y)
-    residual = Y - X @ solution
-    covariance = residual.T @ residual / len(residual)
-    covariance.diagonal().add_(_RIDGE * covariance.diagonal().mean() + 1e-30)
-    M = solution[:width]
-    precision_M = torch.linalg.solve(covariance, M.T)  # Q Mᵀ: [D, D_e]
-    project = precision_M if context is None else torch.cat([precision_M, -solution[width:] @ precision_M])
-    return project.float(), (M @ precision_M).float()
+def _positions(ids: Tensor) -> Tensor:
+    return torch.arange(ids.shape[1], device=ids.device).expand(ids.shape).flatten()

@@ -26,57 +26,97 @@ _GROWTH, _ROUND_COST = 4, 4.0  # a further block is so many times as large; a ro
 _SIZES = (1, 2, 4, 8, 16, 32)
 _SURENESS = tuple(2.0 ** (power / 2) for power in range(-16, 8))
 _LOOKED = 2048  # doubtful tokens that a second look is measured at
+_SCORES_AT_ONCE, _SCORES_IN_ALL, _FEWEST = 1 << 21, 1 << 25, 96  # of a whole vocabulary; positions at least
 
 
 @torch.no_grad()
-def measure_repair(decoder: Decoder, lens: Lens, ids: Tensor, states: Tensor) -> Repair:
-    """The best weighting on held-out texts `ids [b, T]` with `states [b, T, D]`."""
-    b, T = ids.shape
-    if T < 2:
+def measure_repair(
+    decoder: Decoder,
+    lens: Lens,
+    ids: Tensor,
+    states: Tensor,
+    lanes: Lanes | None = None,
+    drafted: tuple[Tensor, Tensor] | None = None,
+) -> Repair:
+    """The best weighting on held-out texts `ids [b, T]` with `states [b, T, D]`.
+
+    lanes: where these texts are kept, one each, if they are; drafted: `lens.best` of them, if it is known. A few
+    million scores are looked at at once, and fewer positions of a vocabulary that is large.
+    """
+    if ids.shape[1] < 2:
         return Repair()
-    device, proxies = ids.device, lens.proxies(states)
-    later = torch.zeros(b, dtype=torch.bool, device=device)
-    lead = torch.stack(
-        [_lead(lens.scores(proxies[:, t], later), ids[:, t]) for t in range(1, T)], 1
-    )  # [b, T−1], negative where wrong
-    order = lead.flatten().argsort()
-    wrong_ones = int((lead < 0).sum())
-    count = min(_HARDEST, len(order))
-    # all that are wrong and the next hardest, or an even share of the wrong ones where there are many
-    chosen = order[torch.linspace(0, max(wrong_ones, count) - 1, count, device=device).round().long()]
-    text, position = chosen // (T - 1), chosen % (T - 1) + 1
-    # one lane a chosen position, so that positions of one text do not wait for each other
-    lanes = Lanes(decoder, count, T)
-    slots = torch.arange(count, device=device)
-    lanes.target_length[:] = T
-    lanes.draft(slots, ids[text])
-    lanes.commit(slots, ids[text], position, slots)
-    true = ids[text, position]
-    row = lens.scores(proxies[text, position], later[:1].expand(count))
-    wrong = row.scatter(1, true[:, None], float("-inf")).argmax(-1)
-    wrong_state = lanes.fan_out(slots, decoder.embed(wrong[:, None]))[:, 0].float()
-    change = lens.change_scores(states[text, position], wrong_state, wrong)
-    prior = decoder.log_probs(states[text, position - 1]) if decoder.layer.near_head else None
-    best: tuple[float, Repair] | None = None
-    for weights in itertools.product(_ROWS, _CHANGES, _PRIORS if prior is not None else (0.0,)):
-        scores = weights[0] * row + weights[1] * change
-        if prior is not None and weights[2]:
-            scores = scores + weights[2] * prior
-        scores.scatter_(1, wrong[:, None], float("-inf"))
-        ranks = (scores > scores.gather(1, true[:, None])).sum(-1)
-        cost, size = min((_cost(ranks, size), size) for size in _SIZES)
-        if best is None or cost < best[0]:
-            best = cost, Repair(*weights, first_block=size, first=(ranks == 0).float().mean().item())
-    assert best is not None
-    drafted, leads = lens.best(proxies)
-    found = replace(best[1], sureness=_sureness(drafted != ids, leads))
-    if not decoder.layer.near_head:
+    proxies = lens.proxies(states)
+    best, leads = lens.best(proxies) if drafted is None else drafted
+    text, position = _hardest(lens, ids, proxies, best, leads)
+    if lanes is None:
+        lanes = _kept(decoder, ids)
+    near_head = decoder.layer.near_head
+    options = [*itertools.product(_ROWS, _CHANGES, _PRIORS if near_head else (0.0,))]
+    ranks: list[list[Tensor]] = [[] for _ in options]
+    rows = max(1, _SCORES_AT_ONCE // lens.vocabulary.size)
+    later = torch.zeros_like(position, dtype=torch.bool)
+    chosen = (ids[text, position], proxies[text, position], later, states[text, position], states[text, position - 1])
+    wrong = torch.cat(
+        [
+            lens.scores(*part).scatter_(1, true[:, None], float("-inf")).argmax(-1)
+            for true, *part in zip(*(table.split(rows) for table in chosen[:3]), strict=True)
+        ]
+    )
+    wrong_states = lanes.fan_out_at(text, position, decoder.embed(wrong[:, None]))[:, 0].float()
+    parts = zip(*(table.split(rows) for table in (*chosen, wrong, wrong_states)), strict=True)
+    for true, proxy, never, state, before, other, other_state in parts:
+        row = lens.scores(proxy, never)
+        change = lens.change_scores(state, other_state, other)
+        prior = decoder.log_probs(before) if near_head else None
+        for found, weights in zip(ranks, options, strict=True):
+            scores = weights[0] * row + weights[1] * change
+            if prior is not None and weights[2]:
+                scores = scores + weights[2] * prior
+            scores.scatter_(1, other[:, None], float("-inf"))
+            found.append((scores > scores.gather(1, true[:, None])).sum(-1))
+    costs = [min((_cost(torch.cat(found), size), size) for size in _SIZES) for found in ranks]
+    cheapest = min(range(len(options)), key=lambda option: costs[option][0])
+    first = (torch.cat(ranks[cheapest]) == 0).float().mean().item()
+    found = Repair(
+        *options[cheapest], first_block=costs[cheapest][1], first=first, sureness=_sureness(best != ids, leads)
+    )
+    if not near_head:
         return found
-    looked = text, position = _evenly(*doubtful(found.error(leads)))
+    looked = text, position = _evenly(*doubtful(found.error(leads)), most=_most(_LOOKED, lens.vocabulary.size))
     again, leads = look_again(decoder, lens, states, proxies, text, position)
     wrong = again != ids[looked]
-    helps = bool(wrong.sum() < (drafted != ids)[looked].sum())
+    helps = bool(wrong.sum() < (best != ids)[looked].sum())
     return replace(found, second_look=_sureness(wrong, leads) if helps else 0.0)
+
+
+def _hardest(lens: Lens, ids: Tensor, proxies: Tensor, best: Tensor, leads: Tensor) -> tuple[Tensor, Tensor]:
+    """Texts and positions, `[n]` each: all that the lens gets wrong and the next hardest, or an even share of the wrong
+    ones where there are many. Position 0 is another matter."""
+    text, position = (best != ids)[:, 1:].nonzero(as_tuple=True)
+    lead = leads[:, 1:].clone()
+    rows = max(1, _SCORES_AT_ONCE // lens.vocabulary.size)
+    for text_part, part in zip(text.split(rows), position.split(rows), strict=True):
+        scores = lens.scores(proxies[text_part, part + 1], torch.zeros_like(part, dtype=torch.bool))
+        lead[text_part, part] = scores.gather(1, ids[text_part, part + 1][:, None])[:, 0] - scores.amax(-1)
+    count = min(_most(_HARDEST, lens.vocabulary.size), lead.numel())
+    last = max(len(text), count) - 1
+    chosen = lead.flatten().argsort()[torch.linspace(0, last, count, device=ids.device).round().long()]
+    return chosen // lead.shape[1], chosen % lead.shape[1] + 1
+
+
+def _kept(decoder: Decoder, ids: Tensor) -> Lanes:
+    """Lanes that hold these texts, one each."""
+    lanes = Lanes(decoder, *ids.shape)
+    lanes.target_length[:] = ids.shape[1]
+    slots, whole = torch.arange(len(ids), device=ids.device), torch.full_like(ids[:, 0], ids.shape[1])
+    lanes.draft(slots, ids)
+    lanes.commit(slots, ids, whole, slots, keep=torch.ones_like(slots, dtype=torch.bool))
+    return lanes
+
+
+def _most(count: int, size: int) -> int:
+    """How many positions are worth scoring in full, of `count` where the vocabulary is small."""
+    return max(_FEWEST, min(count, _SCORES_IN_ALL // size))
 
 
 def _sureness(wrong: Tensor, leads: Tensor) -> float:
@@ -86,17 +126,11 @@ def _sureness(wrong: Tensor, leads: Tensor) -> float:
     return min(_SURENESS, key=lambda rate: loss[rate])
 
 
-def _evenly(*rows: Tensor) -> tuple[Tensor, ...]:
-    """At most `_LOOKED` of the rows, evenly spread."""
+def _evenly(*rows: Tensor, most: int) -> tuple[Tensor, ...]:
+    """At most so many of the rows, evenly spread."""
     count = len(rows[0])
-    chosen = torch.linspace(0, count - 1, min(count, _LOOKED), device=rows[0].device).round().long()
+    chosen = torch.linspace(0, count - 1, min(count, most), device=rows[0].device).round().long()
     return tuple(part[chosen] for part in rows)
-
-
-def _lead(scores: Tensor, true: Tensor) -> Tensor:
-    """How far the right token's score is above the best other one, `[b]`."""
-    own = scores.gather(1, true[:, None])
-    return (own - scores.scatter(1, true[:, None], float("-inf")).amax(-1, keepdim=True))[:, 0]
 
 
 def _cost(ranks: Tensor, size: int) -> float:

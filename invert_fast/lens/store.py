@@ -24,7 +24,7 @@ from .repair import read_repair
 
 log = logging.getLogger("invert_fast")
 
-_LINEAR, _LEARNED = "linear-3", "learned-2"
+_LINEAR, _LEARNED = "linear-4", "learned-2"
 SHIPPED = BUNDLED / "lens.safetensors"
 _Lens = TypeVar("_Lens", LinearLens, LearnedLens)
 

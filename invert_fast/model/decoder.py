@@ -126,14 +126,18 @@ class Decoder:
         return self._full
 
     @torch.no_grad()
-    def log_probs(self, states: Tensor) -> Tensor:
+    def log_probs(self, states: Tensor, tokens: Tensor | None = None) -> Tensor:
         """Next-token log-probabilities of states of the last layer, `[..., D] → [..., V]` fp32; ids past the
-        tokenizer's get −inf. A proposal only: logit scaling that keeps the order is left out."""
-        head = self.model.get_output_embeddings()
+        tokenizer's get −inf. tokens `[n]`: of a choice among these alone, `[..., n]`. A proposal only: logit scaling
+        that keeps the order is left out."""
+        head, states = self.model.get_output_embeddings(), self.head_input(states)
         assert head is not None, "a causal language model has a head"
-        scores = head(self.head_input(states)).float()
+        if tokens is not None and type(head) is nn.Linear:
+            bias = None if head.bias is None else head.bias[tokens]
+            return nn.functional.linear(states, head.weight[tokens], bias).float().log_softmax(-1)
+        scores = head(states).float()
         scores[..., self.usable_ids :] = float("-inf")
-        return scores.log_softmax(-1)
+        return (scores if tokens is None else scores[..., tokens]).log_softmax(-1)
 
     def head_input(self, states: Tensor) -> Tensor:
         """States of the last layer as the head takes them, in the model's precision."""

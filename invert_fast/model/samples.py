@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .decoder import Decoder
+from .load import BUNDLED
 
 PROSE = (
     "The ferry leaves at half past six, so we packed the night before and left the keys with the neighbour downstairs.",
@@ -53,3 +54,24 @@ def opening_of(decoder: Decoder) -> list[int]:
         return []
     added = decoder.encode("", special=True)
     return added[:1] if added and added[0] == getattr(decoder.tokenizer, "bos_token_id", added[0]) else []
+
+
+def opening_of_chat(decoder: Decoder) -> list[int]:
+    """The ids before a user's first words where the tokenizer has a chat template, none where it has not."""
+    mark = "Δ7f3Δ"
+    if decoder.tokenizer is None:
+        return []
+    try:
+        text = decoder.tokenizer.apply_chat_template([{"role": "user", "content": mark}], tokenize=False)
+        return decoder.encode(text.split(mark)[0])
+    except Exception:  # there is none, or it has a mind of its own: whatever it does, there are other texts
+        return []
+
+
+def prose_ids(decoder: Decoder) -> list[int]:
+    """The package's own texts, `PROSE` and some twenty kilobytes more, as this tokenizer cuts them, one after the
+    other; none without a tokenizer."""
+    if decoder.tokenizer is None:
+        return []
+    more = (BUNDLED / "prose.txt").read_text(encoding="utf-8").split("\n%\n")
+    return [i for text in (*more, *PROSE) for i in decoder.encode(text) if i < decoder.usable_ids]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from invert_fast.lens import linear_fit, trainer
+from invert_fast.lens import mixture, trainer
 from invert_fast.lens import texts as training_texts
 
 
@@ -19,6 +19,6 @@ def small_fits(cache, monkeypatch) -> Path:
     monkeypatch.setattr(training_texts, "_TOKENS", 512)
     monkeypatch.setattr(training_texts, "_LONG_POOL", 4)
     monkeypatch.setattr(trainer, "_LOOK", 20)
-    monkeypatch.setattr(linear_fit, "_LENGTH", 16)
-    monkeypatch.setattr(linear_fit, "_TOKENS_LEAST", 4096)
+    monkeypatch.setattr(mixture, "LENGTH", 16)
+    monkeypatch.setattr(mixture, "_LEAST", 4096)
     return cache

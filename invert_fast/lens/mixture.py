@@ -1,0 +1,152 @@
+"""Which texts a linear lens is fitted on, and their states.
+
+They begin as real captures do: most with what the tokenizer puts before a text, some with a chat template's opening,
+some with nothing. States of natural text and of random tokens differ, and each kind teaches what the other cannot:
+contexts come from what the model writes and from the package's prose, distinct tokens (many times as many as a state
+has numbers are needed) from random ones.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ..model.decoder import Decoder
+from ..model.lanes import Lanes
+from ..model.samples import opening_of, opening_of_chat, prose_ids
+from ..model.vocabulary import Vocabulary
+from .sampling import noisy
+from .writing import likely_tokens, write
+
+LENGTH = 48
+_CHEAP = 20_000_000  # parameters of a model that writes all we want in seconds
+_A_NUMBER, _LEAST, _MOST = 40, 16_384, 65_536  # tokens per number of a state, where they are cheap; at least, at most
+_A_NUMBER_DEAR, _LEAST_DEAR = 20, 4096  # where they are dear
+_SHARES = {True: (0.6, 0.15, 0.25), False: (0.2, 0.35, 0.45)}  # written, prose, random: cheap and dear
+_SWAPPED, _SWAPS = 0.5, 0.3  # of the written and prose texts, how many have tokens replaced at random, and how many
+_BARE, _CHATS = {True: 0.5, False: 0.25}, 0.125  # of all texts: begun with nothing, begun as a chat
+_LONG, _LONG_SHARE = 1024, 4  # a few texts are long, a quarter of the tokens: late positions must not surprise the lens
+_SINGLES, _SINGLES_DEAR = 8192, 1536  # texts of one token, at most
+_TOKENS_AT_ONCE = 4096
+_KEPT, _HELD, _HELD_TOKENS = 128, 8, 2048  # texts whose prefixes stay; one in so many is held out, up to so many tokens
+_KEPT_DEAR, _HELD_TOKENS_DEAR = 48, 768
+
+
+@dataclass
+class Held:
+    """Texts that stay in lanes, one each: ids `[b, T]`, states `[b, T, D]`, to be asked what else might stand there."""
+
+    ids: Tensor
+    states: Tensor
+    lanes: Lanes
+
+
+class Mixture:
+    """The texts of one fit, deterministic from the seed. cheap: the model is small enough to run as much as we want."""
+
+    def __init__(self, decoder: Decoder, vocabulary: Vocabulary, seed: int, noise: float, bar: tqdm):
+        self.decoder, self.vocabulary, self.seed, self.noise, self.bar = decoder, vocabulary, seed, noise, bar
+        self.generator = torch.Generator().manual_seed(seed)
+        self.cheap = decoder.device.type == "cuda" or _parameters(decoder) <= _CHEAP
+        self.length = min(LENGTH, decoder.max_length)
+        self.allowed = vocabulary.allowed.nonzero().flatten()
+        tokens = _A_NUMBER_DEAR * decoder.width if not self.cheap else max(_A_NUMBER * decoder.width, _LEAST)
+        self.tokens = min(max(tokens, _LEAST_DEAR), _MOST)
+        self.rows = max(8, self.tokens // self.length)
+        held = min(self.rows // _HELD, (_HELD_TOKENS if self.cheap else _HELD_TOKENS_DEAR) // self.length)
+        self.held_rows = max(1, held)
+        self.kept_rows = min(_KEPT if self.cheap else _KEPT_DEAR, self.rows - self.held_rows)
+        self.long = min(decoder.max_length, _LONG)
+        self.singles = min(len(self.allowed), _SINGLES if self.cheap else max(_SINGLES_DEAR, 2 * decoder.width))
+        asked = self.kept_rows * self.length  # what else might have stood there
+        self.work = round((1 + _SHARES[self.cheap][0]) * self.rows * self.length) + self.singles + asked
+        self._offset = 0
+
+    def texts(self) -> Tensor:
+        """Ids `[rows, length]` of all short texts, shuffled."""
+        written, prose, _ = (round(share * self.rows) for share in _SHARES[self.cheap])
+        ids = self.random(self.rows, self.length)
+        starts = self._openings(self.rows)
+        if not self.cheap:  # every kind of beginning is written by itself, and is as dear as all of them together
+            starts[:written] = [opening_of(self.decoder)[: self.length // 2]] * written
+        given = prose_ids(self.decoder)
+        if len(given) < self.length:
+            written, prose = written + prose, 0
+        for row, begun in enumerate(starts):
+            if written <= row < written + prose:
+                at = (row - written) * len(given) // prose
+                taken = (given[at:] + given)[: self.length]
+                ids[row] = torch.tensor(taken + [0] * (self.length - len(taken)))
+                ids[row, len(begun) :] = ids[row, : self.length - len(begun)].clone()
+            ids[row, : len(begun)] = torch.tensor(begun, dtype=ids.dtype)
+        if self.length > 1:
+            self._write(ids, starts[:written], ids[written : written + prose])
+        natural = torch.rand(written + prose, generator=self.generator) < _SWAPPED
+        swap = (torch.rand(len(natural), self.length, generator=self.generator) < _SWAPS) & natural[:, None]
+        for row, begun in enumerate(starts[: len(natural)]):
+            swap[row, : len(begun)] = False
+        swap = swap.to(ids.device)
+        ids[: len(natural)] = torch.where(swap, self.random(*swap.shape), ids[: len(natural)])
+        ids = torch.where(self.vocabulary.usable[ids], ids, self.random(*ids.shape))
+        order = torch.randperm(self.rows, generator=self.generator).to(ids.device)
+        return self.vocabulary.representative[ids[order]]
+
+    def random(self, *shape: int) -> Tensor:
+        """Random candidates, `shape`."""
+        return self.allowed[torch.randint(len(self.allowed), shape, generator=self.generator).to(self.allowed.device)]
+
+    def _openings(self, count: int) -> list[list[int]]:
+        plain, chat = opening_of(self.decoder), opening_of_chat(self.decoder)
+        room = self.length // 2
+        openings = []
+        for draw in torch.rand(count, generator=self.generator).tolist():
+            bare, chats = draw < _BARE[self.cheap], draw > 1 - _CHATS
+            begun = [] if bare else chat if chats and 0 < len(chat) <= room else plain
+            openings.append(begun[:room] if len(begun) > room else begun)
+        return openings
+
+    def _write(self, ids: Tensor, starts: list[list[int]], prose: Tensor) -> None:
+        """Fill the first rows of `ids` with what the model writes after their starts, or after a token at random."""
+        tokens = likely_tokens(self.decoder, self.vocabulary, prose if len(prose) else ids)
+        for begun in {tuple(start) for start in starts}:
+            rows = torch.tensor([i for i, start in enumerate(starts) if tuple(start) == begun], device=ids.device)
+            for part in rows.split(_TOKENS_AT_ONCE // LENGTH * 2):
+                at = ids[part, : max(1, len(begun))]
+                ids[part] = write(self.decoder, at, self.length, tokens, self.generator, self.bar)
+
+    def run(self, ids: Tensor) -> Tensor:
+        """States of texts, `[b, T] → [b, T, D]` fp32, as noisy as they are expected to be."""
+        found = []
+        for part in ids.split(max(1, _TOKENS_AT_ONCE // ids.shape[1])):
+            found.append(self.noisy(self.decoder.states(part).float()))
+            self.bar.update(part.numel())
+        return torch.cat(found)
+
+    def long_texts(self, ids: Tensor) -> Tensor:
+        """A few of the texts run together, `[n, _LONG]`; none where the model has no more positions than the others."""
+        if self.long <= self.length:
+            return ids.new_empty(0, self.long)
+        count = max(1, self.tokens // _LONG_SHARE // self.long) if self.cheap else 1
+        joined = ids.flatten()[: count * self.long]
+        return joined[: len(joined) // self.long * self.long].view(-1, self.long)
+
+    def hold(self, ids: Tensor) -> Held:
+        """Run texts and keep their prefixes."""
+        lanes = Lanes(self.decoder, *ids.shape)
+        lanes.target_length[:] = ids.shape[1]
+        slots, whole = torch.arange(len(ids), device=ids.device), torch.full_like(ids[:, 0], ids.shape[1])
+        states = self.noisy(lanes.draft(slots, ids).float())
+        lanes.commit(slots, ids, whole, slots, keep=torch.ones_like(slots, dtype=torch.bool))
+        self.bar.update(ids.numel())
+        return Held(ids, states, lanes)
+
+    def noisy(self, states: Tensor) -> Tensor:
+        self._offset += 1
+        return noisy(states, self.noise, self.seed + self._offset)
+
+
+def _parameters(decoder: Decoder) -> int:
+    return sum(parameter.numel() for parameter in decoder.model.parameters())
