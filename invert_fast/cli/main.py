@@ -20,6 +20,7 @@ from .options import add_commands
 COMMANDS = (  # files of this folder, in the order of `--help`
     "demo",
     "capture",
+    "prepare",
     "fit",
     "invert",
     "logits",

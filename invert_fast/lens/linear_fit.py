@@ -42,10 +42,10 @@ def _fit(mixture: Mixture, bar: tqdm) -> LinearLens:
     sums = NormalEquations(vocabulary.embedding.shape[1], decoder.width, decoder.width + 1, device)
     if mixture.length > 1:
         _add(sums, vocabulary, kept.ids, kept.states)
-        for part in ids[mixture.held_rows + mixture.kept_rows :].split(64):
-            _add(sums, vocabulary, part, mixture.run(part))
-        for part in mixture.long_texts(ids[mixture.held_rows :]).split(1):
-            _add(sums, vocabulary, part, mixture.run(part))
+        rest = ids[mixture.held_rows + mixture.kept_rows :]
+        for part in (*rest.split(64), *mixture.long_texts(ids[mixture.held_rows :]).split(1)):
+            if len(part):  # of no texts at all, `split` makes one part
+                _add(sums, vocabulary, part, mixture.run(part))
         bar.set_description("fit the lens: solve")
         parts["rest"] = sums.solve()
     else:  # a model of one position: there is no later one

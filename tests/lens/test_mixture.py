@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from tqdm import tqdm
@@ -85,7 +87,8 @@ def test_the_package_has_prose_for_any_tokenizer():
 def test_a_chat_templates_opening_is_found_and_none_is_no_error():
     inv = Inverter.from_pretrained("bundled", device="cpu")
     assert opening_of_chat(inv.decoder) == []
-    inv.decoder.tokenizer.chat_template = "{% for m in messages %}User: {{ m['content'] }}\n{% endfor %}"
+    tokenizer: Any = inv.decoder.tokenizer
+    tokenizer.chat_template = "{% for m in messages %}User: {{ m['content'] }}\n{% endfor %}"
     assert inv.decoder.decode(opening_of_chat(inv.decoder)) == "User: "
-    inv.decoder.tokenizer.chat_template = "{{ raise_exception('only tools') }}"
+    tokenizer.chat_template = "{{ raise_exception('only tools') }}"
     assert opening_of_chat(inv.decoder) == []
