@@ -4,6 +4,8 @@
 #include <cstdint>
 #include <limits>
 #include <stdexcept>
+#include <utility>
+#include <vector>
 
 #include "arguments.h"
 #include "binding.h"
@@ -16,7 +18,8 @@ namespace invert_fast {
 namespace {
 
 constexpr std::int64_t kRowsAtOnce = 192;  // of x, which stay in cache while all panels pass
-constexpr int kClasses = 4 * kTileColumns;  // of columns: c and c + 64 are of the same
+constexpr std::int64_t kTurns = 4, kMostTurns = 16;  // panels take turns: columns c and c + 16 kTurns are of a class
+constexpr std::int64_t kListed = 64;
 constexpr float kWithin = 40;  // what a column may lack in the sketch and still be the best: nats
 constexpr float kNone = -std::numeric_limits<float>::infinity();
 
@@ -138,77 +141,78 @@ INVERT_FAST_INLINE float dot_body(const float* __restrict a, const float* __rest
 }
 constexpr Clones<dot_body> dot;
 
-// Of every row begin to end, counted from begin, the candidates: of each class of columns that which is largest in the
-// sketch, as far as it comes within `within` of the largest of all there, and two in any case. Calls
-// found(row, columns, scores in full, count), columns ascending.
-template <class Found>
-void each_candidates(const Scores& sketch, const Rows& op, std::int64_t begin, std::int64_t end, float within,
-                     const Found& found) {
-    constexpr std::int64_t kTurns = kClasses / kTileColumns;  // panels take turns
-    float best[kTurns][kRowsAtOnce * kTileColumns];
-    std::int32_t panels[kTurns][kRowsAtOnce * kTileColumns];
-    for (std::int64_t turn = 0; turn < kTurns; ++turn) {
-        std::fill_n(best[turn], (end - begin) * kTileColumns, kNone);
-        std::fill_n(panels[turn], (end - begin) * kTileColumns, -1);
-    }
+// Calls found(row, scores in the sketch, panels: arrays of kCount, -1 for no panel) for every row begin to end, counted
+// from begin: of each class of columns that which is largest in the sketch. Column: panel * 16 + i % 16.
+template <std::int64_t kTurnsTaken, class Found>
+void each_winners(const Scores& sketch, std::int64_t begin, std::int64_t end, const Found& found) {
+    const std::int64_t size = (end - begin) * kTileColumns;
+    std::vector<float> best(kTurnsTaken * size, kNone);
+    std::vector<std::int32_t> panels(kTurnsTaken * size, -1);
     each_tile(sketch, begin, end, [&](std::int64_t row, int rows, std::int64_t panel, const float* scores) {
-        keep_higher(scores, rows * kTileColumns, static_cast<std::int32_t>(panel),
-                    best[panel % kTurns] + row * kTileColumns, panels[panel % kTurns] + row * kTileColumns);
+        const std::int64_t at = panel % kTurnsTaken * size + row * kTileColumns;
+        keep_higher(scores, rows * kTileColumns, static_cast<std::int32_t>(panel), &best[at], &panels[at]);
     });
+    constexpr std::int64_t kCount = kTurnsTaken * kTileColumns;
     for (std::int64_t r = 0; r < end - begin; ++r) {
-        Two roughly;
-        for (const auto& turn : best) {
-            for (int c = 0; c < kTileColumns; ++c) roughly.add(turn[r * kTileColumns + c], 0);
+        float scores[kCount];
+        std::int32_t from[kCount];
+        for (std::int64_t turn = 0; turn < kTurnsTaken; ++turn) {
+            std::copy_n(&best[turn * size + r * kTileColumns], kTileColumns, scores + turn * kTileColumns);
+            std::copy_n(&panels[turn * size + r * kTileColumns], kTileColumns, from + turn * kTileColumns);
         }
-        const float least = std::min(roughly.second, roughly.best - within);
-        std::int64_t chosen[kClasses], count = 0;
-        for (std::int64_t turn = 0; turn < kTurns; ++turn) {
-            for (int c = 0; c < kTileColumns; ++c) {
-                const std::int64_t i = r * kTileColumns + c, panel = panels[turn][i];
-                if (panel >= 0 && best[turn][i] >= least) chosen[count++] = panel * kTileColumns + c;
-            }
-        }
-        std::sort(chosen, chosen + count);  // ties go to the lower
-        float scores[kClasses];
-        const float* x = op.x + (begin + r) * op.x_stride;
-        for (std::int64_t i = 0; i < count; ++i) {
-            scores[i] = dot(x, op.matrix + chosen[i] * op.width, op.width) + op.bias[chosen[i]];
-        }
-        found(r, chosen, scores, count);
+        found(r, scores, from);
     }
+}
+
+float in_full(const Rows& op, std::int64_t row, std::int64_t column) {
+    return dot(op.x + row * op.x_stride, op.matrix + column * op.width, op.width) + op.bias[column];
 }
 
 void best_two_of(const Scores& sketch, const Rows& op, std::int64_t begin, std::int64_t end, std::int64_t* columns,
                  float* leads) {
-    each_candidates(sketch, op, begin, end, kWithin,
-                    [&](std::int64_t r, const std::int64_t* chosen, const float* scores, std::int64_t count) {
-                        Two found;
-                        for (std::int64_t i = 0; i < count; ++i) found.add(scores[i], chosen[i]);
-                        columns[begin + r] = found.column;
-                        leads[begin + r] = found.best - found.second;
-                    });
+    constexpr std::int64_t kCount = kTurns * kTileColumns;
+    each_winners<kTurns>(sketch, begin, end, [&](std::int64_t r, const float* scores, const std::int32_t* panels) {
+        Two roughly;
+        for (std::int64_t i = 0; i < kCount; ++i) roughly.add(scores[i], 0);
+        const float least = std::min(roughly.second, roughly.best - kWithin);
+        std::int64_t chosen[kCount], count = 0;
+        for (std::int64_t i = 0; i < kCount; ++i) {
+            if (panels[i] >= 0 && scores[i] >= least) chosen[count++] = panels[i] * kTileColumns + i % kTileColumns;
+        }
+        std::sort(chosen, chosen + count);  // ties go to the lower
+        Two found;
+        for (std::int64_t i = 0; i < count; ++i) found.add(in_full(op, begin + r, chosen[i]), chosen[i]);
+        columns[begin + r] = found.column;
+        leads[begin + r] = found.best - found.second;
+    });
 }
 
-// All candidates of a row, best first, in kClasses places: column −1 and score −inf where there are fewer. NaN is last.
+// The best in the sketch of four times as many classes, best in full first: column -1 and score -inf where there are
+// fewer.
 void list_of(const Scores& sketch, const Rows& op, std::int64_t begin, std::int64_t end, std::int64_t* columns,
-             float* scores) {
-    each_candidates(sketch, op, begin, end, std::numeric_limits<float>::infinity(),
-                    [&](std::int64_t r, const std::int64_t* chosen, const float* found, std::int64_t count) {
-                        std::array<std::int64_t, kClasses> order;
-                        float known[kClasses];
-                        for (std::int64_t i = 0; i < count; ++i) {
-                            order[i] = i;
-                            known[i] = found[i] == found[i] ? found[i] : kNone;
-                        }
-                        std::stable_sort(order.begin(), order.begin() + count,
-                                         [&](std::int64_t a, std::int64_t b) { return known[a] > known[b]; });
-                        for (std::int64_t i = 0; i < kClasses; ++i) {
-                            const std::int64_t at = (begin + r) * kClasses + i;
-                            const bool there = i < count && known[order[i]] > kNone;
-                            columns[at] = there ? chosen[order[i]] : -1;
-                            scores[at] = there ? known[order[i]] : kNone;
-                        }
-                    });
+             float* out) {
+    constexpr std::int64_t kCount = kMostTurns * kTileColumns;
+    using Scored = std::pair<float, std::int64_t>;  // of a negative score: the least is the best, then the lower column
+    each_winners<kMostTurns>(sketch, begin, end, [&](std::int64_t r, const float* scores, const std::int32_t* panels) {
+        Scored roughly[kCount];
+        std::int64_t count = 0;
+        for (std::int64_t i = 0; i < kCount; ++i) {
+            if (panels[i] < 0) continue;
+            roughly[count++] = {-scores[i], panels[i] * kTileColumns + i % kTileColumns};
+        }
+        if (count > kListed) std::nth_element(roughly, roughly + kListed, roughly + count);
+        count = std::min(count, kListed);
+        std::int64_t there = 0;
+        for (std::int64_t i = 0; i < count; ++i) {
+            const float score = in_full(op, begin + r, roughly[i].second);
+            if (score > kNone) roughly[there++] = {-score, roughly[i].second};
+        }
+        std::sort(roughly, roughly + there);
+        for (std::int64_t i = 0; i < kListed; ++i) {
+            columns[(begin + r) * kListed + i] = i < there ? roughly[i].second : -1;
+            out[(begin + r) * kListed + i] = i < there ? -roughly[i].first : kNone;
+        }
+    });
 }
 
 // Rows, width and stride of a row's x.
@@ -261,7 +265,7 @@ void best_two_by_sketch(const Pointers& sketch, const Size& sketch_size, const P
               });
 }
 
-// Those columns, best first: 64 places a row.
+// The best of every 256th column in `sketch`, the best 64 of them in 64 places a row, best first.
 void list_by_sketch(const Pointers& sketch, const Size& sketch_size, const Pointers& rows, const Size& size,
                     std::uintptr_t ids, std::uintptr_t scores, std::int64_t columns, int threads) {
     by_sketch(sketch, sketch_size, rows, size, columns, threads,
@@ -281,8 +285,9 @@ const Binding binding{[](py::module_& m) {
           "bias; rows: of x, the matrix [columns, width] and bias.");
     m.def("list_by_sketch", &list_by_sketch, "sketch"_a, "sketch_size"_a, "rows"_a, "size"_a, "ids_ptr"_a, "scores_ptr"_a,
           "columns"_a, "threads"_a = 0, Unlocked(),
-          "Those columns of each row, best first (int64, -1 for none), and their scores in full: 64 places a row.");
-    m.attr("LISTED") = kClasses;
+          "Of each row the best 64 of the best of every 256th column in a narrower product, best first (int64, -1 for "
+          "none), and their scores in full: 64 places a row.");
+    m.attr("LISTED") = kListed;
 }};
 
 }  // namespace

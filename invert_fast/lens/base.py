@@ -48,3 +48,12 @@ class Lens(Protocol):
         """The same once token `wrong [n]` was seen to give `wrong_state [n, D]` where `state [n, D]` was asked for; of
         the tokens `ids [n, C]` alone, where given: `[n, C]`."""
         ...
+
+    def change_proxies(self, state: Tensor, wrong_state: Tensor, wrong: Tensor) -> tuple[Tensor, Tensor]:
+        """What `change_scores` are the products of, with tokens' rows: proxies `[n, D_e]` and a bias `[V]`."""
+        ...
+
+    @property
+    def row_bias(self) -> Tensor:
+        """`scores` less the products of proxies and tokens' rows, beyond position 0: `[V]`."""
+        ...

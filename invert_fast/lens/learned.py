@@ -101,7 +101,7 @@ class LearnedLens(nn.Module):
     def lists(self, proxies: Tensor) -> tuple[Tensor, Tensor]:
         """As `LinearLens.lists`."""
         first = self.linear.parts["first"].bias
-        return token_lists(proxies, self.linear.best_two, first, self.bias(), self.log_scale.exp())
+        return token_lists(proxies, self.linear.best_two, first, self.bias())
 
     def draft(self, hidden: Tensor) -> Tensor:
         """As `LinearLens.draft`: `[b, T, D] → [b, T]`."""
@@ -116,6 +116,15 @@ class LearnedLens(nn.Module):
     def change_scores(self, state: Tensor, wrong_state: Tensor, wrong: Tensor, ids: Tensor | None = None) -> Tensor:
         """As `LinearLens.change_scores`."""
         return self.linear.change_scores(state, wrong_state, wrong, ids)
+
+    def change_proxies(self, state: Tensor, wrong_state: Tensor, wrong: Tensor) -> tuple[Tensor, Tensor]:
+        """As `LinearLens.change_proxies`."""
+        return self.linear.change_proxies(state, wrong_state, wrong)
+
+    @property
+    def row_bias(self) -> Tensor:
+        """As `LinearLens.row_bias`."""
+        return self.bias()
 
 
 class _Block(nn.Module):

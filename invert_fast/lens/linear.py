@@ -54,6 +54,7 @@ class LinearLens:
         }
         self._both, self._constant = split_rows(self.parts["rest"].project)
         self.best_two = BestTwo(vocabulary.embedding, self.parts["rest"].gram)
+        self.metric: Tensor | None = None
 
     def proxies(self, hidden: Tensor) -> Tensor:
         """What each row of whole texts says of its token, in the space of embeddings: `[b, T, D] → [b, T, D_e]`."""
@@ -67,9 +68,14 @@ class LinearLens:
         """`[b, T, D] → [b, T]`: the best token of every row of whole texts."""
         return self.best(self.proxies(hidden))[0]
 
+    def list_by(self, metric: Tensor | None) -> None:
+        """Lists are searched for in the directions in which tokens differ most in this metric `[D_e, D_e]`."""
+        self.metric = metric
+        self.best_two.list_by(metric)
+
     def lists(self, proxies: Tensor) -> tuple[Tensor, Tensor]:
         """The best tokens of every row of whole texts, best first, and their scores: `[b, T, LISTED]` each."""
-        return token_lists(proxies, self.best_two, self.parts["first"].bias, self.parts["rest"].bias, 1.0)
+        return token_lists(proxies, self.best_two, self.parts["first"].bias, self.parts["rest"].bias)
 
     def scores(self, proxies: Tensor, first: Tensor) -> Tensor:
         """log p(state | token) up to a constant, `[b, V]`, of single rows' proxies `[b, D_e]`; first `[b]` bool."""
@@ -79,11 +85,20 @@ class LinearLens:
     def change_scores(self, state: Tensor, wrong_state: Tensor, wrong: Tensor, ids: Tensor | None = None) -> Tensor:
         """The same once token `wrong [b]` was seen to give `wrong_state [b, D]` where `state [b, D]` was asked for; of
         the tokens `ids [b, C]` alone, where given."""
-        part, embedding = self.parts["change"], self.vocabulary.embedding
-        proxy = (state - wrong_state) @ part.project + embedding[wrong] @ part.gram
+        proxy, bias = self.change_proxies(state, wrong_state, wrong)
         if ids is not None:
-            return scores_of(proxy, embedding, ids) + part.bias[ids.clamp_min(0)]
-        return proxy @ embedding.T + part.bias
+            return scores_of(proxy, self.vocabulary.embedding, ids) + bias[ids.clamp_min(0)]
+        return proxy @ self.vocabulary.embedding.T + bias
+
+    def change_proxies(self, state: Tensor, wrong_state: Tensor, wrong: Tensor) -> tuple[Tensor, Tensor]:
+        """What `change_scores` are the products of: proxies `[b, D_e]` and a bias `[V]`."""
+        part = self.parts["change"]
+        return (state - wrong_state) @ part.project + self.vocabulary.embedding[wrong] @ part.gram, part.bias
+
+    @property
+    def row_bias(self) -> Tensor:
+        """What a token scores beyond position 0 whatever the state, `[V]`."""
+        return self.parts["rest"].bias
 
 
 def split_rows(project: Tensor) -> tuple[Tensor, Tensor]:
@@ -113,13 +128,11 @@ def best_tokens(
     return ids, leads
 
 
-def token_lists(
-    proxies: Tensor, best_two: BestTwo, first: Tensor, rest: Tensor, scale: Tensor | float
-) -> tuple[Tensor, Tensor]:
+def token_lists(proxies: Tensor, best_two: BestTwo, first: Tensor, rest: Tensor) -> tuple[Tensor, Tensor]:
     """As `best_tokens`, but the best `LISTED` tokens of every row, best first, and their scores: `[b, T, LISTED]`."""
     b, T, _ = proxies.shape
     opening = best_two.shortlist(proxies[:, 0], first)
-    later = best_two.shortlist(proxies[:, 1:].flatten(0, 1), rest, scale)
+    later = best_two.shortlist(proxies[:, 1:].flatten(0, 1), rest)
     ids, scores = (
         torch.cat([one[:, None], more.view(b, T - 1, -1)], 1) for one, more in zip(opening, later, strict=True)
     )

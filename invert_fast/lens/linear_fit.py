@@ -11,8 +11,9 @@ from tqdm import tqdm
 from ..model.decoder import Decoder
 from ..model.samples import opening_of
 from ..model.vocabulary import Vocabulary
+from ..ops.best_two import MANY_TOKENS
 from .linear import LinearLens, Part, token_bias
-from .measure import measure_repair
+from .measure import draft_prior, measure_repair
 from .mixture import Held, Mixture
 from .normal_equations import NormalEquations
 
@@ -56,7 +57,10 @@ def _fit(mixture: Mixture, bar: tqdm) -> LinearLens:
     project, gram = _fit_change(mixture, lens, kept)
     lens.parts["change"] = Part(project, gram, token_bias(vocabulary, gram))
     bar.set_description("fit the lens: measure")
-    drafted = lens.best(lens.proxies(test.states))
+    if vocabulary.size >= MANY_TOKENS:
+        drafted = draft_prior(decoder, lens, test.ids, test.states)
+    else:
+        drafted = lens.best(lens.proxies(test.states))
     lens.accuracy = (drafted[0] == test.ids).float().mean().item()
     lens.repair = measure_repair(decoder, lens, test.ids, test.states, test.lanes, drafted)
     return lens

@@ -17,6 +17,8 @@ from torch import Tensor
 from ..model.decoder import Decoder
 from ..model.lanes import Lanes
 from .base import Lens
+from .linear import LinearLens
+from .prior import draft_proxies, draft_scores
 from .repair import Repair
 from .second_look import doubtful, look_again
 
@@ -25,6 +27,7 @@ _HARDEST = 256  # positions that weights are measured at: all wrong ones, and th
 _GROWTH, _ROUND_COST = 4, 4.0  # a further block is so many times as large; a round costs as much as so many candidates
 _SIZES = (1, 2, 4, 8, 16, 32)
 _SURENESS = tuple(2.0 ** (power / 2) for power in range(-16, 8))
+_DRAFT_PRIORS, _TRIED = (0.0, 0.5, 1.0, 2.0, 4.0), 2.0  # of large vocabularies; under which lists are made
 _LOOKED = 2048  # doubtful tokens that a second look is measured at
 _SCORES_AT_ONCE, _SCORES_IN_ALL, _FEWEST = 1 << 21, 1 << 25, 96  # of a whole vocabulary; positions at least
 
@@ -45,7 +48,7 @@ def measure_repair(
     """
     if ids.shape[1] < 2:
         return Repair()
-    proxies = lens.proxies(states)
+    proxies = draft_proxies(decoder, lens, states)
     best, leads = lens.best(proxies) if drafted is None else drafted
     text, position = _hardest(lens, ids, proxies, best, leads)
     if lanes is None:
@@ -78,15 +81,47 @@ def measure_repair(
     cheapest = min(range(len(options)), key=lambda option: costs[option][0])
     first = (torch.cat(ranks[cheapest]) == 0).float().mean().item()
     found = Repair(
-        *options[cheapest], first_block=costs[cheapest][1], first=first, sureness=_sureness(best != ids, leads)
+        *options[cheapest],
+        first_block=costs[cheapest][1],
+        first=first,
+        sureness=_sureness(best != ids, leads),
+        draft_prior=lens.repair.draft_prior,
     )
-    if not near_head:
+    if not near_head or lens.repair.draft_prior:
         return found
     looked = text, position = _evenly(*doubtful(found.error(leads)), most=_most(_LOOKED, lens.vocabulary.size))
     again, leads = look_again(decoder, lens, states, proxies, text, position)
     wrong = again != ids[looked]
     helps = bool(wrong.sum() < (best != ids)[looked].sum())
     return replace(found, second_look=_sureness(wrong, leads) if helps else 0.0)
+
+
+@torch.no_grad()
+def draft_prior(decoder: Decoder, lens: LinearLens, ids: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:
+    """For a large vocabulary: give the lens the weight of the prior in drafts that puts most tokens of held-out texts
+    right, and what its lists are found by. Returns those drafts and their leads, `[b, T]` each."""
+    tried = _TRIED if decoder.layer.near_head else 0.0
+    listed = _lists(decoder, lens, states, tried)
+    if tried:
+        before, tokens = states[:, :-1].flatten(0, 1), listed[0][:, 1:].flatten(0, 1)
+        prior = decoder.logits_of(before, tokens).view_as(listed[1][:, 1:])
+        drafts = {
+            weight: listed[0][:, 1:].gather(-1, (listed[1][:, 1:] + (weight - tried) * prior).argmax(-1, keepdim=True))
+            for weight in _DRAFT_PRIORS
+        }
+        weight = max(_DRAFT_PRIORS, key=lambda weight: int((drafts[weight][..., 0] == ids[:, 1:]).sum()))
+        lens.repair = replace(lens.repair, draft_prior=weight)
+        if weight != tried:
+            listed = _lists(decoder, lens, states, weight)
+    tokens, scores = listed
+    return tokens[..., 0], scores[..., 0] - scores[..., 1]
+
+
+def _lists(decoder: Decoder, lens: LinearLens, states: Tensor, weight: float) -> tuple[Tensor, Tensor]:
+    proxies = draft_proxies(decoder, lens, states, weight)
+    added = (proxies - lens.proxies(states))[:, 1:].flatten(0, 1)
+    lens.list_by(lens.parts["rest"].gram + torch.cov(added.T))
+    return draft_scores(decoder, lens, states, proxies, weight)
 
 
 def _hardest(lens: Lens, ids: Tensor, proxies: Tensor, best: Tensor, leads: Tensor) -> tuple[Tensor, Tensor]:

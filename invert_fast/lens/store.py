@@ -24,7 +24,7 @@ from .repair import read_repair
 
 log = logging.getLogger("invert_fast")
 
-_LINEAR, _LEARNED = "linear-4", "learned-2"
+_LINEAR, _LEARNED = "linear-6", "learned-2"
 SHIPPED = BUNDLED / "lens.safetensors"
 _Lens = TypeVar("_Lens", LinearLens, LearnedLens)
 
@@ -106,7 +106,7 @@ def read_learned(path: Path, decoder: Decoder, vocabulary: Vocabulary) -> Learne
         both = _tensor(file, "lens.project", (D, 2 * out))
         rest = torch.cat([both[:, :out], both[:, out:], _tensor(file, "lens.constant", (out,))[None]])
         parts = _parts(file, D, out, {"rest": rest})
-        lens = LearnedLens(LinearLens(vocabulary, parts), width, layers)
+        lens = LearnedLens(_listed(LinearLens(vocabulary, parts), file), width, layers)
         state = {
             name: _tensor(file, f"lens.{name}", tuple(like.shape)).to(like.dtype)
             for name, like in lens.state_dict().items()
@@ -130,15 +130,24 @@ def _read(path: Path | None, read: Callable[[Path], _Lens | None], then: str) ->
 def _read_linear(path: Path, decoder: Decoder, vocabulary: Vocabulary) -> LinearLens:
     with safe_open(path, framework="pt", device=str(decoder.device)) as file:
         about = json.loads((file.metadata() or {})["about"])
-        return _described(LinearLens(vocabulary, _parts(file, decoder.width, vocabulary.embedding.shape[1], {})), about)
+        lens = LinearLens(vocabulary, _parts(file, decoder.width, vocabulary.embedding.shape[1], {}))
+        return _described(_listed(lens, file), about)
 
 
 def _linear_tensors(lens: LinearLens) -> dict[str, Tensor]:
-    return {
+    tensors = {
         f"{name}.{what}": getattr(part, what).contiguous()
         for name, part in lens.parts.items()
         for what in ("project", "gram")
     }
+    return tensors if lens.metric is None else tensors | {"metric": lens.metric.contiguous()}
+
+
+def _listed(lens: LinearLens, file) -> LinearLens:
+    """With what its lists are made by, if it has any."""
+    if "metric" in file.keys():  # noqa: SIM118 (a safetensors file is no mapping)
+        lens.list_by(_tensor(file, "metric", tuple(lens.parts["rest"].gram.shape)))
+    return lens
 
 
 def _parts(file, width: int, out: int, projects: dict[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:

@@ -22,7 +22,8 @@ from .table import choose
 
 _SCORES_BYTES, _SCORES_CACHED = 1 << 28, 1 << 24
 _KEPT, _KEPT_NATS = 0.88, 100.0  # of the mean lead of one token over another: what a sketch must keep of it
-MANY_TOKENS, _KEPT_OF_MANY = 32_768, 0.7  # of a vocabulary that costs as much as a pass, a sketch may keep less
+MANY_TOKENS = 32_768  # a row of scores of so many costs as much as a forward pass
+_KEPT_OF_LISTS = 0.8  # of the spread of tokens: what a sketch that names candidates must keep of it
 _FEWEST_TOKENS, _WIDEST = 1024, 2048  # too few for a sketch to pay; too wide for its eigenvectors to come in a moment
 _STEP, _SAMPLE = 16, 16_384
 LISTED = 64  # tokens that a list has at most
@@ -94,6 +95,8 @@ class BestTwo:
         self.matrix, self.gram = matrix.contiguous(), gram
         self._packed: Any = None
         self._made: _Sketch | None = None
+        self._metric: Tensor | None = None
+        self._list_sketch: _Sketch | None = None
         self._in_stages = choose("best_two", matrix.device.type) == "triton"
         on_cpu = matrix.device.type == "cpu" and matrix.dtype == torch.float32
         self._compiled = native.has("best_two") and on_cpu and matrix.nbytes <= MOST_BYTES
@@ -111,24 +114,30 @@ class BestTwo:
         sketch = self._sketch()
         if sketch is not None and scale is not None:
             out = x.new_empty(len(x), dtype=torch.long), x.new_empty(len(x))
-            self._by_sketch(_C.best_two_by_sketch, out, sketch, x, bias, scale)
+            self._by_sketch(_C.best_two_by_sketch, out, sketch, x, bias, bias + scale * sketch.rest)
             return out
         if self._packed is None:
             self._packed = pack(self.matrix.t())
         return best_two(x, self.matrix, bias, self._packed, backend="cpp")
 
-    def shortlist(self, x: Tensor, bias: Tensor, scale: Tensor | float | None = None) -> tuple[Tensor, Tensor]:
+    def list_by(self, metric: Tensor | None) -> None:
+        """From now on find lists by a sketch, if one will do: scores differ from those of the right token by noise of
+        this covariance `[K, K]` in x, and the sketch keeps the directions in which tokens differ beside that."""
+        self._metric, self._list_sketch = metric, None
+
+    def shortlist(self, x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         """The best tokens of every row, best first: ids `[n, LISTED]`, −1 where there are fewer, and their scores, −∞
-        there. By a sketch: the best of every 64th token is among them, others with it as good may be not."""
+        there. After `list_by`, by a sketch, of which a few that score as well may be missing."""
         if self._in_stages:
             from ..kernels.best_two_triton import shortlist
 
             return shortlist(x, self.matrix, bias, self._coarse(), LISTED)
-        sketch = self._sketch() if self._compiled and x.dtype == bias.dtype == torch.float32 else None
-        if sketch is None or scale is None:
+        if self._compiled and self._metric is not None:
+            self._metric, self._list_sketch = None, _sketch_for(self.matrix, self._metric)
+        if self._list_sketch is None or not x.dtype == bias.dtype == torch.float32:
             return _list_of_all(x, self.matrix, bias)
         ids, scores = x.new_empty(len(x), LISTED, dtype=torch.long), x.new_empty(len(x), LISTED)
-        self._by_sketch(_C.list_by_sketch, (ids, scores), sketch, x, bias, scale)
+        self._by_sketch(_C.list_by_sketch, (ids, scores), self._list_sketch, x, bias, bias)
         return ids, scores
 
     def _coarse(self) -> tuple[Tensor, Tensor]:
@@ -139,11 +148,11 @@ class BestTwo:
         return self._packed
 
     def _by_sketch(
-        self, call: Any, out: tuple[Tensor, Tensor], sketch: _Sketch, x: Tensor, bias: Tensor, scale: Tensor | float
+        self, call: Any, out: tuple[Tensor, Tensor], sketch: _Sketch, x: Tensor, bias: Tensor, low_bias: Tensor
     ) -> None:
         """Fills `out` by the function `call` of the library."""
-        x, bias = native.rows(x), bias.contiguous()
-        low, low_bias = linear(x, sketch.map, None, sketch.packed_map, backend="cpp"), bias + scale * sketch.rest
+        x, bias, low_bias = native.rows(x), bias.contiguous(), low_bias.contiguous()
+        low = linear(x, sketch.map, None, sketch.packed_map, backend="cpp")
         call(
             (low.data_ptr(), sketch.packed.data_ptr(), low_bias.data_ptr()),
             (*low.shape, low.stride(0)),
@@ -183,6 +192,29 @@ def scores_of(x: Tensor, matrix: Tensor, ids: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+def _sketch_for(matrix: Tensor, metric: Tensor) -> _Sketch | None:
+    """The directions in which tokens differ most in this metric, None if it takes more than six of ten of them.
+    Whatever is left out is noise to the scores."""
+    (V, K), metric = matrix.shape, metric.double()
+    if V < _FEWEST_TOKENS or K > _WIDEST or not bool(metric.isfinite().all()):
+        return None
+    values, vectors = torch.linalg.eigh(metric)
+    root = values.clamp_min(1e-9 * float(values[-1]) + 1e-30).sqrt()
+    factor, some = vectors * root, matrix[:: max(1, V // _SAMPLE)]
+    covariance = factor.T @ torch.cov(some.T).double() @ factor
+    if not bool(covariance.isfinite().all()):
+        return None
+    spread, directions = torch.linalg.eigh(covariance)
+    kept, directions = spread.flip(0).clamp_min(0).cumsum(0), directions.flip(1)
+    width = -(-(int((kept < _KEPT_OF_LISTS * kept[-1]).sum()) + 1) // _STEP) * _STEP
+    if width > 0.6 * K:
+        return None
+    to_low = ((vectors / root) @ directions[:, :width]).float().contiguous()
+    low = matrix @ (factor @ directions[:, :width]).float()
+    return _Sketch(to_low, pack(to_low), pack(low.t()), low.new_zeros(()))
+
+
+@torch.no_grad()
 def _sketch_of(matrix: Tensor, gram: Tensor) -> _Sketch | None:
     """The narrowest that keeps tokens apart, None if it would have to be half as wide as all or more."""
     V, K = matrix.shape
@@ -199,8 +231,6 @@ def _sketch_of(matrix: Tensor, gram: Tensor) -> _Sketch | None:
     spread, directions = spread.flip(0).clamp_min(0), directions.flip(1)
     kept = spread.cumsum(0)
     enough = (kept >= _KEPT * kept[-1]) & (kept >= _KEPT_NATS)
-    if V >= MANY_TOKENS:
-        enough |= kept >= _KEPT_OF_MANY * kept[-1]
     width = -(-(int((~enough).sum()) + 1) // _STEP) * _STEP
     if width > K // 2:
         return None

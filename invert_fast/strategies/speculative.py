@@ -24,7 +24,7 @@ _CALL_TOKENS, _LANE_TOKENS = 96.0, 1.0  # what a further round costs in tokens: 
 _IN_VAIN = 0.4  # share of the draft behind a doubtful token that is computed in vain
 _WORST = 0.9  # error: even a token that is most likely wrong may be worth verifying
 _NEAR = 0.02  # doubt of a token whose state came near behind a mismatch
-_SCORES_AT_ONCE = 1 << 21
+_SCORES_AT_ONCE, _WHOLE_SCORES = 1 << 21, 1 << 24
 _TOLD = 2.0  # errors: how much what is believed beforehand counts against what a lane shows
 
 
@@ -112,10 +112,12 @@ class _Proposer:
     def _kinds(self, stuck: Tensor) -> Iterator[tuple[Tensor, bool]]:
         """Lanes that are scored together, and whether over the whole vocabulary: a few at once where that is large."""
         if self.candidates.listed and len(stuck):
-            untried = self.candidates.untried(stuck, self.context.lanes.length[stuck])
-            if bool(untried.any()):
-                yield stuck[untried], False
-            for part in stuck[~untried].split(max(1, _SCORES_AT_ONCE // self.context.vocabulary.size)):
+            lanes, tries = self.context.lanes, self.context.attempts.tries[stuck]
+            # what was not among the first few of its list mostly is not in it
+            listed = self.candidates.untried(stuck, lanes.length[stuck]) & (tries <= 1 + self.first_block)
+            if bool(listed.any()):
+                yield stuck[listed], False
+            for part in stuck[~listed].split(max(1, _WHOLE_SCORES // self.context.vocabulary.size)):
                 if len(part):
                     yield part, True
         elif len(stuck):
