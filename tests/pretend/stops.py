@@ -20,7 +20,6 @@ _WAITING = {  # the size or the content of what these return is known to the dev
     "equal": "equal",
     "is_nonzero": "item",
     "bincount": "bincount",
-    "repeat_interleave": "repeat_interleave",
 }
 _UNIQUE = ("_unique", "unique_")
 _CHECKED = ("linalg_", "_linalg_")  # whose status is read back
@@ -75,11 +74,13 @@ def place() -> str:
     return outside
 
 
-def waits(name: str, args: tuple) -> str | None:
+def waits(name: str, args: tuple, kwargs: dict[str, Any]) -> str | None:
     """The kind of stop that an op makes on CUDA whatever its operands are, None for most. Copies between devices and
     indices from the host are not told here: they hang on where operands are."""
     if name in _WAITING:
         return _WAITING[name]
+    if name == "repeat_interleave":  # whose result is as long as its operand says
+        return None if kwargs.get("output_size") is not None else "repeat_interleave"
     if name.startswith(_UNIQUE):
         return "unique"
     if name.startswith(_CHECKED) and name not in _UNCHECKED:

@@ -98,7 +98,7 @@ def dispatched(func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
     if ours and host:
         _check_meeting(name, func, args, host)
     _check_generator(name, leaves)
-    kind = _copies(name, args, kwargs, bool(ours), to_device) or waits(name, args)
+    kind = _copies(name, args, kwargs, bool(ours), to_device) or waits(name, args, kwargs)
     if kind is not None:
         STOPS.note(kind)
     STOPS.launches += name not in _FREE
@@ -164,7 +164,7 @@ def _copies(name: str, args: tuple, kwargs: dict[str, Any], ours: bool, to_devic
         if any(isinstance(i, Tensor) and not isinstance(i, Pretended) for i in args[1]):
             return "index from host"
         number = len(args) > 2 and not isinstance(args[2], Pretended)
-        return "number at an index" if number and waits(name, args) is None and not _one_mask(args[1]) else None
+        return "number at an index" if number and waits(name, args, kwargs) is None and not _one_mask(args[1]) else None
     return None
 
 
