@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..model.lanes import Lanes
+from ..model.lanes import Lanes, Span
 from ..model.vocabulary import Vocabulary
 from ..types import Cost, Recovery, Status
 from .attempts import Attempts
@@ -30,6 +30,7 @@ class Ledger:
         self.error = torch.ones(shape, dtype=torch.float64, device=device)
         self.rank = torch.zeros(shape, dtype=torch.long, device=device)
         self.steps = torch.zeros_like(self.rank)
+        self.none = self.rank.new_zeros(())  # on the device: a number that is written at indices is waited for
         self.seconds = torch.zeros(lanes.slots, device=device)
         self.traces = Traces()
         self.alternatives: dict[tuple[int, int], list[int]] = {}
@@ -55,17 +56,20 @@ class Ledger:
         status: Tensor,
         error: Tensor,
         rank: Tensor | None = None,
-    ) -> None:
-        """Record the first `counts [b]` of the next positions of each lane: `[b, K]` tables. Call before the commit."""
-        to, of, _ = self.lanes.span(slots, counts)
+    ) -> Span:
+        """Record the first `counts [b]` of the next positions of each lane: `[b, K]` tables. Call before the commit.
+        Returns where in the lanes they are."""
+        span = self.lanes.span(slots, counts, residual.shape[1])
+        to, of, _ = span
         self.residual[to] = residual[of].nan_to_num()  # nothing tried: the largest number there is
         self.margin[to] = margin[of].nan_to_num()
         self.status[to] = status[of]
         self.error[to] = error[of].masked_fill(status[of] != Status.CERTIFIED, 1.0)
-        self.rank[to] = 0 if rank is None else rank[of]
-        self.steps[to] = 0
-        some = counts > 0
-        self.steps[slots[some], self.lanes.length[slots[some]]] = self.attempts.steps[slots[some]]
+        self.rank[to] = self.none if rank is None else rank[of]
+        self.steps[to] = self.none
+        first = slots, self.lanes.length[slots].clamp_max(self.lanes.max_len - 1)
+        self.steps[first] = torch.where(counts > 0, self.attempts.steps[slots], self.steps[first])
+        return span
 
     def confirm(self, slots: Tensor, positions: Tensor, status: Tensor, margin: Tensor, error: Tensor) -> None:
         """The rivals of these committed positions were tried."""
