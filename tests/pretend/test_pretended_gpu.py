@@ -36,15 +36,15 @@ pytestmark = [
 ]
 # Stops a round of each scene, with loading its texts and handing them over: what they are, rounded up. Lower is better.
 STOPS_A_ROUND = {
-    "auto, layer 0": 63,
-    "auto, layer 2": 75,
-    "auto, layer -1": 73,
-    "auto, layer -1, two lanes": 99,
-    "speculative": 66,
-    "continuous": 36,
-    "sipit": 60,
-    "prior": 57,
-    "exhaustive": 59,
+    "auto, layer 0": 41,
+    "auto, layer 2": 52,
+    "auto, layer -1": 54,
+    "auto, layer -1, two lanes": 72,
+    "speculative": 51,
+    "continuous": 28,
+    "sipit": 47,
+    "prior": 46,
+    "exhaustive": 43,
 }
 
 
