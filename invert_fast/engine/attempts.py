@@ -36,10 +36,10 @@ class Attempts:
         used = slots[(self.tries[slots] > 0) | (self.steps[slots] > 0)]
         if not len(used):  # most lanes move on untried, and with nothing to forget
             return
-        self.tried[used] = False
-        self.tries[used], self.steps[used], self.rivals[used] = 0, 0, 0
-        self.near[used], self.near_ids[used] = float("inf"), -1
-        self.rivals_due[used] = False
+        for table in (self.tried, self.tries, self.steps, self.rivals, self.rivals_due):
+            table.index_fill_(0, used, 0)
+        self.near.index_fill_(0, used, float("inf"))
+        self.near_ids.index_fill_(0, used, -1)
 
     def note(self, slots: Tensor, ids: Tensor, residual: Tensor, hidden: Tensor) -> None:
         """Add verified candidates: `ids [b, C]` (−1: none; those tried before count once), the states they give

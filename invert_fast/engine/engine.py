@@ -147,11 +147,11 @@ class _Stream:
         plain, residual = self.tolerances.row_residuals(hidden, target, position)
         found = self.judge.run(run, residual)
         counts, rows = found.counts, torch.arange(b, device=ids.device)
-        self.ledger.write(slots, counts, plain, found.margin, found.status, found.error)
+        span = self.ledger.write(slots, counts, plain, found.margin, found.status, found.error)
         step = torch.arange(K, device=ids.device)
         is_open = found.open & (step < counts[:, None])
         waiting = is_open.any(-1)
-        self.lanes.commit(slots, ids, counts, rows, keep=waiting)
+        self.lanes.commit(slots, ids, counts, rows, keep=waiting, span=span)
         self.attempts.reset(slots[counts > 0])
         if bool(waiting.any()):
             lost = self._settle_open(run, position, residual, hidden, is_open)

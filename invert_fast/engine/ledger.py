@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..model.lanes import Lanes
+from ..model.lanes import Lanes, Span
 from ..model.vocabulary import Vocabulary
 from ..types import Cost, Recovery, Status
 from .attempts import Attempts
@@ -30,14 +30,15 @@ class Ledger:
         self.error = torch.ones(shape, dtype=torch.float64, device=device)
         self.rank = torch.zeros(shape, dtype=torch.long, device=device)
         self.steps = torch.zeros_like(self.rank)
+        self.none = self.rank.new_zeros(())  # on the device: a number that is written at indices is waited for
         self.seconds = torch.zeros(lanes.slots, device=device)
         self.traces = Traces()
         self.alternatives: dict[tuple[int, int], list[int]] = {}
 
     def clear(self, slots: Tensor) -> None:
         """These lanes start a new text."""
-        self.seconds[slots] = 0
-        self.attempts.failed[slots] = False
+        self.seconds.index_fill_(0, slots, 0)
+        self.attempts.failed.index_fill_(0, slots, False)
 
     @contextmanager
     def timed(self, slots: Tensor) -> Iterator[None]:
@@ -55,17 +56,20 @@ class Ledger:
         status: Tensor,
         error: Tensor,
         rank: Tensor | None = None,
-    ) -> None:
-        """Record the first `counts [b]` of the next positions of each lane: `[b, K]` tables. Call before the commit."""
-        to, of, _ = self.lanes.span(slots, counts)
+    ) -> Span:
+        """Record the first `counts [b]` of the next positions of each lane: `[b, K]` tables. Call before the commit.
+        Returns where in the lanes they are."""
+        span = self.lanes.span(slots, counts, residual.shape[1])
+        to, of, _ = span
         self.residual[to] = residual[of].nan_to_num()  # nothing tried: the largest number there is
         self.margin[to] = margin[of].nan_to_num()
         self.status[to] = status[of]
         self.error[to] = error[of].masked_fill(status[of] != Status.CERTIFIED, 1.0)
-        self.rank[to] = 0 if rank is None else rank[of]
-        self.steps[to] = 0
-        some = counts > 0
-        self.steps[slots[some], self.lanes.length[slots[some]]] = self.attempts.steps[slots[some]]
+        self.rank[to] = self.none if rank is None else rank[of]
+        self.steps[to] = self.none
+        first = slots, self.lanes.length[slots].clamp_max(self.lanes.max_len - 1)
+        self.steps[first] = torch.where(counts > 0, self.attempts.steps[slots], self.steps[first])
+        return span
 
     def confirm(self, slots: Tensor, positions: Tensor, status: Tensor, margin: Tensor, error: Tensor) -> None:
         """The rivals of these committed positions were tried."""
@@ -86,10 +90,12 @@ class Ledger:
         if not len(slots):
             return []
         lanes = self.lanes
-        lengths = lanes.target_length[slots]
-        there = torch.arange(int(lengths.max()), device=slots.device) < lengths[:, None]
-        lane, position = slots[:, None].expand_as(there)[there], there.nonzero()[:, 1]
-        residual, status = self.residual[lane, position], self.status[lane, position]
+        columns_of_cost = lanes.forward_tokens, lanes.backward_tokens, self.seconds, *lanes.parts.unbind(1)
+        columns_of_lane = lanes.text, lanes.target_length, *columns_of_cost
+        about = torch.stack([slots.double(), *(column[slots].double() for column in columns_of_lane)], 1).tolist()
+        counts = [int(row[2]) for row in about]
+        lane, position = _places(slots, lanes.target_length[slots], sum(counts))
+        residual = self.residual[lane, position]
         norm = torch.linalg.vector_norm(lanes.targets[lane, position], dim=-1, dtype=torch.float64)
         power = norm.square() / lanes.targets.shape[-1]
         tolerance = self.tolerances.plain_tolerance(position)
@@ -98,20 +104,17 @@ class Ledger:
             residual,
             residual.double().square() * power,  # MSE = residual² ‖h‖² / D
             self.margin[lane, position],
-            status.to(torch.int8),
+            self.status[lane, position].to(torch.int8),
             self.rank[lane, position],
             self.steps[lane, position],
             tolerance.double().square() * power,
             self.error[lane, position],
         )
-        ends = lengths.cumsum(0)[:-1].cpu().numpy()
-        columns = [np.split(table.cpu().numpy(), ends) for table in tables]  # one row a text, no copy
-        unclear = ((self.status[slots] == Status.AMBIGUOUS)[:, : there.shape[1]] & there).any(-1).tolist()
-        columns_of_cost = lanes.forward_tokens, lanes.backward_tokens, self.seconds, *lanes.parts.unbind(1)
-        cost = zip(*(column[slots].tolist() for column in columns_of_cost), strict=True)
+        ends = np.cumsum(counts)[:-1]
+        columns = [np.split(table, ends) for table in _on_host(tables)]  # one row a text, no copy
         found, precision = [], _precision(lanes)
-        for slot, text, rows, spent, several in zip(
-            slots.tolist(), lanes.text[slots].tolist(), zip(*columns, strict=True), cost, unclear, strict=True
+        for (slot, text, _, forward, backward, seconds, *parts), rows in zip(
+            about, zip(*columns, strict=True), strict=True
         ):
             ids, _, loss, _, status, *_, ceiling, error = rows
             recovery = Recovery(
@@ -119,12 +122,12 @@ class Ledger:
                 loss_ceiling=ceiling,
                 error_bound=error,
                 text=lanes.decoder.decode(ids.tolist()),
-                alternatives=self._alternatives(slot, ids, status) if several else {},
-                cost=Cost(*spent),
+                alternatives=self._alternatives(int(slot), ids, status),
+                cost=Cost(int(forward), int(backward), seconds, *map(int, parts)),
                 precision=precision,
-                trace=self.traces.take(slot, ids, loss, ceiling, self.vocabulary.embedding),
+                trace=self.traces.take(int(slot), ids, loss, ceiling, self.vocabulary.embedding),
             )
-            found.append((text, recovery))
+            found.append((int(text), recovery))
         return found
 
     def _alternatives(self, slot: int, ids: np.ndarray, status: np.ndarray) -> dict[int, list[int]]:
@@ -137,6 +140,20 @@ class Ledger:
             # more than are ever tried may fit as well: name the next of them
             others[position] = sorted({*same} - {token}) or self.vocabulary.next_rivals(token)
         return others
+
+
+def _places(slots: Tensor, lengths: Tensor, total: int) -> tuple[Tensor, Tensor]:
+    """Lane and position of every token of lanes `slots [b]` with `lengths [b]` tokens, `total` in all."""
+    start = (lengths.cumsum(0) - lengths).repeat_interleave(lengths, output_size=total)
+    return slots.repeat_interleave(lengths, output_size=total), torch.arange(total, device=slots.device) - start
+
+
+def _on_host(tables: Sequence[Tensor]) -> list[np.ndarray]:
+    """Tables `[n]` of several dtypes in one copy, since a device is waited for at each: fp64 holds all of them exactly,
+    integers to 2⁵³ too."""
+    together = torch.stack([table.double() for table in tables]).cpu().numpy()
+    kinds = [torch.empty(0, dtype=table.dtype).numpy().dtype for table in tables]
+    return [column.astype(kind, copy=False) for column, kind in zip(together, kinds, strict=True)]
 
 
 def _precision(lanes: Lanes) -> str:

@@ -70,10 +70,11 @@ class Lanes:
         """Give idle lanes their next texts: `hidden[i] [T_i, D]`, on any device, goes to lane `slots[i]`."""
         padded = torch.nn.utils.rnn.pad_sequence(hidden, batch_first=True)  # one copy to the device for all
         self.targets[slots, : padded.shape[1]] = padded.to(self.targets)
-        self.target_length[slots] = torch.tensor([len(rows) for rows in hidden], device=slots.device)
-        self.text[slots] = torch.tensor(texts, device=slots.device)
-        self.length[slots] = 0
-        self.forward_tokens[slots], self.backward_tokens[slots], self.parts[slots] = 0, 0, 0
+        about = torch.tensor([[len(rows) for rows in hidden], texts], device=slots.device)  # and one for these
+        self.target_length[slots], self.text[slots] = about
+        # A fill is told its number; one that is written at an index is copied to the device, which waits for it.
+        for table in (self.length, self.forward_tokens, self.backward_tokens, self.parts):
+            table.index_fill_(0, slots, 0)
 
     def active(self) -> Tensor:
         """Lanes with tokens left to recover."""
@@ -87,7 +88,9 @@ class Lanes:
         return (self.text < 0).nonzero().flatten()
 
     def release(self, slots: Tensor) -> None:
-        self.text[slots], self.length[slots], self.target_length[slots] = -1, 0, 0
+        self.text.index_fill_(0, slots, -1)
+        for table in (self.length, self.target_length):
+            table.index_fill_(0, slots, 0)
 
     def target(self, slots: Tensor) -> Tensor:
         """The state each lane has to reproduce next, `[b, D]`."""
@@ -176,13 +179,17 @@ class Lanes:
 
     def _call(self, slots: Tensor, causal: bool, lengths: Tensor | None = None) -> PrefixCall:
         """What a pass over these lanes sees of their prefixes (or of the first `lengths [b]` tokens of those)."""
-        lengths = self.length[slots] if lengths is None else lengths
-        longest = int(lengths.max())
         call = PrefixCall(causal)
-        if longest and self.keys is not None and self.values is not None:
+        if self.keys is None or self.values is None:
+            return call
+        lengths = self.length[slots] if lengths is None else lengths
+        longest, in_order = lengths.max(), lengths.new_zeros(())
+        if len(slots) == self.slots:  # in their order they need no copy of the prefixes
+            in_order = (slots[1:] > slots[:-1]).all().long()
+        longest, in_order = torch.stack([longest, in_order]).tolist()  # in one copy to the host
+        if longest:
             call.keys = [k[:, :, :longest] for k in self.keys]
             call.values = [v[:, :, :longest] for v in self.values]
-            in_order = len(slots) == self.slots and bool((slots[1:] > slots[:-1]).all())
             call.lengths, call.slots = lengths, None if in_order else slots
         return call
 
@@ -200,12 +207,11 @@ class Lanes:
         self._pending = call
         return hidden
 
-    def span(self, slots: Tensor, counts: Tensor) -> Span:
-        """The next `counts [b]` positions of each lane."""
+    def span(self, slots: Tensor, counts: Tensor, most: int) -> Span:
+        """The next `counts [b]` positions of each lane, at most `most` of one."""
         if len(slots) == 1:  # as it lies
-            lane, start, count = int(slots), int(self.length[slots]), int(counts)
+            lane, start, count = torch.cat([slots, self.length[slots], counts]).tolist()
             return Span((lane, slice(start, start + count)), (0, slice(count)), alone=True)
-        most = int(counts.max()) if len(counts) else 0
         at, step = (torch.arange(most, device=slots.device) < counts[:, None]).nonzero(as_tuple=True)
         slot = slots[at]
         return Span((slot, self.length[slot] + step), (at, step))
@@ -225,25 +231,22 @@ class Lanes:
         rows: Tensor,
         chosen: Tensor | None = None,
         keep: Tensor | None = None,
+        span: Span | None = None,
     ) -> None:
         """Append to `slots [b]` the first `counts [b]` of `ids [b, K]`, re-using the KV of the call just made.
 
         rows `[b]`: the row of that call each lane was in; chosen `[b]`: after a fan-out, the column that won (K = 1).
-        Lanes that are complete after this keep no KV, but for those to `keep [b]`.
+        Lanes that are complete after this keep no KV, but for those to `keep [b]`. span: of the same slots and counts,
+        where it is known.
         """
         if self._pending is None:
             raise RuntimeError("commit follows a draft or a fan_out")
-        span, after = self.span(slots, counts), self.length[slots] + counts
+        span, after = span or self.span(slots, counts, ids.shape[1]), self.length[slots] + counts
         goes_on = after < self.target_length[slots]
         goes_on = goes_on if keep is None else goes_on | keep
-        if self.decoder.blocks and bool(goes_on.any()):  # first, since it may run out of memory: then nothing has moved
-            to, of = span.to, span.of
-            if span.alone:
-                of = int(rows), of[1] if chosen is None else slice(int(chosen), int(chosen) + 1)
-            else:
-                kept = goes_on[of[0]]
-                at, step = of[0][kept], of[1][kept]
-                to, of = (to[0][kept], to[1][kept]), (rows[at], step if chosen is None else chosen[at])
+        kept = self._kept(span, goes_on, rows, chosen) if self.decoder.blocks else None
+        if kept is not None:  # first, since it may run out of memory: then nothing has moved
+            to, of = kept
             if self.keys is None or self.values is None:
                 self.keys, self.values = self._storage(self._pending, 0), self._storage(self._pending, 1)
             to, of = (to[0], slice(None), to[1]), (of[0], slice(None), of[1])
@@ -253,6 +256,20 @@ class Lanes:
                 self.values[layer][to] = value.detach()[of]
         self.ids[span.to] = ids[span.of]
         self.length[slots] = after
+
+    def _kept(
+        self, span: Span, goes_on: Tensor, rows: Tensor, chosen: Tensor | None
+    ) -> tuple[tuple[Any, Any], tuple[Any, Any]] | None:
+        """Where the KV of a span is to be put and where in the call it is, of lanes that go on; None if none does."""
+        if span.alone:
+            told = [goes_on, rows] if chosen is None else [goes_on, rows, chosen]
+            going, row, *column = torch.cat([t.long() for t in told]).tolist()
+            return (span.to, (row, slice(column[0], column[0] + 1) if column else span.of[1])) if going else None
+        here = goes_on[span.of[0]].nonzero().flatten()  # looked for once: a mask would be at each of its uses
+        if not len(here):
+            return None
+        at, step = span.of[0][here], span.of[1][here]
+        return (span.to[0][here], span.to[1][here]), (rows[at], step if chosen is None else chosen[at])
 
     def _storage(self, call: PrefixCall, part: int) -> list[Tensor]:
         shapes = [call.own[layer][part] for layer in range(self.decoder.blocks)]

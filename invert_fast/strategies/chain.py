@@ -29,7 +29,7 @@ class _Proposer:
         self.stage = torch.zeros(context.lanes.slots, dtype=torch.long, device=context.decoder.device)
 
     def begin(self, slots: Tensor) -> None:
-        self.stage[slots] = 0
+        self.stage.index_fill_(0, slots, 0)
         for proposer in self.proposers:
             proposer.begin(slots)
 
@@ -39,12 +39,13 @@ class _Proposer:
                 proposer.observe(behind)
 
     def propose(self, slots: Tensor) -> list[Run | Block | Working]:
-        self.stage[slots[self.context.attempts.tries[slots] == 0]] = 0  # a new position starts from the top
+        # a new position starts from the top
+        self.stage[slots] = self.stage[slots].masked_fill(self.context.attempts.tries[slots] == 0, 0)
         items: list[Run | Block | Working] = []
         for number, proposer in enumerate(self.proposers):
             asked = slots[self.stage[slots] == number]
             if len(asked):
                 part = proposer.propose(asked)
-                self.stage[asked[~served(part, asked)]] += 1
+                self.stage[asked] += ~served(part, asked)
                 items += part
         return items

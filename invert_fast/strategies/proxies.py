@@ -53,7 +53,7 @@ class Proxies:
 
     def begin(self, slots: Tensor) -> None:
         """New texts stand in these lanes."""
-        self.position[slots] = -1
+        self.position.index_fill_(0, slots, -1)
         if self.prior is not None:
             self.prior.begin(slots)
 
@@ -62,7 +62,8 @@ class Proxies:
         fresh = slots[self.position[slots] != self.context.lanes.length[slots]]
         if len(fresh):
             self.value[fresh] = self._starts(fresh)
-            self.exp_avg[fresh], self.exp_avg_sq[fresh], self.step[fresh] = 0.0, 0.0, 0
+            for table in (self.exp_avg, self.exp_avg_sq, self.step):
+                table.index_fill_(0, fresh, 0)
             self.position[fresh] = self.context.lanes.length[fresh]
         return fresh
 

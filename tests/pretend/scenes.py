@@ -1,0 +1,67 @@
+"""What is run on the pretended GPU and, for comparison, on the CPU: the public API on the bundled model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+
+from invert_fast import Continuous, Exhaustive, Inverter, PerStepProjection, PriorOrder, Recovery
+from invert_fast.lens import linear_fit
+from invert_fast.strategies.registry import BUILT_IN
+
+LAYERS = (0, 2, -1)
+TEXTS: tuple[Any, ...] = (
+    "The small harbour town was still asleep",
+    [526, 154, 3616, 3175],  # no text: the bundled lens takes the second of these for another
+    [1465, 4030, 3999, 211, 4076, 3355],  # and here the fourth
+    "A letter",
+)
+SHORT = ("The small town", "A letter")
+# As they are built in, or with settings that end soon: what they run is the same. `auto` is for every layer.
+STRATEGIES = {
+    "auto": "auto",
+    "speculative": "speculative",
+    "continuous": Continuous(steps=24, candidates=4096, first_block=64, round=8),
+    "sipit": PerStepProjection(max_steps=24),
+    "prior": PriorOrder(first_block=64),
+    "exhaustive": Exhaustive(block=2048),
+}
+assert set(STRATEGIES) == set(BUILT_IN)
+BY_ITSELF = [name for name in STRATEGIES if name != "auto"]
+SEARCHES = ("continuous", "sipit")  # with `cuda_graph=True` where there is a GPU
+LONG = ("auto", "speculative")  # are given all texts, the others the short ones
+Scene = Callable[[], list[Recovery]]
+
+
+def scenes(device: str) -> Iterator[tuple[str, Scene]]:
+    """Name by name; each is to be run before the next one is asked for. For processes of their own: the lenses of inner
+    layers are fitted on a tenth of the usual, so that it takes a second and drafts are often wrong."""
+    linear_fit._LENGTH, linear_fit._TOKENS_MOST = 12, 1536
+    for layer in LAYERS:
+        inverter = Inverter.from_pretrained("bundled", layer, device=device)
+        states = inverter.capture(TEXTS)
+        inverter.calibrate()
+        yield f"auto, layer {layer}, first", lambda inv=inverter, s=states: inv.invert(s)
+        yield f"auto, layer {layer}", lambda inv=inverter, s=states: inv.invert(s)
+        yield f"auto, layer {layer}, two lanes", lambda inv=inverter, s=states: inv.invert(s, batch_size=2)
+    few = inverter.capture(SHORT)
+    for name in BY_ITSELF:
+        strategy = STRATEGIES[name]
+        given = states if name in LONG else few
+        yield name, lambda given=given, strategy=strategy: inverter.invert(given, strategy)
+    ids = torch.tensor([inverter.encode(SHORT[0])], device=device)
+    logits = inverter.decoder.model(ids).logits[0].detach()
+    yield "logits", lambda: inverter.invert_logits([logits, logits[:2].log_softmax(-1).cpu()])
+
+
+def truth(inverter: Inverter, scene: str) -> list[list[int]]:
+    """The token ids that a scene has to find."""
+    if scene.startswith("logits"):
+        return [inverter.encode(SHORT[0]), inverter.encode(SHORT[0])[:2]]
+    return [inverter.encode(text) for text in (TEXTS if scene.startswith(LONG) else SHORT)]
+
+
+def figures(found: Sequence[Recovery]) -> dict[str, list]:
+    return {"tokens": [r.token_ids.tolist() for r in found], "certified": [bool(r.certified) for r in found]}
