@@ -185,7 +185,8 @@ def _numbers(scores: Tensor) -> Tensor:
 
 def scores_of(x: Tensor, matrix: Tensor, ids: Tensor) -> Tensor:
     """x_i·e_v of a few tokens v a row: x `[n, K]`, matrix `[V, K]`, ids `[n, C]` → `[n, C]` fp32; some score for −1."""
-    rows = max(1, _SCORES_CACHED // (4 * matrix.shape[1] * max(1, ids.shape[1])))
+    most = _SCORES_BYTES if x.is_cuda else _SCORES_CACHED
+    rows = max(1, most // (4 * matrix.shape[1] * max(1, ids.shape[1])))
     parts = zip(x.float().split(rows), ids.clamp_min(0).split(rows), strict=True)
     found = [torch.bmm(matrix[v].float(), part[..., None])[..., 0] for part, v in parts]
     return torch.cat(found) if found else x.new_empty(ids.shape)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from ..engine.protocol import Block, Context
@@ -34,6 +35,19 @@ class Ranked:
 
     def __getitem__(self, rows: Tensor) -> Ranked:
         return Ranked(self.scores[rows], None if self.ids is None else self.ids[rows])
+
+
+def in_turn(first: Tensor, second: Tensor) -> Ranked:
+    """Two orders of candidates, ids `[n, C]` and `[n, D]`, −1 for none, as one: each has its next in turn."""
+    ids = torch.cat([first, second], -1)
+    place = torch.cat(
+        [2 * torch.arange(part.shape[1], device=ids.device) + i for i, part in enumerate((first, second))]
+    )
+    order = (ids * (2 * ids.shape[1] + 1) + place).argsort(-1)  # equal ones side by side, the earlier first
+    ids, place = ids.gather(1, order), place[order]
+    again = torch.zeros_like(ids, dtype=torch.bool)
+    again[:, 1:] = ids[:, 1:] == ids[:, :-1]
+    return Ranked(-place.float().masked_fill(again | (ids < 0), float("inf")), ids.masked_fill(again, -1))
 
 
 def growing_blocks(

@@ -14,7 +14,11 @@ from ..lens.base import Lens
 from ..lens.prior import draft_proxies, draft_scores
 from ..lens.second_look import doubtful, look_again
 from ..ops.best_two import LISTED, MANY_TOKENS
-from .blocks import Ranked
+from .blocks import Ranked, in_turn
+
+_LIKELY = 16  # tokens that the prior adds to a list: some states say what comes next, and hardly what they are of
+_SCORES_AT_ONCE = 1 << 24
+_FROM_ALL = 512  # of the whole vocabulary, by each order
 
 
 class Candidates:
@@ -27,6 +31,7 @@ class Candidates:
         self.looks_again = self.near_head and self.repair.second_look > 0
         self.listed = context.vocabulary.size >= MANY_TOKENS
         self.width = LISTED if self.listed else context.vocabulary.size
+        self._rows = max(1, _SCORES_AT_ONCE // context.vocabulary.size)
         width = context.vocabulary.embedding.shape[1]
         self.proxies = torch.zeros(lanes.slots, lanes.max_len, width, device=device)
         if self.listed:
@@ -58,39 +63,66 @@ class Candidates:
         return ((ids >= 0) & ~self.context.attempts.tried[slots[:, None], ids.clamp_min(0)]).any(-1)
 
     def ranked(
-        self, slots: Tensor, position: Tensor, wrong_state: Tensor, wrong: Tensor, whole: bool = False
+        self,
+        slots: Tensor,
+        position: Tensor,
+        wrong_state: Tensor,
+        wrong: Tensor,
+        whole: bool = False,
+        tried: bool = False,
     ) -> Ranked:
         """The candidates of n positions in posterior order, weighted as the fit found best. Token `wrong [n]` was seen
-        to give `wrong_state [n, D]` there. whole: all tokens, though there are lists."""
-        targets, repair, decoder = self.context.lanes.targets, self.repair, self.context.decoder
-        if whole and self.listed and bool((position > 0).all()):
-            return self._at_once(slots, position, wrong_state, wrong)
-        ids = self.lists[slots, position].long() if self.listed and not whole else None
-        scores = repair.change * self.lens.change_scores(targets[slots, position], wrong_state, wrong, ids)
+        to give `wrong_state [n, D]` there. Where there are lists, candidates are of these, and, once one was
+        tried, of those that the prior alone finds likely; whole: of all tokens nevertheless."""
+        if self.listed and whole:
+            return self._from_all(slots, position, wrong_state, wrong)
+        if self.listed:
+            return self._from_lists(slots, position, wrong_state, wrong, tried)
+        targets, repair = self.context.lanes.targets, self.repair
+        scores = repair.change * self.lens.change_scores(targets[slots, position], wrong_state, wrong)
         if repair.row:
-            row = (
-                self.lens.scores(self.proxies[slots, position], position == 0)
-                if ids is None
-                else self.list_scores[slots, position]
-            )
-            scores += repair.row * row
+            scores += repair.row * self.lens.scores(self.proxies[slots, position], position == 0)
         if repair.prior and self.near_head:
-            before = targets[slots, (position - 1).clamp_min(0)]
-            prior = decoder.log_probs(before) if ids is None else decoder.logits_of(before, ids)
+            prior = self.context.decoder.log_probs(targets[slots, (position - 1).clamp_min(0)])
             scores += repair.prior * prior.masked_fill_((position == 0)[:, None], 0.0)
-        return Ranked(scores, ids)
+        return Ranked(scores)
 
-    def _at_once(self, slots: Tensor, position: Tensor, wrong_state: Tensor, wrong: Tensor) -> Ranked:
-        """All tokens, by one product for all that `ranked` adds up: the matrix is read once, not three times."""
+    def _from_lists(self, slots: Tensor, position: Tensor, wrong_state: Tensor, wrong: Tensor, tried: bool) -> Ranked:
         targets, repair, decoder = self.context.lanes.targets, self.repair, self.context.decoder
+        ids, start = self.lists[slots, position].long(), (position == 0)[:, None]
+        scores = repair.change * self.lens.change_scores(targets[slots, position], wrong_state, wrong, ids)
+        scores += repair.row * self.list_scores[slots, position]
+        if not self.near_head:
+            return Ranked(scores, ids)
+        before = targets[slots, (position - 1).clamp_min(0)]
+        if repair.prior:
+            scores += repair.prior * decoder.logits_of(before, ids).masked_fill_(start, 0.0)
+        if not tried:
+            return Ranked(scores, ids)
+        order = scores.masked_fill(ids < 0, float("-inf")).argsort(-1, descending=True)
+        likely = [
+            self._prior(*part).topk(_LIKELY, -1).indices
+            for part in zip(*(table.split(self._rows) for table in (slots, position)), strict=True)
+        ]
+        return in_turn(ids.gather(1, order), torch.cat(likely))
+
+    def _prior(self, slots: Tensor, position: Tensor) -> Tensor:
+        """Of all tokens, `[n, V]`; −∞ for what is no candidate, the same for all others at position 0."""
+        prior = self.context.decoder.log_probs(self.context.lanes.targets[slots, (position - 1).clamp_min(0)])
+        prior.masked_fill_((position == 0)[:, None], 0.0)
+        return prior.masked_fill_(~self.context.vocabulary.allowed, float("-inf"))
+
+    def _from_all(self, slots: Tensor, position: Tensor, wrong_state: Tensor, wrong: Tensor) -> Ranked:
+        """By one product for all that scores add up: the embedding matrix is read once, not three times."""
+        targets, repair, vocabulary = self.context.lanes.targets, self.repair, self.context.vocabulary
         proxies, bias = self.lens.change_proxies(targets[slots, position], wrong_state, wrong)
         proxies = repair.change * proxies + repair.row * self.proxies[slots, position]
         bias = repair.change * bias + (repair.row * self.lens.row_bias if repair.row else 0.0)
-        prior = repair.prior if self.near_head else 0.0
-        before = targets[slots, position - 1]
-        if prior and decoder.tied_scale is not None:
-            proxies += (prior / decoder.tied_scale) * decoder.head_input(before).float()
-        scores = torch.addmm(bias, proxies, self.context.vocabulary.embedding.T)
-        if prior and decoder.tied_scale is None:
-            scores += prior * decoder.log_probs(before)
-        return Ranked(scores)
+        scores = torch.addmm(bias, proxies, vocabulary.embedding.T)
+        if not self.near_head:
+            return Ranked(scores)
+        prior = self._prior(slots, position)
+        scores = scores.masked_fill_(~vocabulary.allowed, float("-inf"))
+        count = min(_FROM_ALL, vocabulary.size)
+        best, likely = (part.topk(count, -1) for part in (scores, prior))
+        return in_turn(*(part.indices.masked_fill(part.values == float("-inf"), -1) for part in (best, likely)))

@@ -93,7 +93,7 @@ class _Proposer:
         for part, whole in self._kinds(stuck):
             attempts, position = self.context.attempts, self.context.lanes.length[part]
             near = attempts.near_state[part], attempts.near_ids[part, 0]
-            ranked = self.candidates.ranked(part, position, *near, whole=whole)
+            ranked = self.candidates.ranked(part, position, *near, whole=whole, tried=True)
             fresh = attempts.tries[part] == 1
             if bool(fresh.any()):
                 again = self._lead_on(part[fresh], ranked[fresh], len(slots))
@@ -114,7 +114,8 @@ class _Proposer:
         if self.candidates.listed and len(stuck):
             lanes, tries = self.context.lanes, self.context.attempts.tries[stuck]
             # what was not among the first few of its list mostly is not in it
-            listed = self.candidates.untried(stuck, lanes.length[stuck]) & (tries <= 1 + self.first_block)
+            few = 1 + self.first_block * (1 + self.settings.growth)
+            listed = self.candidates.untried(stuck, lanes.length[stuck]) & (tries <= few)
             if bool(listed.any()):
                 yield stuck[listed], False
             for part in stuck[~listed].split(max(1, _WHOLE_SCORES // self.context.vocabulary.size)):
