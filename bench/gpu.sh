@@ -128,9 +128,9 @@ else
     stage test-gpu 120 env TRITON_INTERPRET=0 "${tests[@]}" tests/ops/test_triton.py tests/ops/test_cuda.py \
         tests/model/test_cuda_graph.py tests/ops/test_triton_attention.py
     stage eight-billion 100 "${bench[@]}" bench/bench_speculative.py -k eight_billion
-    stage captured 60 "${bench[@]}" bench/bench_cuda_graph.py -k "steps and not 4096"
-    stage kernels 60 "${bench[@]}" bench/bench_kernels.py
     stage speculative 60 "${bench[@]}" bench/bench_speculative.py -k "texts and not 1024 and not 10"
+    stage kernels 60 "${bench[@]}" bench/bench_kernels.py
+    stage captured 60 "${bench[@]}" bench/bench_cuda_graph.py -k "steps and not 4096"
     stage modes 90 "${bench[@]}" bench/bench_cuda_graph.py -k modes
     stage captured-4096 60 "${bench[@]}" bench/bench_cuda_graph.py -k "steps and 4096"
     stage test-rest 60 "${tests[@]}" tests/ops tests/model/test_lanes.py -x
