@@ -36,7 +36,8 @@ class LinearLens:
     """Scores tokens from states. Its parts: first: position 0; rest: later ones; change: after a wrong token was seen.
 
     accuracy: share of held-out self-written and random tokens whose top score is right, a hint for drafting lengths;
-    repair: how its candidates are best ordered where the top score was wrong.
+    repair: how its candidates are best ordered where the top score was wrong. energies: e_vᵀ MᵀQM e_v of parts `[V]`,
+    where they are known: of a large vocabulary they take seconds.
     """
 
     kind = "linear"
@@ -47,10 +48,13 @@ class LinearLens:
         parts: dict[str, tuple[Tensor, Tensor]],
         accuracy: float = 0.0,
         repair: Repair | None = None,
+        energies: dict[str, Tensor] | None = None,
     ):
         self.vocabulary, self.accuracy, self.repair = vocabulary, accuracy, repair or Repair()
+        known = energies or {}
         self.parts = {
-            name: Part(project, gram, token_bias(vocabulary, gram)) for name, (project, gram) in parts.items()
+            name: Part(project, gram, token_bias(vocabulary, gram, known.get(name)))
+            for name, (project, gram) in parts.items()
         }
         self._both, self._constant = split_rows(self.parts["rest"].project)
         self.best_two = BestTwo(vocabulary.embedding, self.parts["rest"].gram)
@@ -144,7 +148,8 @@ def features(state: Tensor, previous: Tensor | None = None) -> Tensor:
     return torch.cat([state, one] if previous is None else [state, previous, one], -1)
 
 
-def token_bias(vocabulary: Vocabulary, gram: Tensor) -> Tensor:
+def token_bias(vocabulary: Vocabulary, gram: Tensor, energy: Tensor | None = None) -> Tensor:
     """−½ e_vᵀ MᵀQM e_v, −inf for tokens that are no candidates."""
-    energy = [((part @ gram) * part).sum(-1) for part in vocabulary.embedding.split(_ROWS)]
-    return (-0.5 * torch.cat(energy)).masked_fill(~vocabulary.allowed, float("-inf"))
+    if energy is None:
+        energy = torch.cat([((part @ gram) * part).sum(-1) for part in vocabulary.embedding.split(_ROWS)])
+    return (-0.5 * energy).masked_fill(~vocabulary.allowed, float("-inf"))

@@ -24,7 +24,7 @@ from .repair import read_repair
 
 log = logging.getLogger("invert_fast")
 
-_LINEAR, _LEARNED = "linear-6", "learned-2"
+_LINEAR, _LEARNED = "linear-7", "learned-2"
 SHIPPED = BUNDLED / "lens.safetensors"
 _Lens = TypeVar("_Lens", LinearLens, LearnedLens)
 
@@ -106,7 +106,8 @@ def read_learned(path: Path, decoder: Decoder, vocabulary: Vocabulary) -> Learne
         both = _tensor(file, "lens.project", (D, 2 * out))
         rest = torch.cat([both[:, :out], both[:, out:], _tensor(file, "lens.constant", (out,))[None]])
         parts = _parts(file, D, out, {"rest": rest})
-        lens = LearnedLens(_listed(LinearLens(vocabulary, parts), file), width, layers)
+        linear = _listed(LinearLens(vocabulary, parts, energies=_energies(file, vocabulary)), file)
+        lens = LearnedLens(linear, width, layers)
         state = {
             name: _tensor(file, f"lens.{name}", tuple(like.shape)).to(like.dtype)
             for name, like in lens.state_dict().items()
@@ -130,7 +131,8 @@ def _read(path: Path | None, read: Callable[[Path], _Lens | None], then: str) ->
 def _read_linear(path: Path, decoder: Decoder, vocabulary: Vocabulary) -> LinearLens:
     with safe_open(path, framework="pt", device=str(decoder.device)) as file:
         about = json.loads((file.metadata() or {})["about"])
-        lens = LinearLens(vocabulary, _parts(file, decoder.width, vocabulary.embedding.shape[1], {}))
+        parts = _parts(file, decoder.width, vocabulary.embedding.shape[1], {})
+        lens = LinearLens(vocabulary, parts, energies=_energies(file, vocabulary))
         return _described(_listed(lens, file), about)
 
 
@@ -140,7 +142,15 @@ def _linear_tensors(lens: LinearLens) -> dict[str, Tensor]:
         for name, part in lens.parts.items()
         for what in ("project", "gram")
     }
-    return tensors if lens.metric is None else tensors | {"metric": lens.metric.contiguous()}
+    if lens.metric is None:
+        return tensors
+    energies = {f"{name}.energy": (-2 * part.bias).nan_to_num(0.0, 0.0, 0.0) for name, part in lens.parts.items()}
+    return tensors | energies | {"metric": lens.metric.contiguous()}
+
+
+def _energies(file, vocabulary: Vocabulary) -> dict[str, Tensor]:
+    names = [name for name in ("first", "rest", "change") if f"{name}.energy" in file.keys()]  # noqa: SIM118
+    return {name: _tensor(file, f"{name}.energy", (vocabulary.size,)) for name in names}
 
 
 def _listed(lens: LinearLens, file) -> LinearLens:

@@ -37,13 +37,11 @@ class Ranked:
         return Ranked(self.scores[rows], None if self.ids is None else self.ids[rows])
 
 
-def in_turn(first: Tensor, second: Tensor) -> Ranked:
-    """Two orders of candidates, ids `[n, C]` and `[n, D]`, −1 for none, as one: each has its next in turn."""
-    ids = torch.cat([first, second], -1)
-    place = torch.cat(
-        [2 * torch.arange(part.shape[1], device=ids.device) + i for i, part in enumerate((first, second))]
-    )
-    order = (ids * (2 * ids.shape[1] + 1) + place).argsort(-1)  # equal ones side by side, the earlier first
+def in_turn(*orders: Tensor) -> Ranked:
+    """Several orders of candidates, ids `[n, C]` each, −1 for none, as one: each names its next in turn."""
+    ids = torch.cat(orders, -1)
+    place = torch.cat([len(orders) * torch.arange(o.shape[1], device=o.device) + i for i, o in enumerate(orders)])
+    order = (ids * (len(orders) * ids.shape[1]) + place).argsort(-1)  # equal ones side by side, the earlier first
     ids, place = ids.gather(1, order), place[order]
     again = torch.zeros_like(ids, dtype=torch.bool)
     again[:, 1:] = ids[:, 1:] == ids[:, :-1]

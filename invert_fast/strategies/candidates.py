@@ -18,7 +18,7 @@ from .blocks import Ranked, in_turn
 
 _LIKELY = 16  # tokens that the prior adds to a list: some states say what comes next, and hardly what they are of
 _SCORES_AT_ONCE = 1 << 24
-_FROM_ALL = 512  # of the whole vocabulary, by each order
+_FROM_ALL = 4096  # of the whole vocabulary, by each order
 
 
 class Candidates:
@@ -113,7 +113,8 @@ class Candidates:
         return prior.masked_fill_(~self.context.vocabulary.allowed, float("-inf"))
 
     def _from_all(self, slots: Tensor, position: Tensor, wrong_state: Tensor, wrong: Tensor) -> Ranked:
-        """By one product for all that scores add up: the embedding matrix is read once, not three times."""
+        """What the fit found best, the prior, and the change with the prior take turns. Each is one product for all
+        that its scores add up: the embedding matrix is read once for it."""
         targets, repair, vocabulary = self.context.lanes.targets, self.repair, self.context.vocabulary
         proxies, bias = self.lens.change_proxies(targets[slots, position], wrong_state, wrong)
         proxies = repair.change * proxies + repair.row * self.proxies[slots, position]
@@ -122,7 +123,8 @@ class Candidates:
         if not self.near_head:
             return Ranked(scores)
         prior = self._prior(slots, position)
-        scores = scores.masked_fill_(~vocabulary.allowed, float("-inf"))
-        count = min(_FROM_ALL, vocabulary.size)
-        best, likely = (part.topk(count, -1) for part in (scores, prior))
-        return in_turn(*(part.indices.masked_fill(part.values == float("-inf"), -1) for part in (best, likely)))
+        change, fixed = self.lens.change_proxies(targets[slots, position], wrong_state, wrong)
+        both = torch.addmm(fixed, change, vocabulary.embedding.T).add_(prior)
+        orders = scores.masked_fill_(~vocabulary.allowed, float("-inf")), prior, both
+        best = [part.topk(min(_FROM_ALL, vocabulary.size), -1) for part in orders]
+        return in_turn(*(part.indices.masked_fill(part.values == float("-inf"), -1) for part in best))

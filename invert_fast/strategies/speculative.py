@@ -25,6 +25,7 @@ _IN_VAIN = 0.4  # share of the draft behind a doubtful token that is computed in
 _WORST = 0.9  # error: even a token that is most likely wrong may be worth verifying
 _NEAR = 0.02  # doubt of a token whose state came near behind a mismatch
 _SCORES_AT_ONCE, _WHOLE_SCORES = 1 << 21, 1 << 24
+_OF_LARGE = 16  # the part of a large vocabulary that is worth trying in the lens's order: what follows costs more
 _TOLD = 2.0  # errors: how much what is believed beforehand counts against what a lane shows
 
 
@@ -32,8 +33,8 @@ _TOLD = 2.0  # errors: how much what is believed beforehand counts against what 
 class Speculative:
     """first_block: candidates in the first repair block of a position (None: as many as the fit found cheapest), each
     later one is `growth` times the one before, up to max_block; max_candidates: leave a position to the next strategy
-    after that many (None: try all); lens: auto | linear | learned (see `lens.choose_lens`); seed: of a linear lens
-    fitted on first use.
+    after that many, or a 16th of a large vocabulary (None: try all); lens: auto | linear | learned (see
+    `lens.choose_lens`); seed: of a linear lens fitted on first use.
     """
 
     first_block: int | None = None
@@ -87,7 +88,8 @@ class _Proposer:
         if not bool(tries.any()):
             return [*self._runs(slots, len(slots))]
         if self.settings.max_candidates is not None:
-            slots, tries = (t[tries < self.settings.max_candidates] for t in (slots, tries))
+            most = max(self.settings.max_candidates, self.context.vocabulary.size // _OF_LARGE * self.candidates.listed)
+            slots, tries = (t[tries < most] for t in (slots, tries))
         stuck, runs = slots[tries > 0], slots[tries == 0]
         items: list[Run | Block] = []
         for part, whole in self._kinds(stuck):

@@ -45,6 +45,22 @@ def test_a_stored_lens_is_the_fitted_one(cache, monkeypatch):
         assert torch.equal(part.bias, stored.parts[name].bias)
 
 
+def test_what_lists_of_a_large_vocabulary_are_found_by_is_stored(cache, monkeypatch):
+    monkeypatch.setattr(linear_fit, "MANY_TOKENS", 1)
+    inv = inverter("gpt2")
+    _, states = captured(inv, 30, 30)
+    fitted = lens_of(inv)
+    monkeypatch.setattr(linear_fit, "fit_linear", lambda *_: pytest.fail("fitted again"))
+    stored = lens_of(Inverter(make("gpt2")))
+    assert fitted.metric is not None
+    assert torch.equal(stored.metric, fitted.metric)
+    assert stored.repair == fitted.repair
+    for name, part in fitted.parts.items():
+        assert torch.equal(part.bias, stored.parts[name].bias)
+    for one, other in zip(stored.lists(stored.proxies(states)), fitted.lists(fitted.proxies(states)), strict=True):
+        assert torch.equal(one, other)
+
+
 def test_a_lens_is_stored_for_each_model_layer_vocabulary_and_seed(cache):
     for inv, seed in (
         (inverter("gpt2"), 0),
