@@ -187,7 +187,7 @@ def gelu_case(rows: int) -> Case:
 def best_two_case(rows: int) -> Case:
     """Of the whole vocabulary; plain PyTorch writes the scores."""
     x, table, bias = random(rows, D), random(V, D, seed=1), random(V, seed=2)
-    packed = {"cpp": pack(table.T)} if native._C is not None and DEVICE.type == "cpu" else {}
+    packed: dict[str, object] = {"cpp": pack(table.T)} if native._C is not None and DEVICE.type == "cpu" else {}
     if DEVICE.type == "cuda" and HAS_TRITON:
         from invert_fast.kernels.best_two_triton import coarse
 

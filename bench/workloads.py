@@ -50,7 +50,7 @@ def _llama_8b() -> transformers.PreTrainedModel:
         num_attention_heads=32,
         num_key_value_heads=8,
         max_position_embeddings=8192,
-        rope_theta=500_000.0,
+        rope_parameters={"rope_type": "default", "rope_theta": 500_000.0},
     )
     torch.manual_seed(0)
     with torch.device("cuda"):

@@ -179,14 +179,14 @@ def nearest_tokens(
     given = (queries, table, queries if banned is None else banned)
     strides = (queries.stride(0), table.stride(0), 0 if banned is None else banned.stride(0))
     kind = {"D": D, "METRIC": METRICS[metric], "HAS_BANNED": banned is not None}
+    chosen = torch.arange(parts, device=queries.device).expand(B, parts)  # most tiles have one of the nearest
     if 2 * count < parts or count == 1:
         least = torch.empty(B, parts, dtype=torch.long, device=queries.device)
         rank_rows[(triton.cdiv(B, settings["BQ"]), parts)](*given, least, B, V, *strides, **kind, **settings)
-        best = least.amin(1, keepdim=True) if count == 1 else None
-        chosen = None if count == 1 else least.topk(count, largest=False, sorted=False).indices
-    else:  # most tiles have one of the nearest
-        best, chosen = None, torch.arange(parts, device=queries.device).expand(B, parts)
-    if best is None:
+        best = least.amin(1, keepdim=True)
+        if count > 1:
+            chosen = least.topk(count, largest=False, sorted=False).indices
+    if count > 1:
         ranks = torch.empty(B, chosen.shape[1], rows, dtype=torch.long, device=queries.device)
         rank_chosen[(B, chosen.shape[1])](
             *given, chosen, ranks, B, V, *strides, chosen.stride(0), **kind, BV=rows, BD=CHOSEN_COLUMNS, num_warps=4

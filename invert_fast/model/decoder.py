@@ -155,8 +155,9 @@ class Decoder:
     @cached_property
     def tied_scale(self) -> float | None:
         """Embedding rows over the rows of the head, where these are the same matrix and nothing is added; else None."""
-        head, table = self.model.get_output_embeddings(), self.model.get_input_embeddings().weight
-        if head is None or head.weight.data_ptr() != table.data_ptr() or head.bias is not None:
+        head = self.model.get_output_embeddings()
+        table: Tensor = self.model.get_input_embeddings().weight  # type: ignore[assignment]
+        if head is None or head.weight.data_ptr() != table.data_ptr() or head.bias is not None:  # type: ignore[operator]
             return None
         row = int(table.abs().amax(-1).nan_to_num().argmax())
         scale = float(self.embedding[row].float().norm() / table[row].float().norm())

@@ -9,6 +9,7 @@ scored in full.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ MANY_TOKENS = 32_768  # a row of scores of so many costs as much as a forward pa
 _KEPT_OF_LISTS = 0.8  # of the spread of tokens: what a sketch that names candidates must keep of it
 _FEWEST_TOKENS, _WIDEST = 1024, 2048  # too few for a sketch to pay; too wide for its eigenvectors to come in a moment
 _STEP, _SAMPLE = 16, 16_384
+_IN_STAGES = "invert_fast.kernels.best_two_triton"  # imported where it is needed: it needs Triton
 LISTED = 64  # tokens that a list has at most
 
 
@@ -129,7 +131,7 @@ class BestTwo:
         """The best tokens of every row, best first: ids `[n, LISTED]`, −1 where there are fewer, and their scores, −∞
         there. After `list_by`, by a sketch, of which a few that score as well may be missing."""
         if self._in_stages:
-            from ..kernels.best_two_triton import shortlist
+            shortlist = import_module(_IN_STAGES).shortlist
 
             return shortlist(x, self.matrix, bias, self._coarse(), LISTED)
         if self._compiled and self._metric is not None:
@@ -142,9 +144,7 @@ class BestTwo:
 
     def _coarse(self) -> tuple[Tensor, Tensor]:
         if self._packed is None:
-            from ..kernels.best_two_triton import coarse  # needs Triton
-
-            self._packed = coarse(self.matrix)
+            self._packed = import_module(_IN_STAGES).coarse(self.matrix)
         return self._packed
 
     def _by_sketch(
