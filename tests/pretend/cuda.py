@@ -99,8 +99,9 @@ def begin() -> None:
     cuda.current_stream = lambda *_args: Stream()
     cuda.stream = cuda.device = lambda *_args: nullcontext()
     cuda.Stream, cuda.Event, cuda.CUDAGraph, cuda.graph = Stream, Event, Graph, graph
-    from invert_fast.ops import table
+    from invert_fast.ops import native, table
 
-    table.HAS_TRITON = False  # a GPU without kernels: PyTorch's own ops, and the formulas where it has none
+    # a GPU without kernels: PyTorch's own ops, and the formulas where it has none
+    table.HAS_TRITON, native._cuda = False, None
     table.choose.cache_clear()
     Device().__enter__()
