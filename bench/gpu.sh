@@ -105,7 +105,7 @@ link_sources() {
 tests=("$python" -P -m pytest -q -p no:cacheprovider)
 bench=("${tests[@]}" --benchmark-only --benchmark-disable-gc)
 # compiling a kernel for each shape takes far longer than running it, and side by side it does not
-"$python" -c 'import xdist' 2>/dev/null && tests+=(-n 8 --dist load --max-worker-restart 0)
+[ $mode = run ] && "$python" -c 'import xdist' 2>/dev/null && tests+=(-n 8 --dist load --max-worker-restart 0)
 export PYTHONPATH=$site INVERT_FAST_BENCH_ROWS=${rows:-} TQDM_DISABLE=1 HF_HUB_OFFLINE=1 INVERT_FAST_CACHE=$PWD/$work/cache
 export TRITON_CACHE_DIR=$PWD/$work/triton
 
