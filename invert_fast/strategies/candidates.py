@@ -1,7 +1,7 @@
 """What a lens and the model's own prior say of the tokens of texts: drafts, and candidates where those are wrong.
 
 Of a vocabulary of many thousands a row of scores costs as much as a forward pass. There each position has a short list,
-made with the draft, and only when all of it was tried is the whole vocabulary scored.
+made with the draft, and the whole vocabulary is scored only when the first few of it were tried.
 """
 
 from __future__ import annotations
@@ -116,15 +116,16 @@ class Candidates:
         """What the fit found best, the prior, and the change with the prior take turns. Each is one product for all
         that its scores add up: the embedding matrix is read once for it."""
         targets, repair, vocabulary = self.context.lanes.targets, self.repair, self.context.vocabulary
-        proxies, bias = self.lens.change_proxies(targets[slots, position], wrong_state, wrong)
-        proxies = repair.change * proxies + repair.row * self.proxies[slots, position]
-        bias = repair.change * bias + (repair.row * self.lens.row_bias if repair.row else 0.0)
+        change, fixed = self.lens.change_proxies(targets[slots, position], wrong_state, wrong)
+        proxies = repair.change * change + repair.row * self.proxies[slots, position]
+        bias = repair.change * fixed + (repair.row * self.lens.row_bias if repair.row else 0.0)
         scores = torch.addmm(bias, proxies, vocabulary.embedding.T)
         if not self.near_head:
             return Ranked(scores)
         prior = self._prior(slots, position)
-        change, fixed = self.lens.change_proxies(targets[slots, position], wrong_state, wrong)
         both = torch.addmm(fixed, change, vocabulary.embedding.T).add_(prior)
         orders = scores.masked_fill_(~vocabulary.allowed, float("-inf")), prior, both
         best = [part.topk(min(_FROM_ALL, vocabulary.size), -1) for part in orders]
-        return in_turn(*(part.indices.masked_fill(part.values == float("-inf"), -1) for part in best))
+        ranked = in_turn(*(part.indices.masked_fill(part.values == float("-inf"), -1) for part in best))
+        left = ranked.untried(self.context, slots).scores > float("-inf")
+        return ranked if bool(left.any(-1).all()) else Ranked(scores)  # all of these tried: the rest, in one order

@@ -196,6 +196,7 @@ def test_a_short_list_has_the_best_of_every_class_best_first(data):
     every = scores(x, matrix, bias)
     ids, found = fused(matrix).shortlist(x, bias)
     assert ids.shape == found.shape == (n, LISTED)
+    assert _C.LISTED == LISTED, "the library writes so many places a row"
     assert (ids >= 0).eq(found > -torch.inf).all()
     assert (found[:, 1:] <= found[:, :-1]).all()
     wanted = torch.nn.functional.pad(every, (0, LISTED), value=-torch.inf).topk(LISTED, -1).values

@@ -12,6 +12,7 @@ from invert_fast.lens import choose_lens
 from invert_fast.lens.linear import LinearLens
 from invert_fast.lens.prior import draft_proxies, draft_scores
 from invert_fast.ops.best_two import LISTED
+from invert_fast.strategies.speculative import Speculative
 
 from ..families import FAMILIES, VOCAB, build, exact, inverter, texts
 
@@ -30,8 +31,8 @@ def test_texts_are_exact_and_certified_with_lists(family, layer):
     assert exact(inv.invert(inv.capture(truth)), truth)
 
 
-@pytest.mark.parametrize("kept", [1, 5])
-def test_what_the_lists_miss_is_found_in_the_whole_vocabulary(kept, monkeypatch):
+@pytest.mark.parametrize(("kept", "from_all"), [(1, 4096), (5, 4096), (1, 2)])
+def test_what_the_lists_miss_is_found_in_the_whole_vocabulary(kept, from_all, monkeypatch):
     """Lists of a few tokens, the first of which are no answers: the right one is among the others at best."""
     whole = LinearLens.lists
 
@@ -42,8 +43,9 @@ def test_what_the_lists_miss_is_found_in_the_whole_vocabulary(kept, monkeypatch)
         return ids, scores
 
     monkeypatch.setattr(LinearLens, "lists", short)
+    monkeypatch.setattr(import_module("invert_fast.strategies.candidates"), "_FROM_ALL", from_all)
     inv, truth = inverter("llama"), texts(*LENGTHS)
-    found = inv.invert(inv.capture(truth), "speculative")
+    found = inv.invert(inv.capture(truth), Speculative(max_candidates=None))
     assert exact(found, truth)
     assert sum(r.cost.repair for r in found) > 0
 
