@@ -18,8 +18,8 @@ namespace invert_fast {
 namespace {
 
 constexpr std::int64_t kRowsAtOnce = 192;  // of x, which stay in cache while all panels pass
-constexpr std::int64_t kTurns = 4, kMostTurns = 16;  // panels take turns: columns c and c + 16 kTurns are of a class
-constexpr std::int64_t kListed = 64;
+constexpr std::int64_t kTurns = 4, kMostTurns = 64;  // panels take turns: columns c and c + 16 kTurns are of a class
+constexpr std::int64_t kScored = 256, kListed = 64;    // of a list: columns scored in full, and those that stay
 constexpr float kWithin = 40;  // what a column may lack in the sketch and still be the best: nats
 constexpr float kNone = -std::numeric_limits<float>::infinity();
 
@@ -187,7 +187,7 @@ void best_two_of(const Scores& sketch, const Rows& op, std::int64_t begin, std::
     });
 }
 
-// The best in the sketch of four times as many classes, best in full first: column -1 and score -inf where there are
+// The best in the sketch of many more classes, the best of these in full first: column -1 and score -inf where there are
 // fewer.
 void list_of(const Scores& sketch, const Rows& op, std::int64_t begin, std::int64_t end, std::int64_t* columns,
              float* out) {
@@ -200,14 +200,14 @@ void list_of(const Scores& sketch, const Rows& op, std::int64_t begin, std::int6
             if (panels[i] < 0) continue;
             roughly[count++] = {-scores[i], panels[i] * kTileColumns + i % kTileColumns};
         }
-        if (count > kListed) std::nth_element(roughly, roughly + kListed, roughly + count);
-        count = std::min(count, kListed);
+        if (count > kScored) std::nth_element(roughly, roughly + kScored, roughly + count);
+        count = std::min(count, kScored);
         std::int64_t there = 0;
         for (std::int64_t i = 0; i < count; ++i) {
             const float score = in_full(op, begin + r, roughly[i].second);
             if (score > kNone) roughly[there++] = {-score, roughly[i].second};
         }
-        std::sort(roughly, roughly + there);
+        std::partial_sort(roughly, roughly + std::min(there, kListed), roughly + there);
         for (std::int64_t i = 0; i < kListed; ++i) {
             columns[(begin + r) * kListed + i] = i < there ? roughly[i].second : -1;
             out[(begin + r) * kListed + i] = i < there ? -roughly[i].first : kNone;
@@ -265,7 +265,8 @@ void best_two_by_sketch(const Pointers& sketch, const Size& sketch_size, const P
               });
 }
 
-// The best of every 256th column in `sketch`, the best 64 of them in 64 places a row, best first.
+// Of the best of every 1024th column in `sketch` the best 256 there, and the best 64 of these in full: 64 places a row, best
+// first.
 void list_by_sketch(const Pointers& sketch, const Size& sketch_size, const Pointers& rows, const Size& size,
                     std::uintptr_t ids, std::uintptr_t scores, std::int64_t columns, int threads) {
     by_sketch(sketch, sketch_size, rows, size, columns, threads,
@@ -285,8 +286,8 @@ const Binding binding{[](py::module_& m) {
           "bias; rows: of x, the matrix [columns, width] and bias.");
     m.def("list_by_sketch", &list_by_sketch, "sketch"_a, "sketch_size"_a, "rows"_a, "size"_a, "ids_ptr"_a, "scores_ptr"_a,
           "columns"_a, "threads"_a = 0, Unlocked(),
-          "Of each row the best 64 of the best of every 256th column in a narrower product, best first (int64, -1 for "
-          "none), and their scores in full: 64 places a row.");
+          "Of each row the best 64, best first (int64, -1 for none), and their scores in full: 64 places a row, of the "
+          "256 that are best in a narrower product among the best of every 1024th column there.");
     m.attr("LISTED") = kListed;
 }};
 
