@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor
 
 from ..model.vocabulary import Vocabulary
 from .repair import Repair
 
+if TYPE_CHECKING:
+    from .prior import DraftPrior
+
 
 class Lens(Protocol):
     """Scores tokens from states of whole texts, without a forward pass. b texts of T rows; n single rows.
 
     kind: what it is called; accuracy: share of held-out tokens whose top score is right; repair: how its candidates are
-    best ordered where the top score was wrong.
+    best ordered where the top score was wrong; prior: how its short lists are drafted with the model's own prior, None
+    where that was not measured.
     """
 
     kind: str
     vocabulary: Vocabulary
     accuracy: float
     repair: Repair
+    prior: DraftPrior | None
 
     def proxies(self, hidden: Tensor) -> Tensor:
         """What each row of whole texts says of its token, in the space of embeddings: `[b, T, D] → [b, T, D_e]`."""
@@ -37,6 +42,10 @@ class Lens(Protocol):
     def lists(self, proxies: Tensor) -> tuple[Tensor, Tensor]:
         """The best tokens of every row, best first, and their scores: `[b, T, LISTED]` each, see
         `BestTwo.shortlist`."""
+        ...
+
+    def row_lists(self, proxies: Tensor) -> tuple[Tensor, Tensor]:
+        """As `lists`, of single rows `[n, D_e]`, none at position 0: `[n, LISTED]` each."""
         ...
 
     def scores(self, proxies: Tensor, first: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from ..ops.gelu import Gelu
 from ..ops.linear import pack_linears
 from .linear import LinearLens, best_tokens, split_rows, token_lists, two_row_map
 from .precision import fast_dtype
+from .prior import DraftPrior
 from .repair import Repair
 from .settings import HEAD
 
@@ -44,6 +45,7 @@ class LearnedLens(nn.Module):
         self.linear, self.vocabulary = linear, linear.vocabulary
         self.width, self.layers = width, layers
         self.accuracy, self.linear_accuracy, self.repair = linear.accuracy, linear.accuracy, Repair()
+        self.prior: DraftPrior | None = None
         both, constant = split_rows(linear.parts["rest"].project)
         inputs, outputs = both.shape[0], both.shape[1] // 2
         self.register_buffer("mean", both.new_zeros(inputs))
@@ -102,6 +104,11 @@ class LearnedLens(nn.Module):
         """As `LinearLens.lists`."""
         first = self.linear.parts["first"].bias
         return token_lists(proxies, self.linear.best_two, first, self.bias())
+
+    @torch.no_grad()
+    def row_lists(self, proxies: Tensor) -> tuple[Tensor, Tensor]:
+        """As `LinearLens.row_lists`."""
+        return self.linear.best_two.shortlist(proxies, self.bias())
 
     def draft(self, hidden: Tensor) -> Tensor:
         """As `LinearLens.draft`: `[b, T, D] → [b, T]`."""

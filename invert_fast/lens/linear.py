@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..model.vocabulary import Vocabulary
 from ..ops.best_two import BestTwo, scores_of
+from .prior import DraftPrior
 from .repair import Repair
 
 _ROWS = 16_384  # of the embedding matrix, multiplied at once
@@ -59,6 +60,7 @@ class LinearLens:
         self._both, self._constant = split_rows(self.parts["rest"].project)
         self.best_two = BestTwo(vocabulary.embedding, self.parts["rest"].gram)
         self.metric: Tensor | None = None
+        self.prior: DraftPrior | None = None
 
     def proxies(self, hidden: Tensor) -> Tensor:
         """What each row of whole texts says of its token, in the space of embeddings: `[b, T, D] → [b, T, D_e]`."""
@@ -80,6 +82,10 @@ class LinearLens:
     def lists(self, proxies: Tensor) -> tuple[Tensor, Tensor]:
         """The best tokens of every row of whole texts, best first, and their scores: `[b, T, LISTED]` each."""
         return token_lists(proxies, self.best_two, self.parts["first"].bias, self.parts["rest"].bias)
+
+    def row_lists(self, proxies: Tensor) -> tuple[Tensor, Tensor]:
+        """As `lists`, of single rows `[n, D_e]`, none at position 0: `[n, LISTED]` each."""
+        return self.best_two.shortlist(proxies, self.parts["rest"].bias)
 
     def scores(self, proxies: Tensor, first: Tensor) -> Tensor:
         """log p(state | token) up to a constant, `[b, V]`, of single rows' proxies `[b, D_e]`; first `[b]` bool."""

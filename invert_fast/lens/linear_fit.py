@@ -13,9 +13,10 @@ from ..model.samples import opening_of
 from ..model.vocabulary import Vocabulary
 from ..ops.best_two import MANY_TOKENS
 from .linear import LinearLens, Part, token_bias
-from .measure import draft_prior, measure_repair
+from .measure import measure_repair
 from .mixture import Held, Mixture
 from .normal_equations import NormalEquations
+from .prior_fit import fit_prior
 
 _RIVALS = 16_384  # tokens, of a large vocabulary, that a plausible wrong one is looked for among
 _SCORES_AT_ONCE, _TOKENS_AT_ONCE = 1 << 21, 1024
@@ -58,10 +59,12 @@ def _fit(mixture: Mixture, bar: tqdm) -> LinearLens:
     lens.parts["change"] = Part(project, gram, token_bias(vocabulary, gram))
     bar.set_description("fit the lens: measure")
     if vocabulary.size >= MANY_TOKENS:
-        drafted = draft_prior(decoder, lens, test.ids, test.states)
+        lists = fit_prior(decoder, lens, test.ids, test.states)
+        drafted = lists.proxies, lists.ids[..., 0], lists.scores[..., 0] - lists.scores[..., 1]
     else:
-        drafted = lens.best(lens.proxies(test.states))
-    lens.accuracy = (drafted[0] == test.ids).float().mean().item()
+        proxies = lens.proxies(test.states)
+        drafted = proxies, *lens.best(proxies)
+    lens.accuracy = (drafted[1] == test.ids).float().mean().item()
     lens.repair = measure_repair(decoder, lens, test.ids, test.states, test.lanes, drafted)
     return lens
 

@@ -17,8 +17,6 @@ from torch import Tensor
 from ..model.decoder import Decoder
 from ..model.lanes import Lanes
 from .base import Lens
-from .linear import LinearLens
-from .prior import draft_proxies, draft_scores
 from .repair import Repair
 from .second_look import doubtful, look_again
 
@@ -27,7 +25,6 @@ _HARDEST = 256  # positions that weights are measured at: all wrong ones, and th
 _GROWTH, _ROUND_COST = 4, 4.0  # a further block is so many times as large; a round costs as much as so many candidates
 _SIZES = (1, 2, 4, 8, 16, 32)
 _SURENESS = tuple(2.0 ** (power / 2) for power in range(-16, 8))
-_DRAFT_PRIORS, _TRIED = (0.0, 0.5, 1.0, 2.0, 4.0), 2.0  # of large vocabularies; under which lists are made
 _LOOKED = 2048  # doubtful tokens that a second look is measured at
 _SCORES_AT_ONCE, _SCORES_IN_ALL, _FEWEST = 1 << 21, 1 << 25, 96  # of a whole vocabulary; positions at least
 
@@ -39,17 +36,19 @@ def measure_repair(
     ids: Tensor,
     states: Tensor,
     lanes: Lanes | None = None,
-    drafted: tuple[Tensor, Tensor] | None = None,
+    drafted: tuple[Tensor, Tensor, Tensor] | None = None,
 ) -> Repair:
     """The best weighting on held-out texts `ids [b, T]` with `states [b, T, D]`.
 
-    lanes: where these texts are kept, one each, if they are; drafted: `lens.best` of them, if it is known. A few
-    million scores are looked at at once, and fewer positions of a vocabulary that is large.
+    lanes: where these texts are kept, one each, if they are; drafted: their proxies, best tokens and leads, if known.
+    A few million scores are looked at at once, and fewer positions of a vocabulary that is large.
     """
     if ids.shape[1] < 2:
         return Repair()
-    proxies = draft_proxies(decoder, lens, states)
-    best, leads = lens.best(proxies) if drafted is None else drafted
+    if drafted is None:
+        proxies = lens.proxies(states)
+        drafted = proxies, *lens.best(proxies)
+    proxies, best, leads = drafted
     text, position = _hardest(lens, ids, proxies, best, leads)
     if lanes is None:
         lanes = _kept(decoder, ids)
@@ -84,44 +83,15 @@ def measure_repair(
         *options[cheapest],
         first_block=costs[cheapest][1],
         first=first,
-        sureness=_sureness(best != ids, leads),
-        draft_prior=lens.repair.draft_prior,
+        sureness=sureness(best != ids, leads),
     )
-    if not near_head or lens.repair.draft_prior:
+    if not near_head or lens.prior is not None:
         return found
     looked = text, position = _evenly(*doubtful(found.error(leads)), most=_most(_LOOKED, lens.vocabulary.size))
     again, leads = look_again(decoder, lens, states, proxies, text, position)
     wrong = again != ids[looked]
     helps = bool(wrong.sum() < (best != ids)[looked].sum())
-    return replace(found, second_look=_sureness(wrong, leads) if helps else 0.0)
-
-
-@torch.no_grad()
-def draft_prior(decoder: Decoder, lens: LinearLens, ids: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:
-    """For a large vocabulary: give the lens the weight of the prior in drafts that puts most tokens of held-out texts
-    right, and what its lists are found by. Returns those drafts and their leads, `[b, T]` each."""
-    tried = _TRIED if decoder.layer.near_head else 0.0
-    listed = _lists(decoder, lens, states, tried)
-    if tried:
-        before, tokens = states[:, :-1].flatten(0, 1), listed[0][:, 1:].flatten(0, 1)
-        prior = decoder.logits_of(before, tokens).view_as(listed[1][:, 1:])
-        drafts = {
-            weight: listed[0][:, 1:].gather(-1, (listed[1][:, 1:] + (weight - tried) * prior).argmax(-1, keepdim=True))
-            for weight in _DRAFT_PRIORS
-        }
-        weight = max(_DRAFT_PRIORS, key=lambda weight: int((drafts[weight][..., 0] == ids[:, 1:]).sum()))
-        lens.repair = replace(lens.repair, draft_prior=weight)
-        if weight != tried:
-            listed = _lists(decoder, lens, states, weight)
-    tokens, scores = listed
-    return tokens[..., 0], scores[..., 0] - scores[..., 1]
-
-
-def _lists(decoder: Decoder, lens: LinearLens, states: Tensor, weight: float) -> tuple[Tensor, Tensor]:
-    proxies = draft_proxies(decoder, lens, states, weight)
-    added = (proxies - lens.proxies(states))[:, 1:].flatten(0, 1)
-    lens.list_by(lens.parts["rest"].gram + torch.cov(added.T))
-    return draft_scores(decoder, lens, states, proxies, weight)
+    return replace(found, second_look=sureness(wrong, leads) if helps else 0.0)
 
 
 def _hardest(lens: Lens, ids: Tensor, proxies: Tensor, best: Tensor, leads: Tensor) -> tuple[Tensor, Tensor]:
@@ -154,7 +124,7 @@ def _most(count: int, size: int) -> int:
     return max(_FEWEST, min(count, _SCORES_IN_ALL // size))
 
 
-def _sureness(wrong: Tensor, leads: Tensor) -> float:
+def sureness(wrong: Tensor, leads: Tensor) -> float:
     """The sureness under which what was seen is most likely: which tokens were wrong, and by what they led."""
     towards = torch.where(wrong, -1.0, 1.0).double() * leads
     loss = {rate: float(torch.nn.functional.softplus(-rate * towards).sum()) for rate in _SURENESS}

@@ -1,4 +1,9 @@
-"""The model's own next-token prior in a lens's drafts, free at the last layer: the state before a row gives it.
+"""The model's own next-token prior in the drafts of a large vocabulary, free at the last layer: the state before a row
+gives it.
+
+A lens takes what a context adds to a state for Gaussian noise, which it is not: its scores exaggerate, and drafts are
+best with several times the prior. But for what the model would never write, passwords or keys, the prior only misleads.
+So a text is drafted as if it were natural; where that draft surprises the model, its rows are drafted again with less.
 
 Where the head is the embedding matrix, as in most models of many tokens, a logit is a product with a token's row, as
 is the score of a lens: the prior is added to the proxies, and costs nothing. Where it is not, it is asked for the
@@ -7,34 +12,117 @@ tokens of short lists alone.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..model.decoder import Decoder
 from .base import Lens
 
+_AROUND = 8  # tokens on either side whose surprise counts at a position
+
+
+@dataclass(frozen=True)
+class DraftPrior:
+    """How much of the prior joins a draft, measured when the lens was fitted.
+
+    weights: of the prior, most first; edges: nats a token by which a draft with the first weight may surprise the model
+    where the first of them is best, the second, …, one less; sureness: as in `Repair`, of drafts with each weight;
+    normaliser `[D + 1]`: log Σ exp of all logits, near enough, as a product with [what the head takes; 1].
+    """
+
+    normaliser: Tensor
+    weights: tuple[float, ...] = (0.0,)
+    edges: tuple[float, ...] = ()
+    sureness: tuple[float, ...] = (0.5,)
+
+    def __post_init__(self):
+        if not len(self.weights) == len(self.edges) + 1 == len(self.sureness):
+            raise ValueError(f"{len(self.weights)} weights, {len(self.edges)} edges, {len(self.sureness)} of sureness")
+
+    def surprise(self, decoder: Decoder, hidden: Tensor, ids: Tensor) -> Tensor:
+        """Nats a token by which the draft `ids [b, T]` of states `hidden [b, T, D]` surprises the model, around each
+        position but the first: `[b, T − 1]`."""
+        before, tokens = hidden[:, :-1], ids[:, 1:]
+        logits = decoder.logits_of(before.flatten(0, 1), tokens.reshape(-1, 1)).view_as(tokens)
+        whole = decoder.head_input(before).float() @ self.normaliser[:-1] + self.normaliser[-1]
+        return around((whole - logits).nan_to_num(0.0, 0.0, 0.0))
+
+    def kind(self, surprise: Tensor) -> Tensor:
+        """Which of the weights is best there: indices, of the shape of `surprise`."""
+        return torch.bucketize(surprise, surprise.new_tensor(self.edges))
+
+
+@dataclass
+class Drafted:
+    """The short lists of whole texts: proxies `[b, T, D_e]` that they are the best tokens by; ids, scores
+    `[b, T, LISTED]`, best first, see `BestTwo.shortlist`; error `[b, T]`: how likely each first one is wrong."""
+
+    proxies: Tensor
+    ids: Tensor
+    scores: Tensor
+    error: Tensor
+
 
 @torch.no_grad()
-def draft_proxies(decoder: Decoder, lens: Lens, hidden: Tensor, weight: float | None = None) -> Tensor:
-    """The proxies of whole texts `[b, T, D] → [b, T, D_e]`, with `weight` times the prior (default: as the fit found
-    best) where it is a product with tokens' rows."""
-    weight = lens.repair.draft_prior if weight is None else weight
+def draft_lists(decoder: Decoder, lens: Lens, hidden: Tensor) -> Drafted:
+    """Of states of whole texts `[b, T, D]`."""
+    found = weighed_lists(decoder, lens, hidden, 0.0 if lens.prior is None else lens.prior.weights[0])
+    if lens.prior is None or not decoder.layer.near_head or hidden.shape[1] < 2:
+        return found
+    kind = lens.prior.kind(lens.prior.surprise(decoder, hidden, found.ids[..., 0]))
+    weights, sureness = (
+        kind.new_tensor(of, dtype=torch.float32)[kind] for of in (lens.prior.weights, lens.prior.sureness)
+    )
+    _weigh_again(decoder, lens, hidden, found, weights, lens.prior.weights[0])
+    found.error[:, 1:] = lens.repair.error(_leads(found.scores[:, 1:]), sureness)
+    return found
+
+
+@torch.no_grad()
+def weighed_lists(decoder: Decoder, lens: Lens, hidden: Tensor, weight: float) -> Drafted:
+    """With `weight` times the prior everywhere."""
     proxies = lens.proxies(hidden)
-    if weight and decoder.layer.near_head and (scale := decoder.tied_scale) is not None:
-        proxies[:, 1:] += (weight / scale) * decoder.head_input(hidden[:, :-1]).float()
-    return proxies
-
-
-@torch.no_grad()
-def draft_scores(
-    decoder: Decoder, lens: Lens, hidden: Tensor, proxies: Tensor, weight: float | None = None
-) -> tuple[Tensor, Tensor]:
-    """The short lists of whole texts, best first: ids and scores `[b, T, LISTED]`, see `BestTwo.shortlist`."""
-    weight = lens.repair.draft_prior if weight is None else weight
+    joins, tied = weight > 0 and decoder.layer.near_head, decoder.tied_scale
+    if joins and tied is not None:
+        proxies[:, 1:] += (weight / tied) * decoder.head_input(hidden[:, :-1]).float()
     ids, scores = lens.lists(proxies)
-    if not weight or not decoder.layer.near_head or decoder.tied_scale is not None:
-        return ids, scores
-    prior = decoder.logits_of(hidden[:, :-1].flatten(0, 1), ids[:, 1:].flatten(0, 1)).view_as(ids[:, 1:])
-    scores[:, 1:] += weight * prior.masked_fill(ids[:, 1:] < 0, 0.0)
-    scores, order = scores.sort(-1, descending=True)
+    if joins and tied is None:
+        ids[:, 1:], scores[:, 1:] = _add_prior(decoder, hidden[:, :-1], ids[:, 1:], scores[:, 1:], weight)
+    return Drafted(proxies, ids, scores, lens.repair.error(_leads(scores)))
+
+
+def _weigh_again(decoder: Decoder, lens: Lens, hidden: Tensor, found: Drafted, weights: Tensor, now: float) -> None:
+    """Make the rows of `found` anew whose weight `[b, T − 1]` is another than it is now."""
+    text, row = (weights != now).nonzero(as_tuple=True)
+    if not len(text):
+        return
+    before, more = hidden[text, row], (weights[text, row] - now)[:, None]
+    if decoder.tied_scale is None:
+        old = found.ids[text, row + 1], found.scores[text, row + 1]
+        found.ids[text, row + 1], found.scores[text, row + 1] = _add_prior(decoder, before, *old, more)
+        return
+    found.proxies[text, row + 1] += (more / decoder.tied_scale) * decoder.head_input(before).float()
+    found.ids[text, row + 1], found.scores[text, row + 1] = lens.row_lists(found.proxies[text, row + 1])
+
+
+def _add_prior(
+    decoder: Decoder, before: Tensor, ids: Tensor, scores: Tensor, weight: Tensor | float
+) -> tuple[Tensor, Tensor]:
+    prior = decoder.logits_of(before.flatten(0, -2), ids.flatten(0, -2)).view_as(scores)
+    scores, order = (scores + weight * prior.masked_fill(ids < 0, 0.0)).sort(-1, descending=True)
     return ids.gather(-1, order), scores
+
+
+def _leads(scores: Tensor) -> Tensor:
+    return scores[..., 0] - scores[..., 1]
+
+
+def around(surprise: Tensor) -> Tensor:
+    """The mean over the tokens near each, `[b, n]`."""
+    if not surprise.numel():
+        return surprise
+    width = 2 * _AROUND + 1
+    return F.avg_pool1d(surprise[:, None], width, stride=1, padding=_AROUND, count_include_pad=False)[:, 0]

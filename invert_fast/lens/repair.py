@@ -15,8 +15,7 @@ class Repair:
     """row, change, prior: weights of the three scores; first_block: candidates in the first block of a repair;
     first: how often the right token leads that order; sureness: a drafted token that leads by m is wrong with
     probability 1 / (1 + exp(sureness · m)); second_look: the same of tokens that were looked at again with the prior, 0
-    where that does not help; draft_prior: weight of the prior in drafts of a vocabulary of many tokens, see
-    `prior.py`."""
+    where that does not help."""
 
     row: float = 0.0
     change: float = 1.0
@@ -25,19 +24,18 @@ class Repair:
     first: float = 0.5
     sureness: float = 0.5
     second_look: float = 0.0
-    draft_prior: float = 0.0
 
-    def error(self, leads: Tensor, again: bool = False) -> Tensor:
-        """How likely drafted tokens are wrong, from their leads (after a second look: `again`). Never nothing: leads
-        are not always told."""
-        sureness = self.second_look if again else self.sureness
+    def error(self, leads: Tensor, sureness: Tensor | float | None = None) -> Tensor:
+        """How likely drafted tokens are wrong, from their leads; sureness: of others than the lens's own drafts. Never
+        nothing: leads are not always told."""
+        sureness = self.sureness if sureness is None else sureness
         return torch.sigmoid(-sureness * leads).clamp_min(_ERROR_LEAST)
 
 
 def read_repair(entry: dict) -> Repair:
     """A `Repair` from its stored form; ValueError or TypeError unless every figure makes sense."""
     found = Repair(**entry)
-    weights = (found.row, found.change, found.prior, found.first, found.sureness, found.second_look, found.draft_prior)
+    weights = (found.row, found.change, found.prior, found.first, found.sureness, found.second_look)
     if not all(0 <= float(weight) <= 100 for weight in weights) or found.first_block not in range(1, 1025):
         raise ValueError(f"a repair of {found}")
     return found

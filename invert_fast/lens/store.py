@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -20,11 +21,12 @@ from ..model.vocabulary import Vocabulary
 from ..storage import cache
 from .learned import LearnedLens
 from .linear import LinearLens
+from .prior import DraftPrior
 from .repair import read_repair
 
 log = logging.getLogger("invert_fast")
 
-_LINEAR, _LEARNED = "linear-7", "learned-2"
+_LINEAR, _LEARNED = "linear-8", "learned-2"
 SHIPPED = BUNDLED / "lens.safetensors"
 _Lens = TypeVar("_Lens", LinearLens, LearnedLens)
 
@@ -50,7 +52,9 @@ def linear_lens(decoder: Decoder, vocabulary: Vocabulary, seed: int = 0, again: 
     from .linear_fit import fit_linear  # and with it what generates text
 
     lens = fit_linear(decoder, vocabulary, seed)
-    cache.write(name, save(_linear_tensors(lens), metadata=_about(lens, {"format": _LINEAR})))
+    cache.write(
+        name, save(_linear_tensors(lens), metadata=_about(lens, {"format": _LINEAR, "prior": _told(lens.prior)}))
+    )
     return lens
 
 
@@ -133,6 +137,7 @@ def _read_linear(path: Path, decoder: Decoder, vocabulary: Vocabulary) -> Linear
         about = json.loads((file.metadata() or {})["about"])
         parts = _parts(file, decoder.width, vocabulary.embedding.shape[1], {})
         lens = LinearLens(vocabulary, parts, energies=_energies(file, vocabulary))
+        lens.prior = _prior(file, about, decoder.width)
         return _described(_listed(lens, file), about)
 
 
@@ -145,7 +150,8 @@ def _linear_tensors(lens: LinearLens) -> dict[str, Tensor]:
     if lens.metric is None:
         return tensors
     energies = {f"{name}.energy": (-2 * part.bias).nan_to_num(0.0, 0.0, 0.0) for name, part in lens.parts.items()}
-    return tensors | energies | {"metric": lens.metric.contiguous()}
+    tensors |= energies | {"metric": lens.metric.contiguous()}
+    return tensors if lens.prior is None else tensors | {"normaliser": lens.prior.normaliser}
 
 
 def _energies(file, vocabulary: Vocabulary) -> dict[str, Tensor]:
@@ -158,6 +164,21 @@ def _listed(lens: LinearLens, file) -> LinearLens:
     if "metric" in file.keys():  # noqa: SIM118 (a safetensors file is no mapping)
         lens.list_by(_tensor(file, "metric", tuple(lens.parts["rest"].gram.shape)))
     return lens
+
+
+def _prior(file, about: dict, width: int) -> DraftPrior | None:
+    if "normaliser" not in file.keys():  # noqa: SIM118
+        return None
+    normaliser = _tensor(file, "normaliser", (width + 1,))
+    numbers = {name: tuple(float(x) for x in about["prior"][name]) for name in ("weights", "edges", "sureness")}
+    if not all(math.isfinite(x) for many in numbers.values() for x in many):
+        raise ValueError(f"a prior of {numbers}")
+    return DraftPrior(normaliser, **numbers)
+
+
+def _told(prior: DraftPrior | None) -> dict:
+    """What of it is no tensor."""
+    return {} if prior is None else {"weights": prior.weights, "edges": prior.edges, "sureness": prior.sureness}
 
 
 def _parts(file, width: int, out: int, projects: dict[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:

@@ -139,6 +139,13 @@ class Decoder:
         scores[..., self.usable_ids :] = float("-inf")
         return (scores if tokens is None else scores[..., tokens]).log_softmax(-1)
 
+    @torch.no_grad()
+    def log_normaliser(self, rows: Tensor) -> Tensor:
+        """log Σ exp of all logits of rows that the head takes, `[n, D] → [n]` fp32."""
+        head = self.model.get_output_embeddings()
+        assert head is not None, "a causal language model has a head"
+        return head(rows.to(self.dtype)).float()[..., : self.usable_ids].logsumexp(-1)
+
     def head_input(self, states: Tensor) -> Tensor:
         """States of the last layer as the head takes them, in the model's precision."""
         return (states if self.layer.normed else final_norm(self.model, states)).to(self.dtype)

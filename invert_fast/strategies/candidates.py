@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..engine.protocol import Context
 from ..lens.base import Lens
-from ..lens.prior import draft_proxies, draft_scores
+from ..lens.prior import draft_lists
 from ..lens.second_look import doubtful, look_again
 from ..ops.best_two import LISTED, MANY_TOKENS
 from .blocks import Ranked, in_turn
@@ -42,19 +42,19 @@ class Candidates:
     def draft(self, slots: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """The tokens that the lens makes of whole texts `hidden [b, T, D]` in these lanes, and how likely each is
         wrong, `[b, T]` each."""
-        proxies = draft_proxies(self.context.decoder, self.lens, hidden)
-        self.proxies[slots, : hidden.shape[1]] = proxies
+        T = hidden.shape[1]
         if self.listed:
-            ids, scores = draft_scores(self.context.decoder, self.lens, hidden, proxies)
-            self.lists[slots, : hidden.shape[1]] = ids.int()
-            self.list_scores[slots, : hidden.shape[1]] = scores
-            return ids[..., 0], self.repair.error(scores[..., 0] - scores[..., 1])
+            found = draft_lists(self.context.decoder, self.lens, hidden)
+            self.proxies[slots, :T], self.list_scores[slots, :T] = found.proxies, found.scores
+            self.lists[slots, :T] = found.ids.int()
+            return found.ids[..., 0], found.error
+        self.proxies[slots, :T] = proxies = self.lens.proxies(hidden)
         drafts, leads = self.lens.best(proxies)
         error = self.repair.error(leads)
         if self.looks_again:
             rows = doubtful(error)
             drafts[rows], leads = look_again(self.context.decoder, self.lens, hidden, proxies, *rows)
-            error[rows] = self.repair.error(leads, again=True)
+            error[rows] = self.repair.error(leads, self.repair.second_look)
         return drafts, error
 
     def untried(self, slots: Tensor, position: Tensor) -> Tensor:

@@ -10,7 +10,8 @@ import torch
 from invert_fast import Inverter
 from invert_fast.lens import choose_lens
 from invert_fast.lens.linear import LinearLens
-from invert_fast.lens.prior import draft_proxies, draft_scores
+from invert_fast.lens.prior import DraftPrior, draft_lists, weighed_lists
+from invert_fast.lens.prior_fit import _normaliser, _parted
 from invert_fast.ops.best_two import LISTED
 from invert_fast.strategies.speculative import Speculative
 
@@ -57,8 +58,8 @@ def test_the_prior_joins_the_lists_tied_or_not(family, weight):
     inv = Inverter(build(family))
     decoder, lens = inv.decoder, choose_lens(inv.decoder, inv.vocabulary)
     hidden = decoder.capture(torch.tensor(texts(9, 9)))
-    proxies = draft_proxies(decoder, lens, hidden, weight)
-    ids, scores = draft_scores(decoder, lens, hidden, proxies, weight)
+    found = weighed_lists(decoder, lens, hidden, weight)
+    ids, scores = found.ids, found.scores
     assert ids.shape == scores.shape == (2, 9, LISTED)
     own = lens.proxies(hidden)
     for t in range(1, 9):
@@ -70,6 +71,50 @@ def test_the_prior_joins_the_lists_tied_or_not(family, weight):
         )
         if decoder.tied_scale is not None or not weight:
             assert ids[:, t, 0].equal(every.argmax(-1))
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma"])
+def test_rows_that_surprise_the_model_are_drafted_with_less_of_the_prior(family):
+    """Each row as its own weight has it: half of the rows on either side of the edge, tied or not."""
+    inv = Inverter(build(family))
+    decoder, lens = inv.decoder, choose_lens(inv.decoder, inv.vocabulary)
+    hidden = decoder.capture(torch.tensor(texts(40, 40)))
+    first, other = (weighed_lists(decoder, lens, hidden, weight) for weight in (2.0, 0.5))
+    asked = DraftPrior(_normaliser(decoder, hidden))
+    surprise = asked.surprise(decoder, hidden, first.ids[..., 0])
+    edge = float(surprise.median())
+    lens.prior = DraftPrior(asked.normaliser, (2.0, 0.5), (edge,), (0.1, 0.2))
+    found = draft_lists(decoder, lens, hidden)
+    less = (surprise > edge)[..., None]
+    assert 0 < int(less.sum()) < less.numel()
+    wanted = torch.where(less, other.scores[:, 1:], first.scores[:, 1:])
+    torch.testing.assert_close(found.scores[:, 1:], wanted, rtol=1e-3, atol=1e-4 * float(found.proxies.abs().max()))
+    sureness = torch.where(less[..., 0], 0.2, 0.1)
+    leads = found.scores[:, 1:, 0] - found.scores[:, 1:, 1]
+    torch.testing.assert_close(found.error[:, 1:], torch.sigmoid(-sureness * leads).clamp_min(1e-4))
+
+
+def test_weights_of_the_prior_part_where_that_puts_most_tokens_right():
+    """Three kinds of tokens, told apart by surprise, each right under one weight alone."""
+    surprise = torch.linspace(0, 12, 1200)
+    kind = torch.bucketize(surprise, torch.tensor([4.0, 8.0]))
+    right = torch.stack([kind == 0, kind == 1, kind < 0, kind == 2])
+    count, edges, chosen = _parted(right, surprise)
+    assert count == 1200
+    assert chosen == (0, 1, 3)
+    assert edges == pytest.approx((4.0, 8.0), abs=0.1)
+    same = _parted(torch.ones(3, 1200, dtype=torch.bool), surprise)
+    assert same == (1200, (), (0,))
+
+
+def test_a_ridge_regression_tells_the_normaliser_of_logits():
+    decoder = inverter("gpt2").decoder
+    hidden = decoder.capture(torch.tensor(texts(60, 60, 60)))
+    found = _normaliser(decoder, hidden)
+    rows = decoder.head_input(hidden.flatten(0, 1))
+    whole = decoder.log_normaliser(rows)
+    assert float((rows @ found[:-1] + found[-1] - whole).square().mean()) < 0.5 * float(whole.var())
+    torch.testing.assert_close(whole, decoder.model.lm_head(rows).logsumexp(-1))
 
 
 def test_a_head_is_tied_only_where_it_is_the_embedding_matrix():

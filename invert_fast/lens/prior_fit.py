@@ -1,0 +1,89 @@
+"""Measuring how much of the model's own prior drafts of a large vocabulary want, on held-out texts of every kind."""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+from torch import Tensor
+
+from ..model.decoder import Decoder
+from .linear import LinearLens
+from .measure import sureness
+from .prior import Drafted, DraftPrior, draft_lists, weighed_lists
+
+_WEIGHTS, _TRIED = (6.0, 4.0, 2.0, 1.0, 0.5, 0.0), 2.0  # and under which lists are made to try them
+_KINDS, _BINS = 3, 12  # so many weights at most; where they may part, in shares of the tokens
+_ROWS, _ROWS_AT_ONCE, _RIDGE = 320, 32, 0.1  # that are asked for all their logits
+
+
+@torch.no_grad()
+def fit_prior(decoder: Decoder, lens: LinearLens, ids: Tensor, states: Tensor) -> Drafted:
+    """Give a lens of a large vocabulary its `DraftPrior`, from held-out texts `ids [b, T]` with `states [b, T, D]`, and
+    what its lists are found by. Returns the drafts of these texts."""
+    if not decoder.layer.near_head or ids.shape[1] < 2:
+        lens.list_by(lens.parts["rest"].gram)
+        return weighed_lists(decoder, lens, states, 0.0)
+    if decoder.tied_scale is None:  # the prior is no part of what lists are found by
+        lens.list_by(lens.parts["rest"].gram)
+    else:
+        added = (_TRIED / decoder.tied_scale) * decoder.head_input(states[:, :-1]).float().flatten(0, 1)
+        lens.list_by(lens.parts["rest"].gram + torch.cov(added.T))
+    tried = weighed_lists(decoder, lens, states, _TRIED)
+    asked = DraftPrior(_normaliser(decoder, states))
+    before, tokens = states[:, :-1].flatten(0, 1), tried.ids[:, 1:].flatten(0, 1)
+    prior = decoder.logits_of(before, tokens).view(*ids[:, 1:].shape, -1)
+    right, surprise, leads = [], [], []
+    for weight in _WEIGHTS:
+        two, best = (tried.scores[:, 1:] + (weight - _TRIED) * prior).topk(2, -1)
+        draft = torch.cat([tried.ids[:, :1, 0], tried.ids[:, 1:].gather(-1, best[..., :1])[..., 0]], 1)
+        right.append((draft == ids)[:, 1:].flatten())
+        leads.append((two[..., 0] - two[..., 1]).flatten())
+        surprise.append(asked.surprise(decoder, states, draft).flatten())
+    found = [_parted(torch.stack(right[i:]), surprise[i]) for i in range(len(_WEIGHTS))]
+    most = max(range(len(found)), key=lambda i: found[i][0])
+    _, edges, chosen = found[most]
+    kind = torch.bucketize(surprise[most], surprise[most].new_tensor(edges))
+    known = [
+        sureness(~right[most + w][kind == k], leads[most + w][kind == k]) if bool((kind == k).any()) else 0.5
+        for k, w in enumerate(chosen)
+    ]
+    lens.prior = DraftPrior(asked.normaliser, tuple(_WEIGHTS[most + w] for w in chosen), edges, tuple(known))
+    return draft_lists(decoder, lens, states)
+
+
+def _parted(right: Tensor, surprise: Tensor) -> tuple[int, tuple[float, ...], tuple[int, ...]]:
+    """The most tokens drafted right by weights that do not grow with surprise, the first of them where it is least:
+    right `[weights, n]` bool, surprise `[n]` → how many, where they part, which weights. They part half-way between
+    the tokens on either side: texts of other kinds lie there."""
+    order = surprise.argsort()
+    at = (torch.arange(1, _BINS) * len(order) // _BINS).tolist()
+    sums = torch.cat([right.new_zeros(len(right), 1, dtype=torch.long), right[:, order].cumsum(1)], 1)
+    sums = sums[:, [0, *at, len(order)]].cpu()
+    best = int(sums[0, -1]), (), (0,)
+    bounds = range(1, len(at) + 1)
+    for count in range(1, _KINDS):
+        for parts in itertools.combinations(bounds, count):
+            ends, chosen, total = (*parts, len(at) + 1), [0], int(sums[0, parts[0]])
+            for start, end in itertools.pairwise(ends):
+                gained = sums[chosen[-1] :, end] - sums[chosen[-1] :, start]
+                chosen.append(chosen[-1] + int(gained.argmax()))
+                total += int(gained.max())
+            if total > best[0]:
+                best = total, parts, tuple(chosen)
+    total, parts, chosen = best
+    means = [float(surprise[part].mean()) for part in order.tensor_split([at[part - 1] for part in parts])]
+    return total, tuple((here + there) / 2 for here, there in itertools.pairwise(means)), chosen
+
+
+def _normaliser(decoder: Decoder, states: Tensor) -> Tensor:
+    """`[D + 1]`: a ridge regression of log Σ exp of all logits on what the head takes."""
+    rows = decoder.head_input(states.flatten(0, 1))
+    rows = rows[torch.linspace(0, len(rows) - 1, min(_ROWS, len(rows))).long().to(rows.device)]
+    whole = torch.cat([decoder.log_normaliser(part) for part in rows.split(_ROWS_AT_ONCE)]).double()
+    x = rows.double()
+    mean, away = x.mean(0), x - x.mean(0)
+    power = away.T @ away
+    power.diagonal().add_(_RIDGE * float(power.diagonal().mean()) + 1e-30)
+    slope = torch.linalg.solve(power, away.T @ (whole - whole.mean()))
+    return torch.cat([slope, (whole.mean() - mean @ slope)[None]]).float()
