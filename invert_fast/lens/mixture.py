@@ -50,7 +50,7 @@ class Mixture:
     def __init__(self, decoder: Decoder, vocabulary: Vocabulary, seed: int, noise: float, bar: tqdm):
         self.decoder, self.vocabulary, self.seed, self.noise, self.bar = decoder, vocabulary, seed, noise, bar
         self.generator = torch.Generator().manual_seed(seed)
-        self.cheap = decoder.device.type == "cuda" or _parameters(decoder) <= _CHEAP
+        self.cheap = decoder.device.type == "cuda" or decoder.parameters <= _CHEAP
         self.length = min(LENGTH, decoder.max_length)
         self.allowed = vocabulary.allowed.nonzero().flatten()
         tokens = _A_NUMBER_DEAR * decoder.width if not self.cheap else max(_A_NUMBER * decoder.width, _LEAST)
@@ -146,7 +146,3 @@ class Mixture:
     def noisy(self, states: Tensor) -> Tensor:
         self._offset += 1
         return noisy(states, self.noise, self.seed + self._offset)
-
-
-def _parameters(decoder: Decoder) -> int:
-    return sum(parameter.numel() for parameter in decoder.model.parameters())

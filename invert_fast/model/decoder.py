@@ -224,6 +224,11 @@ class Decoder:
             self._fingerprint = f"{self.model.config.model_type}:{digest.hexdigest()[:16]}"
         return self._fingerprint
 
+    @cached_property
+    def parameters(self) -> int:
+        """How many numbers the model's weights are."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
     @property
     def identity(self) -> tuple[str, str, str]:
         """What a figure measured on this decoder is of: model, layer, and how much of the vocabulary is in use."""

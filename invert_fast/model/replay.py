@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _MANY = 2048  # tokens in a row, of all lanes: what modules cost beside them does not matter
 WARM_UP = 64  # calls of a kind before it is recorded, which takes as long as about 150
+_SMALL = 20_000_000  # parameters; of a larger model a call spends less of its time beside its products: it pays later
 
 
 class Programs:
@@ -74,7 +75,7 @@ class Programs:
         key = (kind, call.keys is not None)
         if key not in self._made:
             self._calls[key] = self._calls.get(key, 0) + 1
-            if self._calls[key] <= WARM_UP or not decoder.blocks:
+            if self._calls[key] <= WARM_UP * max(1.0, decoder.parameters / _SMALL) or not decoder.blocks:
                 return None
             self._made[key] = _recorded(decoder, kind, call)
         return self._made[key]
