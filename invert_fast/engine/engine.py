@@ -17,7 +17,7 @@ from ..model.vocabulary import Vocabulary
 from ..types import Recovery, Status
 from .attempts import Attempts
 from .ledger import Ledger
-from .protocol import Behind, Block, Context, Observer, Run, Strategy, Working, served
+from .protocol import Behind, Block, Context, Learner, Observer, Run, Strategy, Working, served
 from .rivals import try_rivals
 from .tolerances import Tolerances
 from .verdict import Judge, RunVerdict
@@ -64,11 +64,20 @@ class _Stream:
         self.proposer = engine.strategy.bind(context)
 
     def recoveries(self) -> Iterator[tuple[int, Recovery]]:
+        try:
+            yield from self._rounds()
+        finally:
+            if isinstance(self.proposer, Learner):
+                self.proposer.ended()
+
+    def _rounds(self) -> Iterator[tuple[int, Recovery]]:
         self._refill()
         while True:
             done = self.lanes.finished()
             if len(done):
                 taken = self.ledger.take(done)
+                if isinstance(self.proposer, Learner):
+                    self.proposer.finished(done, self.ledger.status[done] == Status.CERTIFIED)
                 self.lanes.release(done)
                 self._refill()
                 yield from taken

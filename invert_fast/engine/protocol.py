@@ -99,6 +99,19 @@ class Observer(Protocol):
     def observe(self, behind: Behind) -> None: ...
 
 
+@runtime_checkable
+class Learner(Protocol):
+    """A proposer that learns from what was recovered."""
+
+    def finished(self, slots: Tensor, certified: Tensor) -> None:
+        """The texts in these lanes are complete, and still there; certified `[b, M]`: which of their tokens are."""
+        ...
+
+    def ended(self) -> None:
+        """No more texts come."""
+        ...
+
+
 class Strategy(Protocol):
     @property
     def name(self) -> str: ...

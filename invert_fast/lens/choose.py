@@ -8,7 +8,10 @@ from weakref import WeakKeyDictionary
 from ..model.decoder import Decoder
 from ..model.vocabulary import Vocabulary
 from ..types import InputError
+from . import sharpen
 from .base import Lens
+from .linear import LinearLens
+from .sharpen import sharpener_of
 from .store import learned_lens, linear_lens
 
 log = logging.getLogger("invert_fast")
@@ -29,12 +32,16 @@ def choose_lens(
     key = kind, states_dtype, seed
     if key not in kept:
         kept[key] = _chosen(decoder, vocabulary, kind, states_dtype, seed)
+    lens, sharpener = kept[key], sharpener_of(decoder, vocabulary, kept[key], seed)
+    if sharpener is not None and isinstance(lens, LinearLens):
+        kept[key] = sharpener.latest(lens)
     return kept[key]
 
 
 def forget(decoder: Decoder) -> None:
     """Look again: a lens was fitted."""
     _read.pop(decoder, None)
+    sharpen.forget(decoder)
 
 
 def _chosen(decoder: Decoder, vocabulary: Vocabulary, kind: str, states_dtype: str, seed: int) -> Lens:

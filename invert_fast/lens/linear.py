@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..model.vocabulary import Vocabulary
 from ..ops.best_two import BestTwo, scores_of
+from .normal_equations import NormalEquations
 from .prior import DraftPrior
 from .repair import Repair
 
@@ -37,8 +38,9 @@ class LinearLens:
     """Scores tokens from states. Its parts: first: position 0; rest: later ones; change: after a wrong token was seen.
 
     accuracy: share of held-out self-written and random tokens whose top score is right, a hint for drafting lengths;
-    repair: how its candidates are best ordered where the top score was wrong. energies: e_vᵀ MᵀQM e_v of parts `[V]`,
-    where they are known: of a large vocabulary they take seconds.
+    repair: how its candidates are best ordered where the top score was wrong; used: tokens of use it has learned from,
+    see `sharpen.py`; sums: what it was solved from, of one that was just fitted. energies: e_vᵀ MᵀQM e_v of parts
+    `[V]`, where they are known: of a large vocabulary they take seconds.
     """
 
     kind = "linear"
@@ -61,6 +63,8 @@ class LinearLens:
         self.best_two = BestTwo(vocabulary.embedding, self.parts["rest"].gram)
         self.metric: Tensor | None = None
         self.prior: DraftPrior | None = None
+        self.used = 0
+        self.sums: NormalEquations | None = None
 
     def proxies(self, hidden: Tensor) -> Tensor:
         """What each row of whole texts says of its token, in the space of embeddings: `[b, T, D] → [b, T, D_e]`."""

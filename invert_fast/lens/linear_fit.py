@@ -16,7 +16,7 @@ from .linear import LinearLens, Part, token_bias
 from .measure import measure_repair
 from .mixture import Held, Mixture
 from .normal_equations import NormalEquations
-from .prior_fit import fit_prior
+from .prior_fit import fit_prior, measure_orders
 
 _RIVALS = 16_384  # tokens, of a large vocabulary, that a plausible wrong one is looked for among
 _SCORES_AT_ONCE, _TOKENS_AT_ONCE = 1 << 21, 1024
@@ -54,6 +54,7 @@ def _fit(mixture: Mixture, bar: tqdm) -> LinearLens:
         out = vocabulary.embedding.shape[1]
         parts["rest"] = test.states.new_zeros(2 * decoder.width + 1, out), test.states.new_zeros(out, out)
     lens = LinearLens(vocabulary, parts)
+    lens.sums = sums if sums.count else None
     bar.set_description("fit the lens: pairs")
     project, gram = _fit_change(mixture, lens, kept)
     lens.parts["change"] = Part(project, gram, token_bias(vocabulary, gram))
@@ -62,10 +63,13 @@ def _fit(mixture: Mixture, bar: tqdm) -> LinearLens:
         lists = fit_prior(decoder, lens, test.ids, test.states)
         drafted = lists.proxies, lists.ids[..., 0], lists.scores[..., 0] - lists.scores[..., 1]
     else:
-        proxies = lens.proxies(test.states)
+        lists, proxies = None, lens.proxies(test.states)
         drafted = proxies, *lens.best(proxies)
     lens.accuracy = (drafted[1] == test.ids).float().mean().item()
-    lens.repair = measure_repair(decoder, lens, test.ids, test.states, test.lanes, drafted)
+    if lists is not None and lens.prior is not None:
+        lens.repair = measure_orders(decoder, lens, test.ids, test.states, test.lanes, lists)
+    else:
+        lens.repair = measure_repair(decoder, lens, test.ids, test.states, test.lanes, drafted)
     return lens
 
 

@@ -17,13 +17,13 @@ from torch import Tensor
 from ..model.decoder import Decoder
 from ..model.lanes import Lanes
 from .base import Lens
-from .repair import Repair
+from .repair import GROWTH, Repair
 from .second_look import doubtful, look_again
 
 _ROWS, _CHANGES, _PRIORS = (0.0, 1.0), (0.3, 1.0), (0.0, 0.3, 1.0)
 _HARDEST = 256  # positions that weights are measured at: all wrong ones, and the nearest to being wrong
-_GROWTH, _ROUND_COST = 4, 4.0  # a further block is so many times as large; a round costs as much as so many candidates
-_SIZES = (1, 2, 4, 8, 16, 32)
+_ROUND_COST = 4.0  # a round costs as much as so many candidates
+SIZES = (1, 2, 4, 8, 16, 32)
 _SURENESS = tuple(2.0 ** (power / 2) for power in range(-16, 8))
 _LOOKED = 2048  # doubtful tokens that a second look is measured at
 _SCORES_AT_ONCE, _SCORES_IN_ALL, _FEWEST = 1 << 21, 1 << 25, 96  # of a whole vocabulary; positions at least
@@ -76,7 +76,7 @@ def measure_repair(
                 scores = scores + weights[2] * prior
             scores.scatter_(1, other[:, None], float("-inf"))
             found.append((scores > scores.gather(1, true[:, None])).sum(-1))
-    costs = [min((_cost(torch.cat(found), size), size) for size in _SIZES) for found in ranks]
+    costs = [min((cost(torch.cat(found), size), size) for size in SIZES) for found in ranks]
     cheapest = min(range(len(options)), key=lambda option: costs[option][0])
     first = (torch.cat(ranks[cheapest]) == 0).float().mean().item()
     found = Repair(
@@ -87,7 +87,7 @@ def measure_repair(
     )
     if not near_head or lens.prior is not None:
         return found
-    looked = text, position = _evenly(*doubtful(found.error(leads)), most=_most(_LOOKED, lens.vocabulary.size))
+    looked = text, position = evenly(*doubtful(found.error(leads)), most=_most(_LOOKED, lens.vocabulary.size))
     again, leads = look_again(decoder, lens, states, proxies, text, position)
     wrong = again != ids[looked]
     helps = bool(wrong.sum() < (best != ids)[looked].sum())
@@ -131,19 +131,19 @@ def sureness(wrong: Tensor, leads: Tensor) -> float:
     return min(_SURENESS, key=lambda rate: loss[rate])
 
 
-def _evenly(*rows: Tensor, most: int) -> tuple[Tensor, ...]:
+def evenly(*rows: Tensor, most: int) -> tuple[Tensor, ...]:
     """At most so many of the rows, evenly spread."""
     count = len(rows[0])
     chosen = torch.linspace(0, count - 1, min(count, most), device=rows[0].device).round().long()
     return tuple(part[chosen] for part in rows)
 
 
-def _cost(ranks: Tensor, size: int) -> float:
+def cost(ranks: Tensor, size: int, growth: int = GROWTH) -> float:
     """Mean candidates verified until the right one is among them, rounds included, when the first block has `size`."""
     tried, cost, block = 0, torch.zeros(len(ranks)), size
     waiting = torch.ones(len(ranks), dtype=torch.bool)
     while bool(waiting.any()):
         cost[waiting] += block + _ROUND_COST
-        tried, block = tried + block, block * _GROWTH
+        tried, block = tried + block, block * growth
         waiting = ranks.cpu() >= tried
     return cost.mean().item()

@@ -32,16 +32,24 @@ class NormalEquations:
         size = rows + context + width
         self.sums = torch.zeros(size, size, dtype=torch.float64, device=device)
 
-    def add(self, embeds: Tensor, states: Tensor, previous: Tensor | None = None) -> None:
-        """More pairs: embeds `[n, D_e]`, states `[n, D]`, and, where they are context, the states before `[n, D]`."""
+    def add(
+        self, embeds: Tensor, states: Tensor, previous: Tensor | None = None, product: torch.dtype = torch.float64
+    ) -> None:
+        """More pairs: embeds `[n, D_e]`, states `[n, D]`, and, where they are context, the states before `[n, D]`.
+        product: precision in which blocks of them are multiplied, before that is added up in float64."""
         for start in range(0, len(states), _BLOCK):
             part = slice(start, start + _BLOCK)
             context = [] if previous is None else [previous[part]]
             if self.context:
                 context.append(torch.ones(len(states[part]), 1, device=states.device))
-            joined = torch.cat([embeds[part], *context, states[part]], -1).double()
+            joined = torch.cat([embeds[part], *context, states[part]], -1).to(product)
             self.sums += joined.T @ joined
         self.count += len(states)
+
+    def join(self, other: NormalEquations) -> None:
+        """What others have summed, too."""
+        self.sums += other.sums.to(self.sums)
+        self.count += other.count
 
     def solve(self) -> tuple[Tensor, Tensor]:
         """The scorer of these sums in fp32: project `[D + context, D_e]` over features [state | context], and gram

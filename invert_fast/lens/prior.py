@@ -57,13 +57,15 @@ class DraftPrior:
 
 @dataclass
 class Drafted:
-    """The short lists of whole texts: proxies `[b, T, D_e]` that they are the best tokens by; ids, scores
-    `[b, T, LISTED]`, best first, see `BestTwo.shortlist`; error `[b, T]`: how likely each first one is wrong."""
+    """The short lists of whole texts: proxies `[b, T, D_e]` of the lens alone; ids, scores `[b, T, LISTED]`, best
+    first, see `BestTwo.shortlist`, with the prior at `weight [b, T]`; error `[b, T]`: how likely each first one is
+    wrong."""
 
     proxies: Tensor
     ids: Tensor
     scores: Tensor
     error: Tensor
+    weight: Tensor
 
 
 @torch.no_grad()
@@ -72,11 +74,10 @@ def draft_lists(decoder: Decoder, lens: Lens, hidden: Tensor) -> Drafted:
     found = weighed_lists(decoder, lens, hidden, 0.0 if lens.prior is None else lens.prior.weights[0])
     if lens.prior is None or not decoder.layer.near_head or hidden.shape[1] < 2:
         return found
-    kind = lens.prior.kind(lens.prior.surprise(decoder, hidden, found.ids[..., 0]))
-    weights, sureness = (
-        kind.new_tensor(of, dtype=torch.float32)[kind] for of in (lens.prior.weights, lens.prior.sureness)
-    )
-    _weigh_again(decoder, lens, hidden, found, weights, lens.prior.weights[0])
+    surprise = lens.prior.surprise(decoder, hidden, found.ids[..., 0])
+    kind = lens.prior.kind(surprise)
+    weights, sureness = (surprise.new_tensor(of)[kind] for of in (lens.prior.weights, lens.prior.sureness))
+    _weigh_again(decoder, lens, hidden, found, weights)
     found.error[:, 1:] = lens.repair.error(_leads(found.scores[:, 1:]), sureness)
     return found
 
@@ -84,28 +85,32 @@ def draft_lists(decoder: Decoder, lens: Lens, hidden: Tensor) -> Drafted:
 @torch.no_grad()
 def weighed_lists(decoder: Decoder, lens: Lens, hidden: Tensor, weight: float) -> Drafted:
     """With `weight` times the prior everywhere."""
-    proxies = lens.proxies(hidden)
+    proxies = together = lens.proxies(hidden)
     joins, tied = weight > 0 and decoder.layer.near_head, decoder.tied_scale
     if joins and tied is not None:
-        proxies[:, 1:] += (weight / tied) * decoder.head_input(hidden[:, :-1]).float()
-    ids, scores = lens.lists(proxies)
+        together = proxies.clone()
+        together[:, 1:] += (weight / tied) * decoder.head_input(hidden[:, :-1]).float()
+    ids, scores = lens.lists(together)
     if joins and tied is None:
         ids[:, 1:], scores[:, 1:] = _add_prior(decoder, hidden[:, :-1], ids[:, 1:], scores[:, 1:], weight)
-    return Drafted(proxies, ids, scores, lens.repair.error(_leads(scores)))
+    weights = torch.full_like(scores[..., 0], weight if joins else 0.0)
+    weights[:, :1] = 0.0
+    return Drafted(proxies, ids, scores, lens.repair.error(_leads(scores)), weights)
 
 
-def _weigh_again(decoder: Decoder, lens: Lens, hidden: Tensor, found: Drafted, weights: Tensor, now: float) -> None:
+def _weigh_again(decoder: Decoder, lens: Lens, hidden: Tensor, found: Drafted, weights: Tensor) -> None:
     """Make the rows of `found` anew whose weight `[b, T − 1]` is another than it is now."""
-    text, row = (weights != now).nonzero(as_tuple=True)
+    text, row = (weights != found.weight[:, 1:]).nonzero(as_tuple=True)
     if not len(text):
         return
-    before, more = hidden[text, row], (weights[text, row] - now)[:, None]
+    at, before, weight = (text, row + 1), hidden[text, row], weights[text, row][:, None]
     if decoder.tied_scale is None:
-        old = found.ids[text, row + 1], found.scores[text, row + 1]
-        found.ids[text, row + 1], found.scores[text, row + 1] = _add_prior(decoder, before, *old, more)
-        return
-    found.proxies[text, row + 1] += (more / decoder.tied_scale) * decoder.head_input(before).float()
-    found.ids[text, row + 1], found.scores[text, row + 1] = lens.row_lists(found.proxies[text, row + 1])
+        more = weight - found.weight[at][:, None]
+        found.ids[at], found.scores[at] = _add_prior(decoder, before, found.ids[at], found.scores[at], more)
+    else:
+        together = found.proxies[at] + (weight / decoder.tied_scale) * decoder.head_input(before).float()
+        found.ids[at], found.scores[at] = lens.row_lists(together)
+    found.weight[at] = weight[:, 0]
 
 
 def _add_prior(

@@ -1,19 +1,25 @@
-"""Measuring how much of the model's own prior drafts of a large vocabulary want, on held-out texts of every kind."""
+"""Measuring, on held-out texts of every kind, how much of the model's own prior drafts of a large vocabulary want, and
+how far down their orders of candidates the right ones are."""
 
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from ..model.decoder import Decoder
+from ..model.lanes import Lanes
 from .linear import LinearLens
-from .measure import sureness
+from .measure import SIZES, cost, evenly, sureness
+from .orders import orders, ranked_ids, take_turns
 from .prior import Drafted, DraftPrior, draft_lists, weighed_lists
+from .repair import GROWTH_OF_LARGE, Repair
 
 _WEIGHTS, _TRIED = (6.0, 4.0, 2.0, 1.0, 0.5, 0.0), 2.0  # and under which lists are made to try them
 _KINDS, _BINS = 3, 12  # so many weights at most; where they may part, in shares of the tokens
+_WRONG, _DEEP = 96, 1024  # positions whose candidates are ordered; how many of each order are looked at
 _ROWS, _ROWS_AT_ONCE, _RIDGE = 320, 32, 0.1  # that are asked for all their logits
 
 
@@ -50,6 +56,37 @@ def fit_prior(decoder: Decoder, lens: LinearLens, ids: Tensor, states: Tensor) -
     ]
     lens.prior = DraftPrior(asked.normaliser, tuple(_WEIGHTS[most + w] for w in chosen), edges, tuple(known))
     return draft_lists(decoder, lens, states)
+
+
+@torch.no_grad()
+def measure_orders(
+    decoder: Decoder, lens: LinearLens, ids: Tensor, states: Tensor, lanes: Lanes, drafted: Drafted
+) -> Repair:
+    """As `measure_repair`, where candidates are tried in the turns of `orders`. lanes: where these texts are kept, one
+    each."""
+    draft, leads = drafted.ids[..., 0], drafted.scores[..., 0] - drafted.scores[..., 1]
+    found = Repair(change=1.0, row=1.0, prior=0.0, sureness=sureness(draft != ids, leads))
+    text, position = (draft != ids)[:, 1:].nonzero(as_tuple=True)
+    if not len(text):
+        return found
+    text, position = evenly(text, position + 1, most=_WRONG)
+    true, wrong = ids[text, position], draft[text, position]
+    seen = lanes.fan_out_at(text, position, decoder.embed(wrong[:, None]))[:, 0].float()
+    ranks = []
+    for part in torch.arange(len(text), device=ids.device).split(_ROWS_AT_ONCE):
+        at = text[part], position[part]
+        row = lens.scores(drafted.proxies[at], torch.zeros_like(part, dtype=torch.bool))
+        prior = decoder.log_probs(states[at[0], at[1] - 1])
+        change = lens.change_scores(states[at], seen[part], wrong[part])
+        tables = orders(row, prior, change, drafted.weight[at])
+        banned = ~lens.vocabulary.allowed | (prior == float("-inf"))
+        banned.scatter_(1, wrong[part][:, None], True)
+        tokens, turns = take_turns(*(ranked_ids(t.masked_fill(banned, float("-inf")), _DEEP) for t in tables))
+        here = turns.masked_fill(tokens != true[part][:, None], float("-inf")).amax(-1, keepdim=True)
+        ranks.append((turns > here).sum(-1))
+    rank = torch.cat(ranks)
+    first = (rank == 0).float().mean().item()
+    return replace(found, first_block=min((cost(rank, size, GROWTH_OF_LARGE), size) for size in SIZES)[1], first=first)
 
 
 def _parted(right: Tensor, surprise: Tensor) -> tuple[int, tuple[float, ...], tuple[int, ...]]:

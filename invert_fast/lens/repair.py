@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 _ERROR_LEAST = 1e-4
+# a further block of candidates is so many times as large; of a large vocabulary the tail is long, and overshooting dear
+GROWTH, GROWTH_OF_LARGE = 4, 2
 
 
 @dataclass(frozen=True)

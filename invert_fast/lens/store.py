@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
@@ -19,14 +18,16 @@ from ..model.decoder import Decoder
 from ..model.load import BUNDLED
 from ..model.vocabulary import Vocabulary
 from ..storage import cache
+from .files import read_or_warn, whole_tensor
 from .learned import LearnedLens
 from .linear import LinearLens
 from .prior import DraftPrior
 from .repair import read_repair
+from .sums_store import write_sums
 
 log = logging.getLogger("invert_fast")
 
-_LINEAR, _LEARNED = "linear-8", "learned-2"
+_LINEAR, _LEARNED = "linear-10", "learned-2"
 SHIPPED = BUNDLED / "lens.safetensors"
 _Lens = TypeVar("_Lens", LinearLens, LearnedLens)
 
@@ -43,7 +44,7 @@ def linear_lens(decoder: Decoder, vocabulary: Vocabulary, seed: int = 0, again: 
     """
     name = linear_name(decoder, seed)
     path = None if again else cache.path(name)
-    stored = _read(path, lambda path: _read_linear(path, decoder, vocabulary), "fitting it again")
+    stored = read_or_warn(path, lambda path: _read_linear(path, decoder, vocabulary), "fitting it again")
     if stored is not None:
         return stored
     log.info(
@@ -52,10 +53,17 @@ def linear_lens(decoder: Decoder, vocabulary: Vocabulary, seed: int = 0, again: 
     from .linear_fit import fit_linear  # and with it what generates text
 
     lens = fit_linear(decoder, vocabulary, seed)
-    cache.write(
-        name, save(_linear_tensors(lens), metadata=_about(lens, {"format": _LINEAR, "prior": _told(lens.prior)}))
-    )
+    keep_linear(lens, decoder, seed)
     return lens
+
+
+def keep_linear(lens: LinearLens, decoder: Decoder, seed: int) -> None:
+    """Write a linear lens to the cache folder, and what it was solved from, if it has that with it."""
+    about = {"format": _LINEAR, "prior": _told(lens.prior), "used": lens.used}
+    if lens.sums is not None:
+        write_sums(decoder, seed, lens.sums)
+    lens.sums = None
+    cache.write(linear_name(decoder, seed), save(_linear_tensors(lens), metadata=_about(lens, about)))
 
 
 def learned_name(decoder: Decoder, states_dtype: str) -> str:
@@ -68,7 +76,7 @@ def learned_lens(decoder: Decoder, vocabulary: Vocabulary, states_dtype: str = "
     when no lens was ever fitted for this model and layer."""
     own = [cache.path(learned_name(decoder, dtype)) for dtype in dict.fromkeys((states_dtype, "any"))]
     for path in [*own, SHIPPED if SHIPPED.is_file() else None]:
-        found = _read(path, lambda path: read_learned(path, decoder, vocabulary), "fit it again")
+        found = read_or_warn(path, lambda path: read_learned(path, decoder, vocabulary), "fit it again")
         if found is not None:
             return found
     return None
@@ -107,13 +115,13 @@ def read_learned(path: Path, decoder: Decoder, vocabulary: Vocabulary) -> Learne
         if not (1 <= width <= 4096 and 1 <= layers <= 64):
             raise ValueError(f"width {width}, {layers} layers")
         D, out = decoder.width, vocabulary.embedding.shape[1]
-        both = _tensor(file, "lens.project", (D, 2 * out))
-        rest = torch.cat([both[:, :out], both[:, out:], _tensor(file, "lens.constant", (out,))[None]])
+        both = whole_tensor(file, "lens.project", (D, 2 * out))
+        rest = torch.cat([both[:, :out], both[:, out:], whole_tensor(file, "lens.constant", (out,))[None]])
         parts = _parts(file, D, out, {"rest": rest})
         linear = _listed(LinearLens(vocabulary, parts, energies=_energies(file, vocabulary)), file)
         lens = LearnedLens(linear, width, layers)
         state = {
-            name: _tensor(file, f"lens.{name}", tuple(like.shape)).to(like.dtype)
+            name: whole_tensor(file, f"lens.{name}", tuple(like.shape)).to(like.dtype)
             for name, like in lens.state_dict().items()
         }
     lens.load_state_dict(state)
@@ -121,23 +129,12 @@ def read_learned(path: Path, decoder: Decoder, vocabulary: Vocabulary) -> Learne
     return _described(lens.freeze(), about)
 
 
-def _read(path: Path | None, read: Callable[[Path], _Lens | None], then: str) -> _Lens | None:
-    """What a file holds; None, with a warning, when it is damaged: a lens is only ever a proposer."""
-    if path is None:
-        return None
-    try:
-        return read(path)
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError) as error:
-        log.warning("the stored lens %s is unreadable (%s): %s", path, error, then)
-        return None
-
-
 def _read_linear(path: Path, decoder: Decoder, vocabulary: Vocabulary) -> LinearLens:
     with safe_open(path, framework="pt", device=str(decoder.device)) as file:
         about = json.loads((file.metadata() or {})["about"])
         parts = _parts(file, decoder.width, vocabulary.embedding.shape[1], {})
         lens = LinearLens(vocabulary, parts, energies=_energies(file, vocabulary))
-        lens.prior = _prior(file, about, decoder.width)
+        lens.prior, lens.used = _prior(file, about, decoder.width), int(about["used"])
         return _described(_listed(lens, file), about)
 
 
@@ -156,20 +153,20 @@ def _linear_tensors(lens: LinearLens) -> dict[str, Tensor]:
 
 def _energies(file, vocabulary: Vocabulary) -> dict[str, Tensor]:
     names = [name for name in ("first", "rest", "change") if f"{name}.energy" in file.keys()]  # noqa: SIM118
-    return {name: _tensor(file, f"{name}.energy", (vocabulary.size,)) for name in names}
+    return {name: whole_tensor(file, f"{name}.energy", (vocabulary.size,)) for name in names}
 
 
 def _listed(lens: LinearLens, file) -> LinearLens:
     """With what its lists are made by, if it has any."""
     if "metric" in file.keys():  # noqa: SIM118 (a safetensors file is no mapping)
-        lens.list_by(_tensor(file, "metric", tuple(lens.parts["rest"].gram.shape)))
+        lens.list_by(whole_tensor(file, "metric", tuple(lens.parts["rest"].gram.shape)))
     return lens
 
 
 def _prior(file, about: dict, width: int) -> DraftPrior | None:
     if "normaliser" not in file.keys():  # noqa: SIM118
         return None
-    normaliser = _tensor(file, "normaliser", (width + 1,))
+    normaliser = whole_tensor(file, "normaliser", (width + 1,))
     numbers = {name: tuple(float(x) for x in about["prior"][name]) for name in ("weights", "edges", "sureness")}
     if not all(math.isfinite(x) for many in numbers.values() for x in many):
         raise ValueError(f"a prior of {numbers}")
@@ -185,18 +182,9 @@ def _parts(file, width: int, out: int, projects: dict[str, Tensor]) -> dict[str,
     """The three closed-form maps in a file; `projects` has those that are stored otherwise."""
     parts = {}
     for name, inputs in (("first", width + 1), ("rest", 2 * width + 1), ("change", width)):
-        project = projects[name] if name in projects else _tensor(file, f"{name}.project", (inputs, out))
-        parts[name] = project, _tensor(file, f"{name}.gram", (out, out))
+        project = projects[name] if name in projects else whole_tensor(file, f"{name}.project", (inputs, out))
+        parts[name] = project, whole_tensor(file, f"{name}.gram", (out, out))
     return parts
-
-
-def _tensor(file, name: str, shape: tuple[int, ...]) -> Tensor:
-    tensor = file.get_tensor(name)
-    if tensor.shape != shape or not tensor.is_floating_point():
-        raise ValueError(f"{name} is {list(tensor.shape)} {tensor.dtype}, expected {list(shape)} of floats")
-    if not bool(tensor.isfinite().all()):
-        raise ValueError(f"{name} is not finite")
-    return tensor.float()
 
 
 def _about(lens: LinearLens | LearnedLens, more: dict) -> dict[str, str]:

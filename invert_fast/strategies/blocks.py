@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from ..engine.protocol import Block, Context
@@ -19,7 +18,7 @@ class Ranked:
 
     def token(self, column: Tensor) -> Tensor:
         """The tokens in these columns `[n, k]`."""
-        return column if self.ids is None else self.ids.gather(1, column)
+        return column if self.ids is None else self.ids.gather(1, column).long()
 
     def allowed(self, context: Context) -> Ranked:
         """What is no candidate scores −∞."""
@@ -29,23 +28,12 @@ class Ranked:
     def untried(self, context: Context, slots: Tensor) -> Ranked:
         """So does what was tried at the positions of these lanes."""
         tried = context.attempts.tried
-        banned = tried[slots] if self.ids is None else tried[slots[:, None], self.ids.clamp_min(0)]
+        banned = tried[slots] if self.ids is None else tried[slots[:, None], self.ids.clamp_min(0).long()]
         found = self.allowed(context)
         return Ranked(found.scores.masked_fill_(banned, float("-inf")), self.ids)
 
     def __getitem__(self, rows: Tensor) -> Ranked:
         return Ranked(self.scores[rows], None if self.ids is None else self.ids[rows])
-
-
-def in_turn(*orders: Tensor) -> Ranked:
-    """Several orders of candidates, ids `[n, C]` each, −1 for none, as one: each names its next in turn."""
-    ids = torch.cat(orders, -1)
-    place = torch.cat([len(orders) * torch.arange(o.shape[1], device=o.device) + i for i, o in enumerate(orders)])
-    order = (ids * (len(orders) * ids.shape[1]) + place).argsort(-1)  # equal ones side by side, the earlier first
-    ids, place = ids.gather(1, order), place[order]
-    again = torch.zeros_like(ids, dtype=torch.bool)
-    again[:, 1:] = ids[:, 1:] == ids[:, :-1]
-    return Ranked(-place.float().masked_fill(again | (ids < 0), float("inf")), ids.masked_fill(again, -1))
 
 
 def growing_blocks(

@@ -11,14 +11,14 @@ from torch import Tensor
 
 from ..engine.protocol import Context
 from ..lens.base import Lens
+from ..lens.orders import orders, ranked_ids, take_turns
 from ..lens.prior import draft_lists
 from ..lens.second_look import doubtful, look_again
 from ..ops.best_two import LISTED, MANY_TOKENS
-from .blocks import Ranked, in_turn
+from .blocks import Ranked
 
-_LIKELY = 16  # tokens that the prior adds to a list: some states say what comes next, and hardly what they are of
-_SCORES_AT_ONCE = 1 << 24
-_FROM_ALL = 4096  # of the whole vocabulary, by each order
+_ROWS_AT_ONCE = 4096
+_FROM_ALL = 4096  # of the whole vocabulary, in each order
 
 
 class Candidates:
@@ -31,13 +31,25 @@ class Candidates:
         self.looks_again = self.near_head and self.repair.second_look > 0
         self.listed = context.vocabulary.size >= MANY_TOKENS
         self.width = LISTED if self.listed else context.vocabulary.size
-        self._rows = max(1, _SCORES_AT_ONCE // context.vocabulary.size)
         width = context.vocabulary.embedding.shape[1]
         self.proxies = torch.zeros(lanes.slots, lanes.max_len, width, device=device)
         if self.listed:
             shape = lanes.slots, lanes.max_len, LISTED
             self.lists = torch.full(shape, -1, dtype=torch.int32, device=device)
             self.list_scores = torch.zeros(shape, device=device)
+            self.weights = torch.zeros(shape[:2], device=device)
+            self._whole: dict[int, tuple[int, Ranked]] = {}  # by lane: of which position, and its candidates
+
+    def use(self, lens: Lens) -> None:
+        """From now on this one. What texts were drafted with another stays; their candidates are ordered anew."""
+        if lens is self.lens:
+            return
+        self.lens, self.repair = lens, lens.repair
+        at_once = max(1, _ROWS_AT_ONCE // max(1, self.context.lanes.max_len))
+        for part in torch.arange(self.context.lanes.slots, device=self.proxies.device).split(at_once):
+            self.proxies[part] = lens.proxies(self.context.lanes.targets[part])
+        if self.listed:
+            self._whole.clear()
 
     def draft(self, slots: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """The tokens that the lens makes of whole texts `hidden [b, T, D]` in these lanes, and how likely each is
@@ -46,7 +58,9 @@ class Candidates:
         if self.listed:
             found = draft_lists(self.context.decoder, self.lens, hidden)
             self.proxies[slots, :T], self.list_scores[slots, :T] = found.proxies, found.scores
-            self.lists[slots, :T] = found.ids.int()
+            self.lists[slots, :T], self.weights[slots, :T] = found.ids.int(), found.weight
+            for slot in slots.tolist():
+                self._whole.pop(slot, None)
             return found.ids[..., 0], found.error
         self.proxies[slots, :T] = proxies = self.lens.proxies(hidden)
         drafts, leads = self.lens.best(proxies)
@@ -63,21 +77,15 @@ class Candidates:
         return ((ids >= 0) & ~self.context.attempts.tried[slots[:, None], ids.clamp_min(0)]).any(-1)
 
     def ranked(
-        self,
-        slots: Tensor,
-        position: Tensor,
-        wrong_state: Tensor,
-        wrong: Tensor,
-        whole: bool = False,
-        tried: bool = False,
+        self, slots: Tensor, position: Tensor, wrong_state: Tensor, wrong: Tensor, whole: bool = False
     ) -> Ranked:
         """The candidates of n positions in posterior order, weighted as the fit found best. Token `wrong [n]` was seen
-        to give `wrong_state [n, D]` there. Where there are lists, candidates are of these, and, once one was
-        tried, of those that the prior alone finds likely; whole: of all tokens nevertheless."""
+        to give `wrong_state [n, D]` there. Where there are lists, candidates are of these; whole: of all tokens
+        nevertheless."""
         if self.listed and whole:
             return self._from_all(slots, position, wrong_state, wrong)
         if self.listed:
-            return self._from_lists(slots, position, wrong_state, wrong, tried)
+            return self._from_lists(slots, position, wrong_state, wrong)
         targets, repair = self.context.lanes.targets, self.repair
         scores = repair.change * self.lens.change_scores(targets[slots, position], wrong_state, wrong)
         if repair.row:
@@ -87,45 +95,72 @@ class Candidates:
             scores += repair.prior * prior.masked_fill_((position == 0)[:, None], 0.0)
         return Ranked(scores)
 
-    def _from_lists(self, slots: Tensor, position: Tensor, wrong_state: Tensor, wrong: Tensor, tried: bool) -> Ranked:
-        targets, repair, decoder = self.context.lanes.targets, self.repair, self.context.decoder
-        ids, start = self.lists[slots, position].long(), (position == 0)[:, None]
-        scores = repair.change * self.lens.change_scores(targets[slots, position], wrong_state, wrong, ids)
-        scores += repair.row * self.list_scores[slots, position]
-        if not self.near_head:
-            return Ranked(scores, ids)
-        before = targets[slots, (position - 1).clamp_min(0)]
-        if repair.prior:
-            scores += repair.prior * decoder.logits_of(before, ids).masked_fill_(start, 0.0)
-        if not tried:
-            return Ranked(scores, ids)
-        order = scores.masked_fill(ids < 0, float("-inf")).argsort(-1, descending=True)
-        likely = [
-            self._prior(*part).topk(_LIKELY, -1).indices
-            for part in zip(*(table.split(self._rows) for table in (slots, position)), strict=True)
-        ]
-        return in_turn(ids.gather(1, order), torch.cat(likely))
+    def believed(self, slots: Tensor, position: Tensor, wrong_state: Tensor, wrong: Tensor) -> Ranked:
+        """The same, by one sum of scores in which the wrong token, seen in a context that is not its own, is a
+        candidate as well."""
+        if not self.listed:
+            return self.ranked(slots, position, wrong_state, wrong)
+        ids = self.lists[slots, position].long()
+        change = self.lens.change_scores(self.context.lanes.targets[slots, position], wrong_state, wrong, ids)
+        return Ranked(
+            self.list_scores[slots, position] + (change if self.near_head else self.repair.change * change), ids
+        )
 
-    def _prior(self, slots: Tensor, position: Tensor) -> Tensor:
-        """Of all tokens, `[n, V]`; −∞ for what is no candidate, the same for all others at position 0."""
-        prior = self.context.decoder.log_probs(self.context.lanes.targets[slots, (position - 1).clamp_min(0)])
-        prior.masked_fill_((position == 0)[:, None], 0.0)
-        return prior.masked_fill_(~self.context.vocabulary.allowed, float("-inf"))
+    def _from_lists(self, slots: Tensor, position: Tensor, wrong_state: Tensor, wrong: Tensor) -> Ranked:
+        targets, repair, decoder = self.context.lanes.targets, self.repair, self.context.decoder
+        ids, scores = self.lists[slots, position].long(), self.list_scores[slots, position]
+        change = self.lens.change_scores(targets[slots, position], wrong_state, wrong, ids)
+        if not self.near_head:
+            return Ranked(repair.change * change + repair.row * scores, ids)
+        before, weight = targets[slots, (position - 1).clamp_min(0)], self.weights[slots, position]
+        prior = decoder.logits_of(before, ids).masked_fill_((position == 0)[:, None], 0.0)
+        row = scores - weight[:, None] * prior.masked_fill(ids < 0, 0.0)
+        tables = orders(row, prior, change, weight)
+        lists = [ranked_ids(table.masked_fill(ids < 0, float("-inf")), LISTED, ids) for table in tables]
+        found, turns = take_turns(*lists)
+        return Ranked(turns, found)
 
     def _from_all(self, slots: Tensor, position: Tensor, wrong_state: Tensor, wrong: Tensor) -> Ranked:
-        """What the fit found best, the prior, and the change with the prior take turns. Each is one product for all
-        that its scores add up: the embedding matrix is read once for it."""
-        targets, repair, vocabulary = self.context.lanes.targets, self.repair, self.context.vocabulary
-        change, fixed = self.lens.change_proxies(targets[slots, position], wrong_state, wrong)
+        """Of all tokens; scored once a position, since every row of scores costs as much as many tokens verified."""
+        if not self.near_head:
+            return Ranked(torch.addmm(*self._whole_row(slots, position, wrong_state, wrong)))
+        at = [*zip(slots.tolist(), position.tolist(), strict=True)]
+        new = [i for i, (slot, place) in enumerate(at) if self._whole.get(slot, (-1, None))[0] != place]
+        if new:
+            found = self._ordered(slots[new], position[new], wrong_state[new], wrong[new])
+            for row, i in enumerate(new):
+                self._whole[at[i][0]] = at[i][1], found[row : row + 1]
+        kept = [self._whole[slot][1] for slot, _ in at]
+        ids = torch.cat([one.ids for one in kept if one.ids is not None])
+        ranked = Ranked(torch.cat([one.scores for one in kept]), ids)
+        left = ranked.untried(self.context, slots).scores > float("-inf")
+        if bool(left.any(-1).all()):
+            return ranked
+        return Ranked(torch.addmm(*self._whole_row(slots, position, wrong_state, wrong)))  # the rest, in one order
+
+    def _whole_row(
+        self, slots: Tensor, position: Tensor, wrong_state: Tensor, wrong: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Bias, proxies and matrix of which the scores of lens and change, as the fit weighed them, are the product:
+        the embedding matrix is read once for both."""
+        repair = self.repair
+        change, fixed = self.lens.change_proxies(self.context.lanes.targets[slots, position], wrong_state, wrong)
         proxies = repair.change * change + repair.row * self.proxies[slots, position]
         bias = repair.change * fixed + (repair.row * self.lens.row_bias if repair.row else 0.0)
-        scores = torch.addmm(bias, proxies, vocabulary.embedding.T)
-        if not self.near_head:
-            return Ranked(scores)
-        prior = self._prior(slots, position)
-        both = torch.addmm(fixed, change, vocabulary.embedding.T).add_(prior)
-        orders = scores.masked_fill_(~vocabulary.allowed, float("-inf")), prior, both
-        best = [part.topk(min(_FROM_ALL, vocabulary.size), -1) for part in orders]
-        ranked = in_turn(*(part.indices.masked_fill(part.values == float("-inf"), -1) for part in best))
-        left = ranked.untried(self.context, slots).scores > float("-inf")
-        return ranked if bool(left.any(-1).all()) else Ranked(scores)  # all of these tried: the rest, in one order
+        return bias, proxies, self.context.vocabulary.embedding.T
+
+    def _ordered(self, slots: Tensor, position: Tensor, wrong_state: Tensor, wrong: Tensor) -> Ranked:
+        targets, vocabulary, start = self.context.lanes.targets, self.context.vocabulary, position == 0
+        prior = self.context.decoder.log_probs(targets[slots, (position - 1).clamp_min(0)])
+        prior.masked_fill_(start[:, None], 0.0).masked_fill_(~vocabulary.allowed, float("-inf"))
+        row = self.lens.scores(self.proxies[slots, position], start)
+        change = self.lens.change_scores(targets[slots, position], wrong_state, wrong)
+        most = min(_FROM_ALL, vocabulary.size)
+        tables = orders(row, prior, change, self.weights[slots, position])
+        ids, turns = take_turns(*(ranked_ids(_numbers(table, prior), most) for table in tables))
+        return Ranked(turns, ids.int())
+
+
+def _numbers(scores: Tensor, prior: Tensor) -> Tensor:
+    """−∞ for what is no candidate, whatever the weight of a prior of −∞ made of it."""
+    return scores.masked_fill(scores.isnan() | (prior == float("-inf")), float("-inf"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..engine.protocol import Behind, Block, Context, Observer, Proposer, Run, Strategy, Working, served
+from ..engine.protocol import Behind, Block, Context, Learner, Observer, Proposer, Run, Strategy, Working, served
 
 
 class Chain:
@@ -37,6 +37,16 @@ class _Proposer:
         for proposer in self.proposers:
             if isinstance(proposer, Observer):
                 proposer.observe(behind)
+
+    def finished(self, slots: Tensor, certified: Tensor) -> None:
+        for proposer in self.proposers:
+            if isinstance(proposer, Learner):
+                proposer.finished(slots, certified)
+
+    def ended(self) -> None:
+        for proposer in self.proposers:
+            if isinstance(proposer, Learner):
+                proposer.ended()
 
     def propose(self, slots: Tensor) -> list[Run | Block | Working]:
         # a new position starts from the top

@@ -17,6 +17,9 @@ from torch import Tensor
 from ..engine.protocol import Behind, Block, Context, Run
 from ..lens.base import Lens
 from ..lens.choose import choose_lens
+from ..lens.linear import LinearLens
+from ..lens.repair import GROWTH, GROWTH_OF_LARGE
+from ..lens.sharpen import Sharpener, sharpener_of
 from .blocks import Ranked, growing_blocks
 from .candidates import Candidates
 
@@ -24,7 +27,7 @@ _CALL_TOKENS, _LANE_TOKENS = 96.0, 1.0  # what a further round costs in tokens: 
 _IN_VAIN = 0.4  # share of the draft behind a doubtful token that is computed in vain
 _WORST = 0.9  # error: even a token that is most likely wrong may be worth verifying
 _NEAR = 0.02  # doubt of a token whose state came near behind a mismatch
-_SCORES_AT_ONCE, _WHOLE_SCORES = 1 << 21, 1 << 24
+_SCORES_AT_ONCE, _WHOLE_SCORES = 1 << 21, 1 << 22
 _OF_LARGE = 16  # the part of a large vocabulary that is worth trying in the lens's order: what follows costs more
 _TOLD = 2.0  # errors: how much what is believed beforehand counts against what a lane shows
 
@@ -32,13 +35,13 @@ _TOLD = 2.0  # errors: how much what is believed beforehand counts against what 
 @dataclass(frozen=True)
 class Speculative:
     """first_block: candidates in the first repair block of a position (None: as many as the fit found cheapest), each
-    later one is `growth` times the one before, up to max_block; max_candidates: leave a position to the next strategy
-    after that many, or a 16th of a large vocabulary (None: try all); lens: auto | linear | learned (see
-    `lens.choose_lens`); seed: of a linear lens fitted on first use.
+    later one is `growth` times the one before (None: 4, of a large vocabulary 2), up to max_block; max_candidates:
+    leave a position to the next strategy after that many, or a 16th of a large vocabulary (None: try all); lens: auto |
+    linear | learned (see `lens.choose_lens`); seed: of a linear lens fitted on first use.
     """
 
     first_block: int | None = None
-    growth: int = 4
+    growth: int | None = None
     max_block: int = 1024
     max_candidates: int | None = 512
     seed: int = 0
@@ -47,16 +50,19 @@ class Speculative:
 
     def bind(self, context: Context) -> _Proposer:
         lens = choose_lens(context.decoder, context.vocabulary, self.lens, context.states_dtype, self.seed)
-        return _Proposer(self, context, lens)
+        sharpener = sharpener_of(context.decoder, context.vocabulary, lens, self.seed)
+        return _Proposer(self, context, lens, sharpener)
 
 
 class _Proposer:
     """The drafts of all lanes, and how long a chunk of them is worth verifying at once."""
 
-    def __init__(self, settings: Speculative, context: Context, lens: Lens):
+    def __init__(self, settings: Speculative, context: Context, lens: Lens, sharpener: Sharpener | None):
         self.settings, self.context, self.candidates = settings, context, Candidates(context, lens)
+        self.sharpener = sharpener
         repair, lanes, device = lens.repair, context.lanes, context.decoder.device
         self.first_block = settings.first_block or repair.first_block
+        self.growth = settings.growth or (GROWTH_OF_LARGE if self.candidates.listed else GROWTH)
         self.drafts = torch.zeros(lanes.slots, lanes.max_len, dtype=torch.long, device=device)
         self.first_drafts = torch.zeros_like(self.drafts)  # as the lens made them
         # doubt: −log(1 − how likely each drafted token is wrong, as is believed); errors so far: believed and made
@@ -68,6 +74,8 @@ class _Proposer:
         self.seen = torch.zeros_like(lanes.length)
 
     def begin(self, slots: Tensor) -> None:
+        if self.sharpener is not None and isinstance(self.candidates.lens, LinearLens):
+            self.candidates.use(self.sharpener.latest(self.candidates.lens))
         self.seen[slots], self.lead[slots] = 0, -1
         self.believed[slots], self.made[slots] = 0.0, 0.0
         lanes = self.context.lanes
@@ -95,18 +103,16 @@ class _Proposer:
         for part, whole in self._kinds(stuck):
             attempts, position = self.context.attempts, self.context.lanes.length[part]
             near = attempts.near_state[part], attempts.near_ids[part, 0]
-            ranked = self.candidates.ranked(part, position, *near, whole=whole, tried=True)
+            ranked = self.candidates.ranked(part, position, *near, whole=whole)
             fresh = attempts.tries[part] == 1
             if bool(fresh.any()):
                 again = self._lead_on(part[fresh], ranked[fresh], len(slots))
                 runs = torch.cat([runs, again])
                 left = ~torch.isin(part, again)
                 part, ranked = part[left], ranked[left]
-            settings = self.settings
             if len(part):
-                items += growing_blocks(
-                    self.context, part, ranked, self.first_block, settings.growth, settings.max_block
-                )
+                most = self.settings.max_block
+                items += growing_blocks(self.context, part, ranked, self.first_block, self.growth, most)
         if len(runs):
             items += self._runs(runs, len(slots))
         return items
@@ -116,8 +122,7 @@ class _Proposer:
         if self.candidates.listed and len(stuck):
             lanes, tries = self.context.lanes, self.context.attempts.tries[stuck]
             # what was not among the first few of its list mostly is not in it
-            few = 1 + self.first_block * (1 + self.settings.growth)
-            listed = self.candidates.untried(stuck, lanes.length[stuck]) & (tries <= few)
+            listed = self.candidates.untried(stuck, lanes.length[stuck]) & (tries <= self.first_block)
             if bool(listed.any()):
                 yield stuck[listed], False
             for part in stuck[~listed].split(max(1, _WHOLE_SCORES // self.context.vocabulary.size)):
@@ -199,6 +204,20 @@ class _Proposer:
             self.lead[ended] = -1
         self.seen[slots] = length
 
+    def finished(self, slots: Tensor, certified: Tensor) -> None:
+        """What was certified beyond position 0 teaches a linear lens."""
+        if self.sharpener is None or not self.sharpener.teachable:
+            return
+        lanes = self.context.lanes
+        known = certified & (torch.arange(lanes.max_len, device=slots.device) < lanes.target_length[slots][:, None])
+        row, position = known[:, 1:].nonzero(as_tuple=True)
+        lane, position = slots[row], position + 1
+        self.sharpener.learn(lanes.ids[lane, position], *(lanes.targets[lane, at] for at in (position, position - 1)))
+
+    def ended(self) -> None:
+        if self.sharpener is not None and self.sharpener.teachable:
+            self.sharpener.keep()
+
     def observe(self, behind: Behind) -> None:
         """Drafts behind a mismatch: those that came near stand all but proved, the others are thought over."""
         slots, positions, near = behind.slots, behind.positions, behind.near
@@ -207,7 +226,7 @@ class _Proposer:
         for part in far.split(max(1, _SCORES_AT_ONCE // size)):
             slot, position, wrong = slots[part], positions[part], behind.ids[part]
             state = behind.hidden[behind.rows[0][part], behind.rows[1][part]].float()
-            left = self.candidates.ranked(slot, position, state, wrong).allowed(self.context)
+            left = self.candidates.believed(slot, position, state, wrong).allowed(self.context)
             token = left.token(left.scores.argmax(-1, keepdim=True))[:, 0].clamp_min(0)
             self.drafts[slot, position] = token
             other = token != wrong

@@ -1,0 +1,35 @@
+"""Reading what the cache folder holds of lenses: whole and finite, or not at all."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from safetensors import SafetensorError
+from torch import Tensor
+
+log = logging.getLogger("invert_fast")
+
+_Read = TypeVar("_Read")
+
+
+def read_or_warn(path: Path | None, read: Callable[[Path], _Read | None], then: str) -> _Read | None:
+    """What a file holds; None, with a warning, when it is damaged: a lens is only ever a proposer."""
+    if path is None:
+        return None
+    try:
+        return read(path)
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError) as error:
+        log.warning("the stored lens %s is unreadable (%s): %s", path, error, then)
+        return None
+
+
+def whole_tensor(file, name: str, shape: tuple[int, ...]) -> Tensor:
+    tensor = file.get_tensor(name)
+    if tensor.shape != shape or not tensor.is_floating_point():
+        raise ValueError(f"{name} is {list(tensor.shape)} {tensor.dtype}, expected {list(shape)} of floats")
+    if not bool(tensor.isfinite().all()):
+        raise ValueError(f"{name} is not finite")
+    return tensor.float()

@@ -1,0 +1,113 @@
+"""What linear lenses are solved from, as files in the cache folder: sums that several processes add to."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from filelock import FileLock, Timeout
+from safetensors import safe_open
+from safetensors.torch import save
+
+from ..model.decoder import Decoder
+from ..model.vocabulary import Vocabulary
+from ..storage import cache
+from .files import read_or_warn, whole_tensor
+from .normal_equations import NormalEquations
+
+_SUMS = "sums-1"
+_LARGEST = 1 << 26  # numbers: those of states up to 2,700 wide
+_PATIENCE = 20.0  # seconds that another process may take to add to a file
+_THEN = "use teaches this lens nothing more"
+
+
+def sums_name(decoder: Decoder, seed: int) -> str:
+    """File name, in the cache folder, of the sums that the linear lens of this model and layer is solved from."""
+    return cache.key(decoder.identity, _SUMS, str(seed)) + ".safetensors"
+
+
+def tokens_used(decoder: Decoder, seed: int) -> int | None:
+    """How many tokens of use are in them; None where there are no sums to add to."""
+    path = cache.path(sums_name(decoder, seed))
+    return read_or_warn(path, _sums_about, _THEN)
+
+
+def read_sums(decoder: Decoder, vocabulary: Vocabulary, seed: int) -> tuple[NormalEquations, int] | None:
+    """The sums, and how many tokens of use are in them; None where there are none that are whole."""
+    path = cache.path(sums_name(decoder, seed))
+    return read_or_warn(path, lambda path: _read_sums(path, decoder, vocabulary), _THEN)
+
+
+def add_to_sums(decoder: Decoder, seed: int, fresh: NormalEquations) -> int | None:
+    """Add pairs from use to those on disk, whoever else does so too. Returns as `tokens_used`."""
+    name = sums_name(decoder, seed)
+    path = cache.path(name)
+    if path is None:
+        return None
+    with _locked(name):
+        used = read_or_warn(path, _sums_about, _THEN)
+        if used is None:
+            return None
+        with safe_open(path, framework="pt") as file:
+            kept, count = file.get_tensor("sums"), int(file.get_tensor("count"))
+        if kept.shape != fresh.sums.shape:
+            return None
+        joined = NormalEquations(fresh.rows, fresh.width, fresh.context)
+        joined.sums, joined.count = kept.double(), count
+        joined.join(fresh)
+        _write_sums(name, joined, used + fresh.count)
+        return used + fresh.count
+
+
+def write_sums(decoder: Decoder, seed: int, sums: NormalEquations) -> None:
+    """Those of a lens that was just fitted, in place of what was there."""
+    name = sums_name(decoder, seed)
+    with _locked(name):
+        _write_sums(name, sums, 0)
+
+
+def _write_sums(name: str, sums: NormalEquations, used: int) -> None:
+    if sums.sums.numel() > _LARGEST:
+        return
+    tensors = {"sums": sums.sums.float().cpu().contiguous(), "count": torch.tensor(sums.count)}
+    cache.write(name, save(tensors, metadata={"about": json.dumps({"format": _SUMS, "used": used})}))
+
+
+def _sums_about(path: Path) -> int:
+    with safe_open(path, framework="pt") as file:
+        used = int(json.loads((file.metadata() or {})["about"])["used"])
+        if used < 0 or int(file.get_tensor("count")) < used:
+            raise ValueError(f"{used} tokens of use")
+        return used
+
+
+def _read_sums(path: Path, decoder: Decoder, vocabulary: Vocabulary) -> tuple[NormalEquations, int]:
+    used, out = _sums_about(path), vocabulary.embedding.shape[1]
+    sums = NormalEquations(out, decoder.width, decoder.width + 1, decoder.device)
+    with safe_open(path, framework="pt") as file:
+        sums.sums = whole_tensor(file, "sums", tuple(sums.sums.shape)).to(sums.sums)
+        sums.count = int(file.get_tensor("count"))
+    return sums, used
+
+
+@contextmanager
+def _locked(name: str) -> Iterator[None]:
+    """One process at a time; a folder that cannot be written to needs no lock, since nothing will be."""
+    root = cache.folder()
+    if root is None:
+        yield
+        return
+    lock = FileLock(root / f"{name}.lock")
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=_PATIENCE)
+    except (OSError, Timeout):
+        lock = None
+    try:
+        yield
+    finally:
+        if lock is not None:
+            lock.release()
