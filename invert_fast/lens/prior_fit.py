@@ -19,7 +19,11 @@ from .repair import GROWTH_OF_LARGE, Repair
 
 _WEIGHTS, _TRIED = (6.0, 4.0, 2.0, 1.0, 0.5, 0.0), 2.0  # and under which lists are made to try them
 _KINDS, _BINS = 3, 12  # so many weights at most; where they may part, in shares of the tokens
-_WRONG, _DEEP = 96, 1024  # positions whose candidates are ordered; how many of each order are looked at
+_WRONG, _DEEP, _HOPELESS = (
+    96,
+    1024,
+    128,
+)  # positions whose candidates are ordered, how many by each order, and what is deep
 _ROWS, _ROWS_AT_ONCE, _RIDGE = 320, 32, 0.1  # that are asked for all their logits
 
 
@@ -86,6 +90,8 @@ def measure_orders(
         ranks.append((turns > here).sum(-1))
     rank = torch.cat(ranks)
     first = (rank == 0).float().mean().item()
+    if bool((rank < _HOPELESS).any()):  # what no order names early says nothing of how many to try at first
+        rank = rank[rank < _HOPELESS]
     return replace(found, first_block=min((cost(rank, size, GROWTH_OF_LARGE), size) for size in SIZES)[1], first=first)
 
 

@@ -32,7 +32,7 @@ class Ranked:
         found = self.allowed(context)
         return Ranked(found.scores.masked_fill_(banned, float("-inf")), self.ids)
 
-    def __getitem__(self, rows: Tensor) -> Ranked:
+    def __getitem__(self, rows: Tensor | slice) -> Ranked:
         return Ranked(self.scores[rows], None if self.ids is None else self.ids[rows])
 
 
