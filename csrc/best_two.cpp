@@ -44,10 +44,24 @@ struct Rows {
 // begin; panel by panel. What fills up the last panel scores -inf.
 template <class Seen>
 void each_tile(const Scores& op, std::int64_t begin, std::int64_t end, const Seen& seen) {
-    const auto [tile, most] = tiles();
+    const auto [tile, most, pairs] = tiles();
     const std::int64_t panel_size = op.width * kTileColumns, panels = panels_of(op.columns);
     const std::int64_t count = end - begin, tiles_of_rows = (count + most - 1) / most;
-    for (std::int64_t p = 0; p < panels; ++p) {
+    std::int64_t p = 0;
+    for (; pairs && (p + 2) * kTileColumns <= op.columns; p += 2) {
+        const float *panel = op.packed + p * panel_size, *bias = op.bias ? op.bias + p * kTileColumns : nullptr;
+        float scores[2][kMostTileRows * kTileColumns];
+        for (std::int64_t t = 0; t < tiles_of_rows; ++t) {
+            const std::int64_t row = count * t / tiles_of_rows;
+            const auto rows = static_cast<int>(count * (t + 1) / tiles_of_rows - row);
+            if (p + 2 < panels) prefetch_part(panel + 2 * panel_size, panel_size * sizeof(float), t, tiles_of_rows);
+            pairs[rows - 1](op.x + (begin + row) * op.x_stride, op.x_stride, panel, panel_size, bias, scores[0],
+                            kTileColumns, kMostTileRows * kTileColumns, op.width);
+            seen(row, rows, p, scores[0]);
+            seen(row, rows, p + 1, scores[1]);
+        }
+    }
+    for (; p < panels; ++p) {
         const std::int64_t first = p * kTileColumns, there = std::min<std::int64_t>(kTileColumns, op.columns - first);
         const float* panel = op.packed + p * panel_size;
         float bias[kTileColumns], scores[kMostTileRows * kTileColumns];

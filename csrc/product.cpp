@@ -12,6 +12,8 @@
 namespace invert_fast {
 namespace {
 
+constexpr std::int64_t kRowsAtOnce = 256;  // of x, which stay in cache while all panels pass
+
 // x [rows, width] and out [rows, columns] fp32 at a stride, their last dimensions contiguous; bias [columns] or null;
 // packed: of a matrix [width, columns], as `pack_matrix` wrote it.
 struct Product {
@@ -24,9 +26,21 @@ struct Product {
 };
 
 void multiply(const Product& op, std::int64_t begin, std::int64_t end) {
-    const auto [tile, most] = tiles();
+    const auto [tile, most, pairs] = tiles();
     const std::int64_t panel_size = op.width * kTileColumns, tiles_of_rows = (op.rows + most - 1) / most;
-    for (std::int64_t p = begin; p < end; ++p) {
+    std::int64_t p = begin;
+    for (; pairs && p + 1 < end && (p + 2) * kTileColumns <= op.columns; p += 2) {
+        const std::int64_t first = p * kTileColumns;
+        const float *panel = op.packed + p * panel_size, *bias = op.bias ? op.bias + first : nullptr;
+        for (std::int64_t t = 0; t < tiles_of_rows; ++t) {
+            const std::int64_t row = op.rows * t / tiles_of_rows;
+            const auto rows = static_cast<int>(op.rows * (t + 1) / tiles_of_rows - row);
+            if (p + 2 < end) prefetch_part(panel + 2 * panel_size, 2 * panel_size * sizeof(float), t, tiles_of_rows);
+            pairs[rows - 1](op.x + row * op.x_stride, op.x_stride, panel, panel_size, bias,
+                            op.out + row * op.out_stride + first, op.out_stride, kTileColumns, op.width);
+        }
+    }
+    for (; p < end; ++p) {
         const std::int64_t first = p * kTileColumns, columns = std::min<std::int64_t>(kTileColumns, op.columns - first);
         const float* panel = op.packed + p * panel_size;
         float bias[kTileColumns] = {}, edge[kMostTileRows * kTileColumns];
@@ -83,7 +97,15 @@ void product(std::uintptr_t x, std::uintptr_t packed, std::uintptr_t bias, std::
     const std::int64_t panels = panels_of(columns);
     constexpr std::int64_t kLoad = 8;  // rows' worth of time that a panel takes to come from memory
     parallel_rows(panels, useful_threads(panels, (rows + kLoad) * width, threads),
-                  [&op](std::int64_t begin, std::int64_t end) { multiply(op, begin, end); });
+                  [&op](std::int64_t begin, std::int64_t end) {
+                      for (std::int64_t row = 0; row < op.rows; row += kRowsAtOnce) {
+                          Product part = op;
+                          part.x += row * op.x_stride;
+                          part.out += row * op.out_stride;
+                          part.rows = std::min(kRowsAtOnce, op.rows - row);
+                          multiply(part, begin, end);
+                      }
+                  });
 }
 
 const Binding binding{[](py::module_& m) {

@@ -61,6 +61,34 @@ INVERT_FAST_AVX512 void tile_avx512(const float* x, std::int64_t x_stride, const
     INVERT_FAST_UNROLL_ROWS
     for (int r = 0; r < rows; ++r) _mm512_storeu_ps(out + r * out_stride, total[r]);
 }
+template <int rows>
+INVERT_FAST_AVX512 void pair_avx512(const float* x, std::int64_t x_stride, const float* panel, std::int64_t panel_size,
+                                    const float* bias, float* out, std::int64_t out_stride, std::int64_t other,
+                                    std::int64_t width) {
+    __m512 left[rows], right[rows];
+    const float* next = panel + panel_size;
+    INVERT_FAST_UNROLL_ROWS
+    for (int r = 0; r < rows; ++r) {
+        left[r] = bias ? _mm512_loadu_ps(bias) : _mm512_setzero_ps();
+        right[r] = bias ? _mm512_loadu_ps(bias + kTileColumns) : _mm512_setzero_ps();
+    }
+    for (std::int64_t k = 0; k < width; ++k, panel += kTileColumns, next += kTileColumns) {
+        const __m512 first = _mm512_loadu_ps(panel), second = _mm512_loadu_ps(next);
+        INVERT_FAST_UNROLL_ROWS
+        for (int r = 0; r < rows; ++r) {
+            const __m512 value = _mm512_set1_ps(x[r * x_stride + k]);
+            left[r] = _mm512_fmadd_ps(value, first, left[r]);
+            right[r] = _mm512_fmadd_ps(value, second, right[r]);
+        }
+    }
+    INVERT_FAST_UNROLL_ROWS
+    for (int r = 0; r < rows; ++r) {
+        _mm512_storeu_ps(out + r * out_stride, left[r]);
+        _mm512_storeu_ps(out + r * out_stride + other, right[r]);
+    }
+}
+constexpr PairTile kPairsAvx512[] = {pair_avx512<1>, pair_avx512<2>, pair_avx512<3>, pair_avx512<4>,
+                                     pair_avx512<5>, pair_avx512<6>, pair_avx512<7>, pair_avx512<8>};
 constexpr Tile kAvx512[] = {tile_avx512<1>, tile_avx512<2>, tile_avx512<3>, tile_avx512<4>,
                             tile_avx512<5>, tile_avx512<6>, tile_avx512<7>, tile_avx512<8>};
 #endif
@@ -80,16 +108,16 @@ void tile_baseline(const float* x, std::int64_t x_stride, const float* panel, co
 constexpr Tile kBaseline[] = {tile_baseline<1>, tile_baseline<2>, tile_baseline<3>, tile_baseline<4>};
 
 template <std::size_t rows>
-Tiles up_to(const Tile (&of)[rows]) {
+Tiles up_to(const Tile (&of)[rows], const PairTile* pairs = nullptr) {
     static_assert(rows <= kMostTileRows);
-    return {of, rows};
+    return {of, rows, pairs};
 }
 
 }  // namespace
 
 Tiles tiles() {
 #if INVERT_FAST_X86_TARGETS
-    if (isa_in_use == Isa::avx512) return up_to(kAvx512);
+    if (isa_in_use == Isa::avx512) return up_to(kAvx512, kPairsAvx512);
     if (isa_in_use == Isa::avx2) return up_to(kAvx2);
 #endif
     return up_to(kBaseline);

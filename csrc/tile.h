@@ -13,10 +13,18 @@ constexpr int kMostTileRows = 8, kTileColumns = 16;
 using Tile = void (*)(const float* x, std::int64_t x_stride, const float* panel, const float* bias, float* out,
                       std::int64_t out_stride, std::int64_t width);
 
-// That for r of 1 to `rows` rows at of[r - 1].
+// The same for two panels, the second `panel_size` floats behind the first, its out [rows, 16] `other` floats behind that
+// of the first; bias [32]. A number of x that is loaded once serves two sums then: with AVX-512 loads are what bounds a
+// tile of one panel.
+using PairTile = void (*)(const float* x, std::int64_t x_stride, const float* panel, std::int64_t panel_size,
+                          const float* bias, float* out, std::int64_t out_stride, std::int64_t other,
+                          std::int64_t width);
+
+// These for r of 1 to `rows` rows at of[r - 1] and pairs[r - 1]; pairs is null where one panel at a time is as fast.
 struct Tiles {
     const Tile* of;
     int rows;
+    const PairTile* pairs;
 };
 
 Tiles tiles();
