@@ -9,7 +9,6 @@ tokens; `INVERT_FAST_SHARPEN=off` keeps none, and leaves every lens as it is.
 from __future__ import annotations
 
 import logging
-import os
 from weakref import WeakKeyDictionary
 
 import torch
@@ -20,16 +19,14 @@ from ..model.vocabulary import Vocabulary
 from .linear import LinearLens
 from .normal_equations import NormalEquations
 from .store import keep_linear
-from .sums_store import add_to_sums, read_sums, tokens_used
+from .sums_store import add_to_sums, learns, read_sums, tokens_used
 
 log = logging.getLogger("invert_fast")
 
-SWITCH = "INVERT_FAST_SHARPEN"
 _FIRST = 1024  # tokens of use after which a lens is solved again for the first time
 _FEWEST = 256  # tokens that are added to what is on disk: fewer might be read out of the sums
 _ADDED = 4  # while in use, whenever there are so many times fewer than are on disk
 _ENOUGH = 100  # tokens per number of a state, from where on more of them change nothing
-_GOOD = 0.97  # of drafts right: nothing to gain
 _AT_ONCE = 1024  # tokens whose products are taken at once
 
 
@@ -45,7 +42,7 @@ class Sharpener:
 
     @property
     def teachable(self) -> bool:
-        return os.environ.get(SWITCH) != "off" and self.used is not None and self.used < _ENOUGH * self.decoder.width
+        return self.used is not None and self.used < _ENOUGH * self.decoder.width
 
     def learn(self, ids: Tensor, states: Tensor, before: Tensor) -> None:
         """Certified tokens `ids [n]`, their states and those before them `[n, D]`."""
@@ -116,7 +113,7 @@ _of: WeakKeyDictionary[Decoder, dict[int, Sharpener]] = WeakKeyDictionary()
 
 def sharpener_of(decoder: Decoder, vocabulary: Vocabulary, lens: object, seed: int) -> Sharpener | None:
     """The one of this process; None for a lens that is not linear, or drafts too well to gain from it."""
-    if not isinstance(lens, LinearLens) or lens.accuracy >= _GOOD or os.environ.get(SWITCH) == "off":
+    if not isinstance(lens, LinearLens) or not learns(lens.accuracy):
         return None
     kept = _of.setdefault(decoder, {})
     if seed not in kept:

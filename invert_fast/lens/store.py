@@ -23,7 +23,7 @@ from .learned import LearnedLens
 from .linear import LinearLens
 from .prior import DraftPrior
 from .repair import read_repair
-from .sums_store import write_sums
+from .sums_store import learns, write_sums
 
 log = logging.getLogger("invert_fast")
 
@@ -60,7 +60,7 @@ def linear_lens(decoder: Decoder, vocabulary: Vocabulary, seed: int = 0, again: 
 def keep_linear(lens: LinearLens, decoder: Decoder, seed: int) -> None:
     """Write a linear lens to the cache folder, and what it was solved from, if it has that with it."""
     about = {"format": _LINEAR, "prior": _told(lens.prior), "used": lens.used}
-    if lens.sums is not None:
+    if lens.sums is not None and learns(lens.accuracy):
         write_sums(decoder, seed, lens.sums)
     lens.sums = None
     cache.write(linear_name(decoder, seed), save(_linear_tensors(lens), metadata=_about(lens, about)))

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from invert_fast import Inverter
-from invert_fast.lens import choose_lens, forget, sharpen
+from invert_fast.lens import choose_lens, forget, sharpen, sums_store
 from invert_fast.lens.linear import LinearLens
 from invert_fast.lens.normal_equations import NormalEquations
-from invert_fast.lens.sharpen import SWITCH, Sharpener, sharpener_of, solved_again
-from invert_fast.lens.sums_store import read_sums, sums_name, tokens_used
+from invert_fast.lens.sharpen import Sharpener, sharpener_of, solved_again
+from invert_fast.lens.sums_store import SWITCH, read_sums, sums_name, tokens_used
 from invert_fast.strategies.speculative import Speculative
 
 from ..families import build, exact, texts
@@ -29,7 +29,7 @@ def used(monkeypatch, tmp_path):
     monkeypatch.setenv(SWITCH, "on")
     monkeypatch.setattr(sharpen, "_FIRST", TOKENS)
     monkeypatch.setattr(sharpen, "_FEWEST", 1)
-    monkeypatch.setattr(sharpen, "_GOOD", 1.1)
+    monkeypatch.setattr(sums_store, "_GOOD", 1.1)
     inv = Inverter(build("gpt2"))
     choose_lens(inv.decoder, inv.vocabulary, "linear")
     return inv
@@ -153,7 +153,7 @@ def test_switched_off_nothing_is_kept(used, monkeypatch):
 
 
 def test_a_lens_that_has_little_to_gain_is_left_as_it_is(used, monkeypatch):
-    monkeypatch.setattr(sharpen, "_GOOD", 0.0)
+    monkeypatch.setattr(sums_store, "_GOOD", 0.0)
     truth = texts(*LENGTHS)
     used.invert(used.capture(truth), Speculative(lens="linear"))
     assert tokens_used(used.decoder, 0) == 0
