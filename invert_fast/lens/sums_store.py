@@ -46,7 +46,8 @@ def tokens_used(decoder: Decoder, seed: int) -> int | None:
 def read_sums(decoder: Decoder, vocabulary: Vocabulary, seed: int) -> tuple[NormalEquations, int] | None:
     """The sums, and how many tokens of use are in them; None where there are none that are whole."""
     path = cache.path(sums_name(decoder, seed))
-    return read_or_warn(path, lambda path: _read_sums(path, decoder, vocabulary), _THEN)
+    out, width = vocabulary.embedding.shape[1], decoder.width
+    return read_or_warn(path, lambda path: _whole(path, out, width, width + 1, decoder.device), _THEN)
 
 
 def add_to_sums(decoder: Decoder, seed: int, fresh: NormalEquations) -> int | None:
@@ -56,17 +57,12 @@ def add_to_sums(decoder: Decoder, seed: int, fresh: NormalEquations) -> int | No
     if path is None:
         return None
     with _locked(name):
-        used = read_or_warn(path, _sums_about, _THEN)
-        if used is None:
+        found = read_or_warn(path, lambda path: _whole(path, fresh.rows, fresh.width, fresh.context), _THEN)
+        if found is None:
             return None
-        with safe_open(path, framework="pt") as file:
-            kept, count = file.get_tensor("sums"), int(file.get_tensor("count"))
-        if kept.shape != fresh.sums.shape:
-            return None
-        joined = NormalEquations(fresh.rows, fresh.width, fresh.context)
-        joined.sums, joined.count = kept.double(), count
-        joined.join(fresh)
-        _write_sums(name, joined, used + fresh.count)
+        kept, used = found
+        kept.join(fresh)
+        _write_sums(name, kept, used + fresh.count)
         return used + fresh.count
 
 
@@ -92,9 +88,10 @@ def _sums_about(path: Path) -> int:
         return used
 
 
-def _read_sums(path: Path, decoder: Decoder, vocabulary: Vocabulary) -> tuple[NormalEquations, int]:
-    used, out = _sums_about(path), vocabulary.embedding.shape[1]
-    sums = NormalEquations(out, decoder.width, decoder.width + 1, decoder.device)
+def _whole(
+    path: Path, rows: int, width: int, context: int, device: torch.device | str = "cpu"
+) -> tuple[NormalEquations, int]:
+    used, sums = _sums_about(path), NormalEquations(rows, width, context, device)
     with safe_open(path, framework="pt") as file:
         sums.sums = whole_tensor(file, "sums", tuple(sums.sums.shape)).to(sums.sums)
         sums.count = int(file.get_tensor("count"))
@@ -112,7 +109,7 @@ def _locked(name: str) -> Iterator[None]:
     try:
         root.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=_PATIENCE)
-    except (OSError, Timeout):
+    except (OSError, Timeout, NotImplementedError):  # not every file system can lock
         lock = None
     try:
         yield

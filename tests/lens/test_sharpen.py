@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -22,9 +23,24 @@ LENGTHS = (12, 1, 30, 7)
 TOKENS = sum(LENGTHS) - len(LENGTHS)  # position 0 teaches nothing
 
 
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory):
+    """A cache folder in which there is a linear lens, as it was fitted, and what it was solved from."""
+    folder = tmp_path_factory.mktemp("fitted")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("INVERT_FAST_CACHE", str(folder))
+        patch.setenv(SWITCH, "on")
+        patch.setattr(sums_store, "_GOOD", 1.1)
+        inv = Inverter(build("gpt2"))
+        inv.calibrate()
+        choose_lens(inv.decoder, inv.vocabulary, "linear")
+    return folder
+
+
 @pytest.fixture
-def used(monkeypatch, tmp_path):
-    """An inverter whose linear lens was just fitted into a cache folder of its own, and learns from the first token."""
+def used(monkeypatch, tmp_path, fitted):
+    """An inverter with such a folder of its own, whose lens learns from the first token."""
+    shutil.copytree(fitted, tmp_path, dirs_exist_ok=True)
     monkeypatch.setenv("INVERT_FAST_CACHE", str(tmp_path))
     monkeypatch.setenv(SWITCH, "on")
     monkeypatch.setattr(sharpen, "_FIRST", TOKENS)
