@@ -33,6 +33,11 @@ class Part:
     gram: Tensor
     bias: Tensor
 
+    @property
+    def energy(self) -> Tensor:
+        """e_vᵀ MᵀQM e_v, `[V]`; 0 for tokens that are no candidates."""
+        return (-2 * self.bias).nan_to_num(0.0, 0.0, 0.0)
+
 
 class LinearLens:
     """Scores tokens from states. Its parts: first: position 0; rest: later ones; change: after a wrong token was seen.

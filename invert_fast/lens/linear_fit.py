@@ -61,7 +61,7 @@ def _fit(mixture: Mixture, bar: tqdm) -> LinearLens:
     bar.set_description("fit the lens: measure")
     if vocabulary.size >= MANY_TOKENS:
         lists = fit_prior(decoder, lens, test.ids, test.states)
-        drafted = lists.proxies, lists.ids[..., 0], lists.scores[..., 0] - lists.scores[..., 1]
+        drafted = lists.proxies, lists.ids[..., 0], lists.leads
     else:
         lists, proxies = None, lens.proxies(test.states)
         drafted = proxies, *lens.best(proxies)

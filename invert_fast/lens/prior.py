@@ -67,6 +67,11 @@ class Drafted:
     error: Tensor
     weight: Tensor
 
+    @property
+    def leads(self) -> Tensor:
+        """By what each first token leads the second, `[b, T]`."""
+        return _leads(self.scores)
+
 
 @torch.no_grad()
 def draft_lists(decoder: Decoder, lens: Lens, hidden: Tensor) -> Drafted:
@@ -78,7 +83,7 @@ def draft_lists(decoder: Decoder, lens: Lens, hidden: Tensor) -> Drafted:
     kind = lens.prior.kind(surprise)
     weights, sureness = (surprise.new_tensor(of)[kind] for of in (lens.prior.weights, lens.prior.sureness))
     _weigh_again(decoder, lens, hidden, found, weights)
-    found.error[:, 1:] = lens.repair.error(_leads(found.scores[:, 1:]), sureness)
+    found.error[:, 1:] = lens.repair.error(found.leads[:, 1:], sureness)
     return found
 
 

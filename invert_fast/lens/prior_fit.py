@@ -19,11 +19,7 @@ from .repair import GROWTH_OF_LARGE, Repair
 
 _WEIGHTS, _TRIED = (6.0, 4.0, 2.0, 1.0, 0.5, 0.0), 2.0  # and under which lists are made to try them
 _KINDS, _BINS = 3, 12  # so many weights at most; where they may part, in shares of the tokens
-_WRONG, _DEEP, _HOPELESS = (
-    96,
-    1024,
-    128,
-)  # positions whose candidates are ordered, how many by each order, and what is deep
+_WRONG, _DEEP, _HOPELESS = 96, 1024, 128  # positions whose candidates are ordered; how many by each; what is too deep
 _ROWS, _ROWS_AT_ONCE, _RIDGE = 320, 32, 0.1  # that are asked for all their logits
 
 
@@ -31,14 +27,13 @@ _ROWS, _ROWS_AT_ONCE, _RIDGE = 320, 32, 0.1  # that are asked for all their logi
 def fit_prior(decoder: Decoder, lens: LinearLens, ids: Tensor, states: Tensor) -> Drafted:
     """Give a lens of a large vocabulary its `DraftPrior`, from held-out texts `ids [b, T]` with `states [b, T, D]`, and
     what its lists are found by. Returns the drafts of these texts."""
-    if not decoder.layer.near_head or ids.shape[1] < 2:
-        lens.list_by(lens.parts["rest"].gram)
-        return weighed_lists(decoder, lens, states, 0.0)
-    if decoder.tied_scale is None:  # the prior is no part of what lists are found by
-        lens.list_by(lens.parts["rest"].gram)
-    else:
+    metric, joins = lens.parts["rest"].gram, decoder.layer.near_head and ids.shape[1] > 1
+    if joins and decoder.tied_scale is not None:  # else the prior is no part of what lists are found by
         added = (_TRIED / decoder.tied_scale) * decoder.head_input(states[:, :-1]).float().flatten(0, 1)
-        lens.list_by(lens.parts["rest"].gram + torch.cov(added.T))
+        metric = metric + torch.cov(added.T)
+    lens.list_by(metric)
+    if not joins:
+        return weighed_lists(decoder, lens, states, 0.0)
     tried = weighed_lists(decoder, lens, states, _TRIED)
     asked = DraftPrior(_normaliser(decoder, states))
     before, tokens = states[:, :-1].flatten(0, 1), tried.ids[:, 1:].flatten(0, 1)
@@ -68,7 +63,7 @@ def measure_orders(
 ) -> Repair:
     """As `measure_repair`, where candidates are tried in the turns of `orders`. lanes: where these texts are kept, one
     each."""
-    draft, leads = drafted.ids[..., 0], drafted.scores[..., 0] - drafted.scores[..., 1]
+    draft, leads = drafted.ids[..., 0], drafted.leads
     found = Repair(change=1.0, row=1.0, prior=0.0, sureness=sureness(draft != ids, leads))
     text, position = (draft != ids)[:, 1:].nonzero(as_tuple=True)
     if not len(text):

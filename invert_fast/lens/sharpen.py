@@ -46,6 +46,8 @@ class Sharpener:
 
     def learn(self, ids: Tensor, states: Tensor, before: Tensor) -> None:
         """Certified tokens `ids [n]`, their states and those before them `[n, D]`."""
+        if not len(ids):
+            return
         self._rows.append((ids, states, before))
         self._waiting += len(ids)
         if self._waiting >= _AT_ONCE:
@@ -83,18 +85,31 @@ class Sharpener:
         if found is None:
             self.used = None
             return lens
-        sums, self.used = found
-        sharper = solved_again(lens, sums, self.used)
+        sums, used = found
+        sharper = solved_again(lens, sums, used)
+        if sharper is None:
+            log.warning(
+                "what use added to the linear lens of %s cannot be solved: fit it again", self.decoder.layer.name
+            )
+            self.used = None
+            return lens
+        self.used = used
         log.info("the linear lens of %s learned from %d tokens of use", self.decoder.layer.name, self.used)
         keep_linear(sharper, self.decoder, self.seed)
         return sharper
 
 
-def solved_again(lens: LinearLens, sums: NormalEquations, used: int) -> LinearLens:
-    """The same lens but for what comes from these sums."""
+def solved_again(lens: LinearLens, sums: NormalEquations, used: int) -> LinearLens | None:
+    """The same lens but for what comes from these sums; None where they make no sense."""
+    try:
+        rest = sums.solve()
+    except RuntimeError:  # as what PyTorch raises for a singular matrix is
+        return None
+    if not all(bool(tensor.isfinite().all()) for tensor in rest):
+        return None
     parts = {name: (part.project, part.gram) for name, part in lens.parts.items()}
-    energies = {name: (-2 * part.bias).nan_to_num(0.0, 0.0, 0.0) for name, part in lens.parts.items()}
-    old, parts["rest"] = parts["rest"], sums.solve()
+    energies = {name: part.energy for name, part in lens.parts.items()}
+    old, parts["rest"] = parts["rest"], rest
     del energies["rest"]
     sharper = LinearLens(lens.vocabulary, parts, lens.accuracy, lens.repair, energies)
     sharper.prior, sharper.used = lens.prior, used

@@ -146,7 +146,7 @@ def _linear_tensors(lens: LinearLens) -> dict[str, Tensor]:
     }
     if lens.metric is None:
         return tensors
-    energies = {f"{name}.energy": (-2 * part.bias).nan_to_num(0.0, 0.0, 0.0) for name, part in lens.parts.items()}
+    energies = {f"{name}.energy": part.energy for name, part in lens.parts.items()}
     tensors |= energies | {"metric": lens.metric.contiguous()}
     return tensors if lens.prior is None else tensors | {"normaliser": lens.prior.normaliser}
 

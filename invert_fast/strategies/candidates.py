@@ -17,7 +17,7 @@ from ..lens.second_look import doubtful, look_again
 from ..ops.best_two import LISTED, MANY_TOKENS
 from .blocks import Ranked
 
-_ROWS_AT_ONCE = 4096
+_ROWS_AT_ONCE = 4096  # of states, that another lens looks at
 _FROM_ALL = 4096  # of the whole vocabulary, in each order
 
 

@@ -183,6 +183,22 @@ def test_enough_is_enough(used, monkeypatch):
     assert tokens_used(used.decoder, 0) == TOKENS
 
 
+def test_sums_that_make_no_sense_are_told_of_and_leave_the_lens(used, monkeypatch, caplog):
+    """Finite, and yet without a solution, or with one that is not."""
+    truth = texts(*LENGTHS)
+    used.invert(used.capture(truth), Speculative(lens="linear"))
+    for solve in (lambda _: torch.linalg.inv(torch.zeros(2, 2)), lambda _: (torch.full((2, 2), torch.nan),) * 2):
+        monkeypatch.setattr(NormalEquations, "solve", solve)
+        forget(used.decoder)
+        with caplog.at_level(logging.WARNING, logger="invert_fast"):
+            assert exact(used.invert(used.capture(truth), Speculative(lens="linear")), truth)
+        assert "cannot be solved" in caplog.text
+        caplog.clear()
+        lens = choose_lens(used.decoder, used.vocabulary, "linear")
+        assert isinstance(lens, LinearLens)
+        assert lens.used == 0
+
+
 @pytest.mark.parametrize("damage", ["cut", "numbers", "gone"])
 def test_damaged_sums_are_told_of_and_change_nothing(used, tmp_path, caplog, damage):
     path = tmp_path / sums_name(used.decoder, 0)
