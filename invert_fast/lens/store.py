@@ -147,7 +147,7 @@ def _linear_tensors(lens: LinearLens) -> dict[str, Tensor]:
     if lens.metric is None:
         return tensors
     energies = {f"{name}.energy": part.energy for name, part in lens.parts.items()}
-    tensors |= energies | {"metric": lens.metric.contiguous()}
+    tensors |= energies | {"metric": lens.metric.clone()}  # it may be the gram itself
     return tensors if lens.prior is None else tensors | {"normaliser": lens.prior.normaliser}
 
 

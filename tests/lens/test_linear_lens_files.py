@@ -45,13 +45,14 @@ def test_a_stored_lens_is_the_fitted_one(cache, monkeypatch):
         assert torch.equal(part.bias, stored.parts[name].bias)
 
 
-def test_what_lists_of_a_large_vocabulary_are_found_by_is_stored(cache, monkeypatch):
+@pytest.mark.parametrize("layer", [-1, 1, 0])
+def test_what_lists_of_a_large_vocabulary_are_found_by_is_stored(cache, monkeypatch, layer):
     monkeypatch.setattr(linear_fit, "MANY_TOKENS", 1)
-    inv = inverter("gpt2")
+    inv = inverter("gpt2", layer)
     _, states = captured(inv, 30, 30)
     fitted = lens_of(inv)
     monkeypatch.setattr(linear_fit, "fit_linear", lambda *_: pytest.fail("fitted again"))
-    stored = lens_of(Inverter(make("gpt2")))
+    stored = lens_of(Inverter(make("gpt2"), layer=layer))
     assert fitted.metric is not None
     assert torch.equal(stored.metric, fitted.metric)
     assert stored.repair == fitted.repair
