@@ -55,7 +55,7 @@ def gemma(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("INVERT_FAST_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.setenv("INVERT_FAST_SHARPEN", "on")
-        yield Inverter.from_pretrained(FOLDER, device="cpu", insist=True)
+        yield Inverter.from_pretrained(FOLDER, device="cpu")
 
 
 def bench_first_use(benchmark, tmp_path):
@@ -71,7 +71,7 @@ def bench_first_use(benchmark, tmp_path):
 
 def first_use() -> None:
     """What `bench_first_use` starts."""
-    inverter = Inverter.from_pretrained(FOLDER, device="cpu", insist=True)
+    inverter = Inverter.from_pretrained(FOLDER, device="cpu")
     rows = rows_of(inverter)[:TEXTS]
     cost = checked(inverter, rows, inverter.capture(rows))
     print(json.dumps({**cost, "peak_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20), 2)}))

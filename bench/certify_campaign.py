@@ -154,7 +154,7 @@ def distances(inverter: Inverter, states: list[States], rows: list[list[int]]) -
         at, at_once = tolerances.at(position), max(1, _AT_ONCE // 8)
         near = vocabulary.neighbours.of(ids)[0][:, :8].clamp_min(0)
         for part in position.split(at_once):
-            states_there = lanes.fan_out_at(slot.expand(len(part)), part, decoder.embed(near[part]))
+            states_there = lanes.fan_out_at(slot.expand(len(part)), part, near[part])
             away = tolerances.residuals(states_there, hidden[part], part[:, None])[1]
             found["rival"] += away.masked_fill(near[part] == ids[part, None], torch.inf).amin(-1).tolist()
         found["true"] += residual.tolist()
@@ -189,7 +189,7 @@ def main() -> int:
     head = ("model", "precision", "drafts", "tokens", "certified", "wrong", "share", "forward/token", "largest error")
     table, figures, wrong = [head, ("-",) * len(head)], {}, 0
     for name in args.model or ["bundled"]:
-        inverter = Inverter.from_pretrained(name, insist=True)
+        inverter = Inverter.from_pretrained(name)
         for precision in PRECISIONS:
             for drafts in args.drafts:
                 tally = campaign(inverter, precision, args.tokens, drafts)

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.skipif(not (FOLDER / "config.json").is_file(), reason=f
 
 @pytest.fixture(scope="module")
 def gemma():
-    return Inverter.from_pretrained(FOLDER, insist=True, device="cpu")
+    return Inverter.from_pretrained(FOLDER, device="cpu")
 
 
 @pytest.mark.slow

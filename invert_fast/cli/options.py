@@ -45,7 +45,7 @@ def model_options(parser: argparse.ArgumentParser, layer: bool = True) -> None:
     parser.add_argument(
         "--insist",
         action="store_true",
-        help="try a model family that was not tested, and states whose fingerprint is another model's",
+        help="use states whose fingerprint is another model's, and a model that fails the trial at load",
     )
 
 

@@ -11,8 +11,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..model.decoder import Decoder, capture
-from ..model.lanes import Lanes
 from ..model.numerics import model_in
+from ..model.own_lanes import lanes_of
 from ..model.samples import sample_texts
 from ..model.vocabulary import Vocabulary
 from ..types import InputError, dtype_named
@@ -130,13 +130,16 @@ def _noise(
     bar.update(ids.numel())
     B, T = ids.shape
     found = []
-    for width, lanes in ((T, Lanes(decoder, B, T)), *([(1, Lanes(decoder, min(B, _STEPPED), T))] if steps else [])):
+    for width, lanes in (
+        (T, lanes_of(decoder, B, T)),
+        *([(1, lanes_of(decoder, min(B, _STEPPED), T))] if steps else []),
+    ):
         slots = torch.arange(lanes.slots, device=ids.device)
         lanes.target_length[:] = T
         parts, none = [], torch.zeros_like(slots)
         for start in range(0, T, width):
             part = ids[: lanes.slots, start : start + width]
-            parts.append(lanes.draft(slots, part) if width > 1 else lanes.fan_out(slots, decoder.embed(part)))
+            parts.append(lanes.draft(slots, part) if width > 1 else lanes.fan_out(slots, part))
             lanes.commit(slots, part, none + part.shape[1], slots, none if width == 1 else None)
             bar.update(part.numel())
         ours, theirs = torch.cat(parts, 1).float(), captured[: lanes.slots]
@@ -165,7 +168,7 @@ def _wrong(
     them. Tried are the nearest neighbours in the embedding of the token that stands in each of several contexts, some
     random ones, and the closest pairs of a large sample."""
     ids, (B, T) = measured.ids, measured.ids.shape
-    lanes = Lanes(decoder, B, T)
+    lanes = lanes_of(decoder, B, T)
     slots = torch.arange(B, device=ids.device)
     length = torch.zeros_like(slots)
     if at == REST and T > 1:  # contexts of different lengths
@@ -184,7 +187,7 @@ def _wrong(
     of = token[:, None].expand_as(others)
     hard, rival = (_shared_out(part, len(slots)) for part in vocabulary.closest_pairs(_PAIRS))
     block = torch.cat([token[:, None], others, hard, rival], 1)
-    hidden = lanes.fan_out(slots, decoder.embed(block.clamp_min(0))).float()
+    hidden = lanes.fan_out(slots, block.clamp_min(0)).float()
     bar.update(block.numel())
     ours, theirs, hards, rivals = hidden.split([1, others.shape[1], hard.shape[1], hard.shape[1]], 1)
     pairs = torch.cat([of, hard], 1), torch.cat([others, rival], 1)

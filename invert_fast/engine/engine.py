@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .. import ops
 from ..model.decoder import Decoder
-from ..model.lanes import Lanes
+from ..model.own_lanes import lanes_of
 from ..model.vocabulary import Vocabulary
 from ..types import Recovery, Status
 from .attempts import Attempts
@@ -53,7 +53,7 @@ class _Stream:
     def __init__(self, engine: Engine, source: Iterator[tuple[int, Tensor]]):
         decoder, vocabulary, tolerances = engine.decoder, engine.vocabulary, engine.tolerances
         self.decoder, self.source, self.tokens_per_call = decoder, source, engine.tokens_per_call
-        self.lanes = Lanes(decoder, engine.slots, engine.max_len)
+        self.lanes = lanes_of(decoder, engine.slots, engine.max_len)
         self.attempts = Attempts(engine.slots, vocabulary.size, decoder.width, decoder.device)
         self.ledger = Ledger(self.lanes, self.attempts, vocabulary, tolerances)
         self.tolerances = tolerances
@@ -211,7 +211,7 @@ class _Stream:
     def _verify_block(self, block: Block) -> None:
         """One fan-out over alternatives for the next token of each lane; lanes whose answer is clear move on."""
         slots, ids = block.slots, block.ids
-        hidden = self.lanes.fan_out(slots, self.decoder.embed(ids.clamp_min(0)))
+        hidden = self.lanes.fan_out(slots, ids.clamp_min(0))
         _, residual = self.tolerances.residuals(hidden, self.lanes.target(slots), self.lanes.length[slots][:, None])
         if block.part == "rivals":
             self.attempts.rivals[slots] += (ids >= 0).sum(-1)

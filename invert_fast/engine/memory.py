@@ -46,7 +46,7 @@ def plan(decoder: Decoder, max_len: int, max_memory: float | None, batch_size: i
     )
     config = decoder.model.config.get_text_config()
     size = torch.finfo(decoder.dtype).bits // 8
-    heads = config.num_attention_heads
+    heads = getattr(config, "num_attention_heads", None) or 1  # of a model without attention: about as much a token
     head = getattr(config, "head_dim", None) or config.hidden_size // heads
     kv_heads = getattr(config, "num_key_value_heads", None) or heads
     lane = max_len * (8 * decoder.width + 2 * decoder.blocks * kv_heads * head * size) + decoder.vocab_size

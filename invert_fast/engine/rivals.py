@@ -75,6 +75,6 @@ def try_rivals(judge: Judge, slots: Tensor, positions: Tensor, residual: Tensor,
 
 def _residuals(lanes: Lanes, tolerances: Tolerances, slots: Tensor, positions: Tensor, ids: Tensor) -> Tensor:
     """Of the tokens `ids [b, C]` at those positions, in the metric of the noise; ∞ for none."""
-    hidden = lanes.fan_out_at(slots, positions, lanes.decoder.embed(ids.clamp_min(0)))
+    hidden = lanes.fan_out_at(slots, positions, ids.clamp_min(0))
     residual = tolerances.residuals(hidden, lanes.targets[slots, positions], positions[:, None])[1]
     return residual.masked_fill(ids < 0, torch.inf)

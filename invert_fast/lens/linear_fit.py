@@ -19,7 +19,7 @@ from .normal_equations import NormalEquations
 from .prior_fit import fit_prior, measure_orders
 
 _RIVALS = 16_384  # tokens, of a large vocabulary, that a plausible wrong one is looked for among
-_SCORES_AT_ONCE, _TOKENS_AT_ONCE = 1 << 21, 1024
+_SCORES_AT_ONCE = 1 << 21
 
 
 @torch.no_grad()
@@ -105,8 +105,8 @@ def _fit_change(mixture: Mixture, lens: LinearLens, kept: Held) -> tuple[Tensor,
         scores = proxies[slot, position] @ embedding.T + bias
         wrong.append(tokens[scores.masked_fill_(true[:, None] == tokens, float("-inf")).argmax(-1)])
     sums = NormalEquations(vocabulary.embedding.shape[1], decoder.width, 0, slots.device)
-    for slot, position, other in _split(_TOKENS_AT_ONCE, slots, positions, torch.cat(wrong)):
-        hidden = kept.lanes.fan_out_at(slot, position, decoder.embed(other[:, None]))[:, 0].float()
+    for slot, position, other in _split(kept.lanes.at_once, slots, positions, torch.cat(wrong)):
+        hidden = kept.lanes.fan_out_at(slot, position, other[:, None])[:, 0].float()
         embeds = vocabulary.embedding[kept.ids[slot, position]] - vocabulary.embedding[other]
         sums.add(embeds, kept.states[slot, position] - hidden)
         mixture.bar.update(len(slot))

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..model.decoder import Decoder
 from ..model.lanes import Lanes
+from ..model.own_lanes import lanes_of
 from .base import Lens
 from .repair import GROWTH, Repair
 from .second_look import doubtful, look_again
@@ -64,7 +65,7 @@ def measure_repair(
             for true, *part in zip(*(table.split(rows) for table in chosen[:3]), strict=True)
         ]
     )
-    wrong_states = lanes.fan_out_at(text, position, decoder.embed(wrong[:, None]))[:, 0].float()
+    wrong_states = lanes.fan_out_at(text, position, wrong[:, None])[:, 0].float()
     parts = zip(*(table.split(rows) for table in (*chosen, wrong, wrong_states)), strict=True)
     for true, proxy, never, state, before, other, other_state in parts:
         row = lens.scores(proxy, never)
@@ -111,7 +112,7 @@ def _hardest(lens: Lens, ids: Tensor, proxies: Tensor, best: Tensor, leads: Tens
 
 def _kept(decoder: Decoder, ids: Tensor) -> Lanes:
     """Lanes that hold these texts, one each."""
-    lanes = Lanes(decoder, *ids.shape)
+    lanes = lanes_of(decoder, *ids.shape)
     lanes.target_length[:] = ids.shape[1]
     slots, whole = torch.arange(len(ids), device=ids.device), torch.full_like(ids[:, 0], ids.shape[1])
     lanes.draft(slots, ids)

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from ..model.decoder import Decoder
 from ..model.lanes import Lanes
+from ..model.own_lanes import lanes_of
 from ..model.samples import opening_of, opening_of_chat, prose_ids
 from ..model.vocabulary import Vocabulary
 from .sampling import noisy
@@ -135,7 +136,7 @@ class Mixture:
 
     def hold(self, ids: Tensor) -> Held:
         """Run texts and keep their prefixes."""
-        lanes = Lanes(self.decoder, *ids.shape)
+        lanes = lanes_of(self.decoder, *ids.shape)
         lanes.target_length[:] = ids.shape[1]
         slots, whole = torch.arange(len(ids), device=ids.device), torch.full_like(ids[:, 0], ids.shape[1])
         states = self.noisy(lanes.draft(slots, ids).float())

@@ -70,7 +70,7 @@ def measure_orders(
         return found
     text, position = evenly(text, position + 1, most=_WRONG)
     true, wrong = ids[text, position], draft[text, position]
-    seen = lanes.fan_out_at(text, position, decoder.embed(wrong[:, None]))[:, 0].float()
+    seen = lanes.fan_out_at(text, position, wrong[:, None])[:, 0].float()
     ranks = []
     for part in torch.arange(len(text), device=ids.device).split(_ROWS_AT_ONCE):
         at = text[part], position[part]

@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..model.decoder import Decoder
-from ..model.lanes import Lanes
+from ..model.own_lanes import lanes_of
 from ..model.vocabulary import Vocabulary
 
 SMALL = 16_384  # tokens of which all are scored
@@ -38,7 +38,7 @@ def write(
 ) -> Tensor:
     """Sample on from `starts [b, k]` to `[b, length]` ids, choosing among `tokens`. Deterministic."""
     full, (count, begun) = decoder.full(), starts.shape
-    lanes = Lanes(full, count, length)
+    lanes = lanes_of(full, count, length)
     lanes.target_length[:] = length
     slots = torch.arange(count, device=starts.device)
     part, texts = starts, [starts]

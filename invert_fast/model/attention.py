@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
+import torch.nn.functional as F
+from torch import Tensor
 from transformers import AttentionInterface
 
 from .. import ops
@@ -29,7 +31,9 @@ def _attend(
     module, query, key, value, attention_mask, scaling=None, dropout=0.0, sliding_window=None, softcap=None, **_unused
 ):
     """transformers' attention interface: `[B, H, K, d]` in, `[B, K, H, d]` out; the mask is ours, never theirs."""
-    call, layer = _call.get(), module.layer_idx
+    call, layer, width = _call.get(), module.layer_idx, value.shape[-1]
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    query, key, value = _alike(query, key, value)
     call.own[layer] = (key, value)
     prefix = (None, None) if call.keys is None or call.values is None else (call.keys[layer], call.values[layer])
     out = ops.prefix_attention(
@@ -40,11 +44,18 @@ def _attend(
         call.lengths,
         call.slots,
         causal=call.causal,
-        scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
+        scale=scaling,
         window=sliding_window,
         softcap=softcap,
     )
-    return out, None
+    return out[..., :width], None
+
+
+def _alike(*heads: Tensor) -> tuple[Tensor, ...]:
+    """Heads of one width: where values have another than queries and keys (attention over compressed keys), zeros make
+    up for it. They add nothing to a score, and nothing to what is read."""
+    most = max(head.shape[-1] for head in heads)
+    return tuple(head if head.shape[-1] == most else F.pad(head, (0, most - head.shape[-1])) for head in heads)
 
 
 AttentionInterface.register(NAME, _attend)  # used by our twins alone: nobody else's config names it

@@ -8,52 +8,67 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import logging
 from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from .. import ops
 from ..ops.best_two import scores_of
 from ..types import InputError
 from . import attention
 from .layer import Layer
+from .own_pass import OwnPass, read
 from .precision import products
 from .prefix import PrefixCall
-from .twin import final_norm, find_blocks, structural_twin
+from .trial import FAILS, longest_text, trouble_of_ours, trouble_of_own
+from .trial import text as trial_text
+from .twin import bare, body_of, final_norm, structural_twin
 
-TESTED_FAMILIES = ("gpt2", "llama", "qwen2", "qwen3", "mistral", "gpt_neox", "opt", "gemma", "phi3")
+log = logging.getLogger("invert_fast")
+
 _FINGERPRINT_VALUES = 4096
-_TWIN_RESIDUAL = 0.05  # relative L2; bf16 passes of one model differ by 0.02
 
 
 class Decoder:
     """A Hugging Face decoder seen from one layer: embeddings in, hidden states out, prefix KV on the side.
 
-    model: any tested causal language model (`insist=True` for others); tokenizer: may be None (ids only);
-    layer: see `Layer`. Raises InputError for encoder-decoders, untested families and layers out of range.
+    model: any causal language model; tokenizer: may be None (ids only); layer: see `Layer`; path: `fast` (a twin that
+    attends in our way), `own` (the model's own forward pass), or whichever gives the states of its own forward pass, as
+    a trial at load tells; insist: go on where neither does. own: the model's own pass, where that is the one.
+    Raises InputError for encoder-decoders, models that look ahead, and layers out of range.
     """
 
-    def __init__(self, model: PreTrainedModel, tokenizer=None, layer: int | str = -1, insist: bool = False):
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer=None,
+        layer: int | str = -1,
+        insist: bool = False,
+        path: str | None = None,
+    ):
+        model = bare(model)
         config = model.config.get_text_config()
         if getattr(model.config, "is_encoder_decoder", False):
             raise InputError(
                 f"'{model.config.model_type}' is an encoder-decoder, expected a decoder-only model: its "
                 "states do not determine the text token by token"
             )
-        if model.config.model_type not in TESTED_FAMILIES and not insist:
-            raise InputError(
-                f"model family '{model.config.model_type}' was not tested, expected one of "
-                f"{', '.join(TESTED_FAMILIES)}: pass insist=True (--insist) to try it anyway; nothing is "
-                "certified that its own forward pass does not reproduce"
-            )
         self.model, self.tokenizer = model.eval(), tokenizer
         self.layer = Layer(layer, config.num_hidden_layers)
-        self.body = structural_twin(model, self.layer.depth, self.layer.normed, attention.NAME)
         self._bodies: dict[torch.dtype, nn.Module] = {}
         self._full: Decoder | None = self if self.layer.near_head else None
         parameter = next(model.parameters())
+        if (
+            parameter.is_meta
+            and not hasattr(model, "_hf_hook")
+            and not any(hasattr(m, "_hf_hook") for m in model.modules())
+        ):
+            raise InputError(
+                f"the weights of this '{model.config.model_type}' are on the meta device, expected numbers: load them "
+                "(from_pretrained, load_state_dict with assign=True) first"
+            )
         self.device, self.dtype = parameter.device, parameter.dtype
         embedding = model.get_input_embeddings()
         self.vocab_size: int = embedding.weight.shape[0]  # type: ignore[assignment]
@@ -61,32 +76,36 @@ class Decoder:
             self.embedding = torch.cat(
                 [embedding(part) for part in torch.arange(self.vocab_size, device=self.device).split(65536)]
             ).detach()
-        self.width = config.hidden_size if self.layer.depth < self.layer.blocks else _output_width(self)
         self.blocks = self.layer.depth
-        self.max_length = getattr(config, "max_position_embeddings", None) or 2**31
+        self.max_length = longest_text(config)
         self.usable_ids = min(self.vocab_size, len(tokenizer)) if tokenizer is not None else self.vocab_size
-
-        self._check_twin()
+        self.own: OwnPass | None = None
+        self._choose_path(path, insist)
+        self.width = config.hidden_size if self.layer.depth < self.layer.blocks else _output_width(self)
 
     @torch.no_grad()
-    def _check_twin(self) -> None:
-        """Refuse a family whose own forward pass the twin does not reproduce: one that attends in another way."""
-        family = self.model.config.model_type
-        ids = (torch.arange(min(8, self.max_length), device=self.device) * 7 % self.usable_ids)[None]
+    def _choose_path(self, path: str | None, insist: bool) -> None:
+        """Ours where it gives the states of the model's own forward pass, else that one (see `trial.py`)."""
+        family, tried = self.model.config.model_type, path is None
+        ids = trial_text(self)
+        states = self.capture(ids[None])[0] if tried else None
+        if states is not None and not bool(states.isfinite().any()):
+            raise InputError(f"the states of this '{family}' are not finite, expected numbers: its weights are damaged")
+        if path != "own":
+            trouble = self._make_twin(ids, states)
+            if trouble is None:
+                return
+            log.warning("'%s' runs by its own forward pass, which is slower: %s", family, trouble)
+        self.own = OwnPass(self.model, self.layer)
+        if states is not None and (trouble := trouble_of_own(self.own, ids, states)) is not None and not insist:
+            raise InputError(f"model family '{family}' cannot be inverted: {trouble}")
+
+    def _make_twin(self, ids: Tensor, states: Tensor | None) -> str | None:
         try:
-            call = PrefixCall(causal=True)
-            ours = self.run(self.embed(ids), torch.arange(ids.shape[1], device=self.device)[None], call)
-            off = ops.residuals(ours.transpose(0, 1), self.capture(ids)[0]).max().item()
-        except (TypeError, AttributeError, ValueError, RuntimeError, LookupError) as error:
-            raise InputError(
-                f"model family '{family}' does not run in our way ({type(error).__name__}: "
-                f"{' '.join(str(error).split())[:100]}), expected one of {', '.join(TESTED_FAMILIES)}"
-            ) from error
-        if len(call.own) != self.blocks or not off < _TWIN_RESIDUAL:
-            raise InputError(
-                f"model family '{family}' attends in a way of its own (our states are {off:.0e} off its own), expected "
-                f"one of {', '.join(TESTED_FAMILIES)}"
-            )
+            self.body = structural_twin(self.model, self.layer.depth, self.layer.normed, attention.NAME)
+        except (InputError, *FAILS) as error:
+            return " ".join(str(error).split())[:200]
+        return None if states is None else trouble_of_ours(self, ids, states)
 
     def embed(self, ids: Tensor) -> Tensor:
         """Token embeddings as the model sees them: `[...] → [..., D_embedding]`."""
@@ -115,14 +134,16 @@ class Decoder:
 
     @torch.no_grad()
     def states(self, ids: Tensor) -> Tensor:
-        """States of whole texts by the twin, `[B, T] → [B, T, D]`: cheaper than `capture`, and equal up to rounding."""
+        """States of whole texts by our pass, `[B, T] → [B, T, D]`: cheaper than `capture`, and equal up to rounding."""
+        if self.own is not None:
+            return self.own.states(ids)
         positions = torch.arange(ids.shape[1], device=ids.device).expand(ids.shape)
         return self.run(self.embed(ids), positions, PrefixCall(causal=True))
 
     def full(self) -> Decoder:
         """The same model seen from its last layer (itself where it already is): what the next-token prior needs."""
         if self._full is None:
-            self._full = Decoder(self.model, self.tokenizer, "final_norm", insist=True)
+            self._full = Decoder(self.model, self.tokenizer, "final_norm", path="fast" if self.own is None else "own")
         return self._full
 
     @torch.no_grad()
@@ -238,22 +259,7 @@ class Decoder:
 @torch.no_grad()
 def capture(model: PreTrainedModel, layer: Layer, ids: Tensor) -> Tensor:
     """States of a layer by a model's own forward pass: `[B, T] → [B, T, D]`."""
-    body = model.base_model
-    if layer.normed:
-        return body(input_ids=ids, use_cache=False).last_hidden_state
-    if layer.depth < layer.blocks:
-        return body(input_ids=ids, use_cache=False, output_hidden_states=True).hidden_states[layer.depth]
-    kept = {}
-
-    def keep(_module, _args, out):
-        kept["states"] = out[0] if isinstance(out, tuple) else out
-
-    handle = find_blocks(body, layer.blocks)[1][-1].register_forward_hook(keep)
-    try:
-        body(input_ids=ids, use_cache=False)
-    finally:
-        handle.remove()
-    return kept["states"]
+    return read(body_of(model), layer, input_ids=ids, use_cache=False)[0]
 
 
 def _output_width(decoder: Decoder) -> int:

@@ -50,6 +50,8 @@ class Lanes:
     end to end never touch it.
     """
 
+    at_once = 1024  # continuations that `fan_out_at` had better be asked for in one call
+
     def __init__(self, decoder: Decoder, slots: int, max_len: int):
         device = decoder.device
         self.decoder, self.slots, self.max_len = decoder, slots, max_len
@@ -96,22 +98,22 @@ class Lanes:
         """The state each lane has to reproduce next, `[b, D]`."""
         return self.targets[slots, self.length[slots]]
 
-    def fan_out(self, slots: Tensor, embeds: Tensor, held: Held | None = None) -> Tensor:
-        """N independent continuations of each lane's prefix: `[b, N, D_embedding] → [b, N, D]`.
+    def fan_out(self, slots: Tensor, ids: Tensor) -> Tensor:
+        """N independent continuations of each lane's prefix: `[b, N] → [b, N, D]`. The prefix KV is shared by the N,
+        never copied per candidate."""
+        return self.fan_out_of(slots, self.decoder.embed(ids))
 
-        The prefix KV is shared by the N, never copied per candidate. Differentiable in `embeds` where it asks for it.
-        held: what `hold` made of the same lanes, where they are asked many times at one position.
-        """
-        if held is not None:
-            return self._forward(slots, embeds, held.positions, held.call, held.compute)
+    def fan_out_of(self, slots: Tensor, embeds: Tensor) -> Tensor:
+        """As `fan_out` for embeddings that need not be any token's, `[b, N, D_embedding] → [b, N, D]`; differentiable
+        in them where they ask for it."""
         positions = self.length[slots][:, None].expand(embeds.shape[:2])
         return self._run(slots, embeds, positions, causal=False)
 
-    def fan_out_at(self, slots: Tensor, lengths: Tensor, embeds: Tensor) -> Tensor:
+    def fan_out_at(self, slots: Tensor, lengths: Tensor, ids: Tensor) -> Tensor:
         """Continuations of the first `lengths [b]` committed tokens of lanes, which may come several times in `slots
-        [b]`: `[b, N, D_embedding] → [b, N, D]`. Not to be committed. Lanes that are complete must have been kept."""
-        positions = lengths[:, None].expand(embeds.shape[:2])
-        hidden = self._forward(slots, embeds, positions, self._call(slots, False, lengths))
+        [b]`: `[b, N] → [b, N, D]`. Not to be committed. Lanes that are complete must have been kept."""
+        positions = lengths[:, None].expand(ids.shape)
+        hidden = self._forward(slots, self.decoder.embed(ids), positions, self._call(slots, False, lengths))
         self._pending = None
         return hidden
 
@@ -147,11 +149,16 @@ class Lanes:
         self.charge(slots, forward=1, backward=1)
         return found
 
-    def charge(self, slots: Tensor, forward: int = 0, backward: int = 0) -> None:
-        """Count what was computed for the texts of these lanes, in tokens a lane: the one place where cost is noted."""
-        self.forward_tokens[slots] += forward
-        self.parts[slots, PARTS.index(self.part)] += forward
-        self.backward_tokens[slots] += backward
+    def charge(self, slots: Tensor, forward: int | Tensor = 0, backward: int | Tensor = 0) -> None:
+        """Count what was computed for the texts of these lanes, in tokens a lane (or `[b]` of each row; a lane may have
+        several): the one place where cost is noted."""
+        every = torch.zeros_like(slots)
+        for table, tokens in (
+            (self.forward_tokens, forward),
+            (self.parts[:, PARTS.index(self.part)], forward),
+            (self.backward_tokens, backward),
+        ):
+            table.index_add_(0, slots, every + tokens)
 
     def reserve(self) -> None:
         """Make the prefix storage now, and for good: `in_place` refers to it by address."""

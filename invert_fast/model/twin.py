@@ -18,12 +18,34 @@ from ..ops.linear import pack_linears
 from ..types import InputError
 
 
+def bare(model: Any) -> PreTrainedModel:
+    """The model itself, of one that was compiled or has adapters: these stay in effect, their wrappers do not count."""
+    while True:
+        inner = getattr(model, "_orig_mod", None)  # torch.compile
+        if inner is None and callable(getattr(model, "get_base_model", None)):  # PEFT
+            inner = model.get_base_model()
+        if inner is None:
+            return model
+        model = inner
+
+
+def body_of(model: PreTrainedModel) -> nn.Module:
+    """The decoder that states are of; of a model that reads more than text, its text model."""
+    text_alone = model.config.get_text_config() is model.config
+    found = [*([model.base_model] if text_alone else []), model.get_decoder(), *model.children()]
+    return next(body for body in found if body is not model and isinstance(body, PreTrainedModel))
+
+
 def find_blocks(body: nn.Module, count: int) -> tuple[nn.Module, nn.ModuleList]:
-    """The module that holds the decoder blocks, and their list: the one ModuleList of `count` alike modules."""
-    for parent in body.modules():
-        for child in parent.children():
-            if isinstance(child, nn.ModuleList) and len(child) == count and len({type(m) for m in child}) == 1:
-                return parent, child
+    """The module that holds the decoder blocks, and their list: the one ModuleList of `count` modules, alike if any."""
+    lists = [
+        (parent, child)
+        for parent in body.modules()
+        for child in parent.children()
+        if isinstance(child, nn.ModuleList) and len(child) == count
+    ]
+    if lists:
+        return min(lists, key=lambda found: len({type(block) for block in found[1]}))
     raise InputError(f"no list of {count} blocks found in {type(body).__name__}: this family needs its own adapter")
 
 
@@ -46,10 +68,13 @@ def _after_blocks(body: nn.Module, count: int) -> list[str]:
 
 def structural_twin(model: PreTrainedModel, depth: int, normed: bool, attention: str) -> nn.Module:
     """The first `depth` blocks of the model's body, with the final norm or without, and with another attention."""
-    base, blocks_in_all = model.base_model, model.config.get_text_config().num_hidden_layers
+    base, blocks_in_all = body_of(model), model.config.get_text_config().num_hidden_layers
     after = _after_blocks(base, blocks_in_all)
     shared = {id(t): t for t in (*base.parameters(), *base.buffers())}
     twin = copy.deepcopy(base, shared).eval()
+    for module in twin.modules():  # what was compiled or wrapped runs as it is written
+        module.__dict__.pop("forward", None)
+        module._compiled_call_impl = None
     configs: list[Any] = [module.config for module in twin.modules() if hasattr(module, "config")]
     for config in configs:  # copies too: the user's model keeps its own
         config._attn_implementation = attention
@@ -94,7 +119,7 @@ def _has_state(module: nn.Module) -> bool:
 
 def final_norm(model: PreTrainedModel, states: Tensor) -> Tensor:
     blocks = model.config.get_text_config().num_hidden_layers
-    parent, _ = find_blocks(model.base_model, blocks)
-    for name in _after_blocks(model.base_model, blocks):
+    parent, _ = find_blocks(body_of(model), blocks)
+    for name in _after_blocks(body_of(model), blocks):
         states = getattr(parent, name)(states)
     return states

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..engine.protocol import Block, Context, Run
 from ..model.lanes import Lanes
+from ..model.own_lanes import lanes_of
 from .blocks import growing_blocks
 
 
@@ -60,7 +61,7 @@ class NextTokenPrior:
         self.context = context
         self.mirror: Lanes | None = None
         if not context.decoder.layer.near_head:
-            self.mirror = Lanes(context.decoder.full(), context.lanes.slots, context.lanes.max_len)
+            self.mirror = lanes_of(context.decoder.full(), context.lanes.slots, context.lanes.max_len)
             self.last = torch.zeros(context.lanes.slots, self.mirror.decoder.width, device=context.decoder.device)
 
     def begin(self, slots: Tensor) -> None:

@@ -113,6 +113,11 @@ def graphed_steps(context: Context, proxies: Proxies, settings: _Settings, advan
     """What runs steps as a CUDA graph, or None where they are to run as they are."""
     on_cuda = context.decoder.device.type == "cuda"
     traced = getattr(settings, "trace", False)  # looks at every step
-    if traced or settings.cuda_graph is False or (settings.cuda_graph is None and not on_cuda):
+    if (
+        context.decoder.own is not None
+        or traced
+        or settings.cuda_graph is False
+        or (settings.cuda_graph is None and not on_cuda)
+    ):
         return None
     return GraphedSteps(context.lanes, proxies.value.shape[1], advance, settings.search_dtype or "float32")

@@ -77,7 +77,7 @@ def test_a_bias_and_a_scale_of_the_head_are_undone():
 
 
 def test_capped_logits_are_undone_and_capped_log_probs_refused():
-    inv = Inverter(build("gemma2"), insist=True)
+    inv = Inverter(build("gemma2"))
     ids = some_ids(inv)
     values = own_logits(inv, ids)
     assert unembedding(inv.decoder).softcap == 30.0

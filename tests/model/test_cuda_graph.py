@@ -24,7 +24,7 @@ from invert_fast.model.cuda_graph import Advance, GraphedSteps, Rows
 from invert_fast.model.lanes import Lanes
 from invert_fast.ops import table
 
-from ..families import FAMILIES, UNTESTED, VOCAB, build, exact, inverter, texts
+from ..families import FAMILIES, MORE, VOCAB, build, exact, inverter, texts
 
 SLOTS, LENGTH = 5, 6
 QUICK = Continuous(steps=12, candidates=VOCAB, first_block=8, round=6)
@@ -93,7 +93,7 @@ def formulas(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("family", "mode"), [(f, "continuous") for f in FAMILIES + UNTESTED] + [("gpt2", o) for o in OPTIMISERS]
+    ("family", "mode"), [(f, "continuous") for f in FAMILIES + MORE] + [("gpt2", o) for o in OPTIMISERS]
 )
 def test_the_step_asks_the_device_for_nothing(family, mode, formulas):
     lanes = lanes_of(family)

@@ -6,11 +6,11 @@ import pytest
 
 from invert_fast import Inverter
 
-from ..families import BLOCKS, FAMILIES, POSITIONS, UNTESTED, exact, inverter, texts
+from ..families import BLOCKS, FAMILIES, MORE, POSITIONS, exact, inverter, texts
 from .settings import MIXED, STRATEGIES, strategies
 
 
-@pytest.mark.parametrize("family", [*FAMILIES, *UNTESTED])
+@pytest.mark.parametrize("family", [*FAMILIES, *MORE])
 @strategies
 def test_every_strategy_is_exact_on_every_family(family, strategy):
     lengths = (*MIXED, POSITIONS) if family in ("gpt2", "llama", "opt") else MIXED
