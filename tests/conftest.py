@@ -21,6 +21,7 @@ import transformers
 from hypothesis import HealthCheck, settings
 
 from .crashes import pytest_configure as pytest_configure
+from .small_fits import shrink
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -55,6 +56,13 @@ def cache(tmp_path, monkeypatch) -> Path:
     folder.mkdir()
     monkeypatch.setenv("INVERT_FAST_CACHE", str(folder))
     return folder
+
+
+@pytest.fixture
+def small_fits(cache, monkeypatch) -> Path:
+    """The empty cache folder, into which fits of lenses of a second go."""
+    shrink(monkeypatch)
+    return cache
 
 
 @pytest.fixture(scope="session")

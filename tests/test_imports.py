@@ -110,7 +110,15 @@ def test_only_the_adapter_and_the_sampler_know_hugging_face():
     knowing = {
         ".".join(MODULES[path][1:]) for path in MODULES if any(name[0] == "transformers" for name in imported(path))
     }
-    adapter = {"model.attention", "model.decoder", "model.load", "model.numerics", "model.own_pass", "model.twin"}
+    adapter = {
+        "model.attention",
+        "model.decoder",
+        "model.load",
+        "model.numerics",
+        "model.own_pass",
+        "model.twin",
+        "model.wrapped",
+    }
     # the settings of `generate`; a type for a signature; the class of GPT-2's linear layers; quiet logging; an
     # encoder-decoder to train; and the published loops, which have nothing but Hugging Face's models
     others = {"lens.sampling", "inverter", "ops.linear", "cli.main", "lmi.bodies", "lmi.network"}

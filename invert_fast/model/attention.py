@@ -48,7 +48,7 @@ def _attend(
         window=sliding_window,
         softcap=softcap,
     )
-    return out[..., :width], None
+    return out[..., :width].contiguous(), None  # some families view it as rows
 
 
 def _alike(*heads: Tensor) -> tuple[Tensor, ...]:

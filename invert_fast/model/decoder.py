@@ -24,7 +24,8 @@ from .precision import products
 from .prefix import PrefixCall
 from .trial import FAILS, longest_text, trouble_of_ours, trouble_of_own
 from .trial import text as trial_text
-from .twin import bare, body_of, final_norm, structural_twin
+from .twin import body_of, final_norm, structural_twin
+from .wrapped import bare, device_of, value_of
 
 log = logging.getLogger("invert_fast")
 
@@ -59,23 +60,14 @@ class Decoder:
         self.layer = Layer(layer, config.num_hidden_layers)
         self._bodies: dict[torch.dtype, nn.Module] = {}
         self._full: Decoder | None = self if self.layer.near_head else None
-        parameter = next(model.parameters())
-        if (
-            parameter.is_meta
-            and not hasattr(model, "_hf_hook")
-            and not any(hasattr(m, "_hf_hook") for m in model.modules())
-        ):
-            raise InputError(
-                f"the weights of this '{model.config.model_type}' are on the meta device, expected numbers: load them "
-                "(from_pretrained, load_state_dict with assign=True) first"
-            )
-        self.device, self.dtype = parameter.device, parameter.dtype
+        self.device = device_of(model)
         embedding = model.get_input_embeddings()
         self.vocab_size: int = embedding.weight.shape[0]  # type: ignore[assignment]
         with torch.no_grad():  # some families scale inside the embedding module
             self.embedding = torch.cat(
                 [embedding(part) for part in torch.arange(self.vocab_size, device=self.device).split(65536)]
             ).detach()
+        self.dtype = self.embedding.dtype
         self.blocks = self.layer.depth
         self.max_length = longest_text(config)
         self.usable_ids = min(self.vocab_size, len(tokenizer)) if tokenizer is not None else self.vocab_size
@@ -238,9 +230,11 @@ class Decoder:
         the same checkpoint in another precision does not change it."""
         if not hasattr(self, "_fingerprint"):
             digest = hashlib.sha256()
-            for name, value in sorted(self.model.base_model.named_parameters()):
+            for name, _ in sorted(self.model.base_model.named_parameters()):
+                owner, _, last = name.rpartition(".")
+                value = value_of(self.model.base_model.get_submodule(owner), last)
                 step = max(1, value.numel() // _FINGERPRINT_VALUES)
-                sample = value.detach().flatten()[::step].to(torch.bfloat16).view(torch.int16).cpu().numpy()
+                sample = value.flatten()[::step].to(torch.bfloat16).view(torch.int16).cpu().numpy()
                 digest.update(f"{name}{list(value.shape)}".encode() + sample.tobytes())
             self._fingerprint = f"{self.model.config.model_type}:{digest.hexdigest()[:16]}"
         return self._fingerprint

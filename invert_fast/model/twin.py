@@ -18,17 +18,6 @@ from ..ops.linear import pack_linears
 from ..types import InputError
 
 
-def bare(model: Any) -> PreTrainedModel:
-    """The model itself, of one that was compiled or has adapters: these stay in effect, their wrappers do not count."""
-    while True:
-        inner = getattr(model, "_orig_mod", None)  # torch.compile
-        if inner is None and callable(getattr(model, "get_base_model", None)):  # PEFT
-            inner = model.get_base_model()
-        if inner is None:
-            return model
-        model = inner
-
-
 def body_of(model: PreTrainedModel) -> nn.Module:
     """The decoder that states are of; of a model that reads more than text, its text model."""
     text_alone = model.config.get_text_config() is model.config
