@@ -84,7 +84,7 @@ def test_the_fingerprint_is_of_the_weights_in_effect(tmp_path):
 
 def test_a_model_on_the_meta_device_is_refused():
     with pytest.raises(InputError) as error:
-        Inverter(nn.Module.to(build("llama"), "meta"))
+        Inverter(nn.Module.to(build("llama"), "meta"))  # type: ignore[arg-type]
     assert "meta device" in one_line(error)
 
 
