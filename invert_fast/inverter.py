@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,8 @@ from .engine.engine import Engine
 from .engine.memory import plan
 from .engine.protocol import Strategy
 from .engine.tolerances import Tolerances
+from .intake.checks import check_lengths, checked
+from .intake.texts import texts_of
 from .lens.choose import forget
 from .lens.settings import Fit, FitReport
 from .logits.certify import certified_noise
@@ -115,15 +116,17 @@ class Inverter:
         )
 
     def invert(
-        self, states: States | Tensor | Sequence[States | Tensor], strategy: str | Strategy = "auto", **options
+        self, states: Any, strategy: str | Strategy = "auto", *, attention_mask: Any = None, **options
     ) -> list[Recovery]:
         """The texts of these states, in order; options as in `invert_iter`.
 
-        states: one `[T, D]` tensor, one `States`, or a list of them. Never raises for a position it could not recover:
-        look at `certified` and `status`, or call `raise_if_failed()`.
+        states: one `[T, D]` (tensor, numpy array, nested lists) or `States`; a padded batch `[B, T, D]` with its
+        attention_mask `[B, T]`, left or right (all rows are taken without one); what a model or `generate` returns with
+        output_hidden_states=True, or its tuple alone, of which this inverter's layer is taken; a list of any of these
+        (then so is the mask). docs/states.md has examples. Never raises for a position it could not recover: look at
+        `certified` and `status`, or call `raise_if_failed()`.
         """
-        items = [states] if isinstance(states, (States, Tensor)) else list(states)
-        batch = [s if isinstance(s, States) else States(s, self.decoder.layer.name) for s in items]
+        batch = texts_of(states, self.decoder.layer, attention_mask)
         shown: dict[str, Any] = dict(zip(("states_dtype", "compute_dtype"), coarsest(batch), strict=True))
         options = shown | {name: value for name, value in options.items() if value is not None}
         found = dict(self.invert_iter(enumerate(batch), strategy, lengths=[*map(len, batch)], **options))
@@ -261,39 +264,8 @@ class Inverter:
 
     def check_lengths(self, lengths: Sequence[int]) -> None:
         """InputError when a text has more rows than the model has positions."""
-        longest = max(lengths, default=0)
-        if longest > self.decoder.max_length:
-            raise InputError(
-                f"a text has {longest} rows, this model has {self.decoder.max_length} positions: "
-                "give one text a tensor, and check the model"
-            )
+        check_lengths(self.decoder, lengths)
 
     def checked(self, index: int, item: States | Tensor) -> Tensor:
         """The rows `[T, D]` as fp32, or an InputError that names what is wrong with text `index`."""
-        states = item if isinstance(item, States) else States(item, self.decoder.layer.name)
-        rows, decoder = states.hidden.detach(), self.decoder
-        if rows.shape[1] != decoder.width:
-            raise InputError(
-                f"text {index}: states are {rows.shape[1]} wide, this model's {decoder.layer.name} states "
-                f"are {decoder.width}: give the model they were captured from"
-            )
-        if states.model is not None and states.model != decoder.fingerprint():
-            raise InputError(
-                f"text {index}: states were captured from model {states.model}, this model is "
-                f"{decoder.fingerprint()}: give the same checkpoint"
-            )
-        theirs = type(decoder.layer)(states.layer, decoder.layer.blocks).name
-        if theirs != decoder.layer.name:
-            raise InputError(
-                f"text {index}: states are of layer {theirs}, this inverter is of {decoder.layer.name}: "
-                f"make it with layer='{theirs}'"
-            )
-        if math.isfinite(float(rows.sum(dtype=torch.float64))):  # the common case, in one pass
-            return rows.float()
-        finite = rows.isfinite().all(-1)
-        if not bool(finite.all()):
-            raise InputError(
-                f"text {index}: row {int((~finite).int().argmax())} has NaN or Inf values, expected finite "
-                "numbers: capture it again, in bfloat16 or float32 if float16 overflowed"
-            )
-        return rows.float()
+        return checked(self.decoder, index, item)

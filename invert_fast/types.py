@@ -80,7 +80,7 @@ class States:
         if self.hidden.dim() != 2:
             raise InputError(
                 f"states have shape {list(self.hidden.shape)}, expected [tokens, width]: "
-                "give one [T, D] tensor a text (a batch is a list of them)"
+                "give one [T, D] tensor a text (or a batch [B, T, D] of them)"
             )
         if not self.hidden.is_floating_point():
             raise InputError(f"states are {self.hidden.dtype}, expected floating point: save the states, not token ids")

@@ -208,7 +208,7 @@ def test_rows_that_are_not_finite_are_named_by_number(inv, bad, dtype):
     "states",
     [
         torch.zeros(WIDTH),
-        torch.zeros(2, 3, WIDTH),
+        torch.zeros(1, 2, 2, 3, WIDTH),
         torch.tensor(1.0),
         torch.zeros(3, WIDTH, dtype=torch.long),
         torch.zeros(3, WIDTH, dtype=torch.bool),
@@ -221,7 +221,9 @@ def test_tensors_of_the_wrong_kind(inv, states):
     assert str(states.dtype) in message or str(list(states.shape)) in message
 
 
-@pytest.mark.parametrize("states", [[[1.0, 2.0]], np.zeros((3, WIDTH), np.float32), ["text"], [None]], ids=type)
+@pytest.mark.parametrize(
+    "states", [[[1.0, 2.0]], np.zeros((3, WIDTH), "U4"), "text", ["text"], [None], 7, {}], ids=type
+)
 def test_things_that_are_no_tensors(inv, states):
     refused(lambda: inv.invert(states))
 
