@@ -30,7 +30,7 @@ ALLOWED = {
     "extract": {"model", "storage"},
     "lmi": {"storage"},
     "cli": {
-        *("__init__", "inverter", "strategies", "logits", "engine", "lens", "model", "storage"),
+        *("__init__", "inverter", "intake", "strategies", "logits", "engine", "lens", "model", "storage"),
         *("extract", "lmi", "baselines"),
     },
     "__main__": {"cli"},

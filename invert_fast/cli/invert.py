@@ -6,18 +6,20 @@ import argparse
 import json
 import logging
 import time
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..storage.joined import Joined, Source, parts_of
 from ..strategies import registry
-from ..types import InputError, Status
+from ..types import InputError, Status, coarsest
 from .options import DTYPES, gib, inverter_of, loading, model_options, positive, progress, shard
 
 if TYPE_CHECKING:
     from ..engine.protocol import Strategy
     from ..engine.tolerances import Tolerances
     from ..inverter import Inverter
-    from ..storage.states import StatesFile
+    from ..types import States
 
 PRESETS = ("fast", "baseline", "high-accuracy")
 log = logging.getLogger("invert_fast")
@@ -31,7 +33,14 @@ def add(commands: argparse._SubParsersAction) -> None:
         description="Recover the texts of a states file, one JSON line a text, written as it is found.",
     )
     model_options(one)
-    one.add_argument("states", type=Path, help=".safetensors (from `capture`, or one [T, D] tensor) or .npy")
+    one.add_argument(
+        "states", type=Path, help="file of states or folder of such: .safetensors, .npy, .npz, .pt, .arrow, .parquet"
+    )
+    one.add_argument(
+        "--tensor",
+        metavar="NAME",
+        help="which tensor or column holds the states, if several could; 'text_*' takes all so called, as texts",
+    )
     inversion_options(one)
     one.add_argument(
         "--states-dtype", choices=DTYPES, help="precision the states were stored in, if the file is silent"
@@ -90,25 +99,39 @@ def _invert(args: argparse.Namespace) -> int:
     check_output(args)
     strategy_of(args)  # before any work
     with loading():
-        from ..storage.states import head, open_states, without_model
+        from ..intake.files import named_layer, open_source
 
-    source = open_states(args.states)
-    source.check_finite()
-    inverter = inverter_of(args, args.layer if args.layer is not None else source.layer)
+    inverter = inverter_of(args, args.layer if args.layer is not None else named_layer(args.states))
+    layer = inverter.decoder.layer
+    source = open_source(args.states, layer, args.tensor)
     if args.insist:
-        source = without_model(source)
-    told = head(source, inverter.decoder.layer.name)
-    inverter.checked(0, told)  # width, layer and model, before anything is written
+        source = source.without_model()
+    _check_heads(inverter, source)  # before anything is written
     lengths = source.lengths()
     inverter.check_lengths(lengths)
+    source.check_finite()
     done = done_before(args.output, lengths)
     start = time.perf_counter()
-    some = next((source.states(i, inverter.decoder.layer.name) for i, rows in enumerate(lengths) if rows), told)
-    stored, computed = some.precision()
+    stored, computed = coarsest(_first(part, layer.name) for _, part in parts_of(source))
     stored, computed = args.states_dtype or stored, args.compute_dtype or computed
     tolerances = inverter.calibrate(stored, computed)
     log.info("%s states, %s", stored, tolerances.describe())
     return recover(args, inverter, source, tolerances, done, start)
+
+
+def _check_heads(inverter: Inverter, source: Source) -> None:
+    """Width, layer and model of every part; InputError by its name."""
+    for name, part in parts_of(source):
+        try:
+            inverter.checked(0, part.head(inverter.decoder.layer.name))
+        except InputError as error:
+            raise InputError(f"{name}: {error}" if name else str(error)) from error
+
+
+def _first(part: Source, layer: str) -> States:
+    """The first text that has rows: it stands for the precision of its file."""
+    filled = next((i for i, rows in enumerate(part.lengths()) if rows), None)
+    return part.head(layer) if filled is None else part.states(filled, layer)
 
 
 def done_before(output: Path, lengths: list[int]) -> set[int]:
@@ -129,7 +152,7 @@ def todo(args: argparse.Namespace, lengths: list[int], done: set[int]) -> list[i
 def recover(
     args: argparse.Namespace,
     inverter: Inverter,
-    source: StatesFile,
+    source: Source,
     tolerances: Tolerances,
     done: set[int],
     start: float,
@@ -141,7 +164,9 @@ def recover(
     from ..storage.recovered import recovery_line
 
     layer, lengths = inverter.decoder.layer.name, source.lengths()
-    left = todo(args, lengths, done)
+    part = source.part if isinstance(source, Joined) else lambda _: 0
+    left = sorted(todo(args, lengths, done), key=part)  # file by file
+    names, waiting, sure = [name for name, _ in parts_of(source)], Counter(map(part, left)), Counter()
     found = inverter.invert_iter(
         ((i, source.states(i, layer)) for i in left),
         strategy_of(args),
@@ -156,13 +181,19 @@ def recover(
         progress(total=sum(lengths[i] for i in left), desc="invert", unit="token") as bar,
     ):
         for index, recovery in found:
-            out.write(recovery_line(index, recovery) + "\n")
+            which = part(index)
+            out.write(recovery_line(index, recovery, names[which]) + "\n")
             out.flush()
             tokens, forward = tokens + lengths[index], forward + recovery.cost.forward_tokens
             certified += recovery.certified
             if (at := recovery.first_failure) is not None:
                 worst.setdefault(Status(int(recovery.status[at])), (index, at))
             bar.update(lengths[index])
+            waiting[which] -= 1
+            sure[which] += recovery.certified
+            if names[which] and not waiting[which]:
+                rest = sum(map(bool, waiting.values()))
+                log.info("%s: %d texts certified; %d of %d to go", names[which], sure[which], rest, len(names))
     seconds = time.perf_counter() - start
     for status, (index, at) in sorted(worst.items()):
         log.warning("text %d, position %d is %s: %s", index, at, status.label, status.sentence)

@@ -54,12 +54,12 @@ def _invert(args: argparse.Namespace) -> int:
 
     from ..logits.files import open_logits
     from ..logits.states import UNEXPLAINED, StateSolver
-    from ..storage.states import open_states, without_model, write_states
+    from ..storage.states import open_states, write_states
 
     source = open_logits(args.logits)
     inverter = inverter_of(args, None)
     if args.insist:
-        source = replace(source, rows=without_model(source.rows))
+        source = replace(source, rows=source.rows.without_model())
     lengths = source.rows.lengths()
     inverter.check_lengths(lengths)
     done = done_before(args.output, lengths)

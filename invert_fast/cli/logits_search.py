@@ -49,12 +49,11 @@ def _search(args: argparse.Namespace) -> int:
     check_output(args)
     from ..logits.files import open_logits
     from ..storage.recovered import resume
-    from ..storage.states import without_model
 
     source = open_logits(args.logits)
     inverter = inverter_of(args, None)
     if args.insist:
-        source = replace(source, rows=without_model(source.rows))
+        source = replace(source, rows=source.rows.without_model())
     lengths = source.rows.lengths()
     done = resume(args.output, [None] * len(lengths)) if args.output.exists() else set()
     left = [i for i in range(len(lengths)) if i not in done and lengths[i]]

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..storage.contents import as_tensor
 from ..types import InputError
 
 WANTED = (
@@ -48,12 +49,11 @@ def tensor_of(given: Any) -> Tensor:
 
 def from_numpy(array: np.ndarray) -> Tensor:
     """A copy of an array as a tensor; two bytes that numpy has no name for are bf16, which it lacks."""
-    if array.dtype.name == "bfloat16" or array.dtype.str[1:] == "V2":
-        return torch.from_numpy(np.array(array).view(np.int16)).view(torch.bfloat16)
-    if array.dtype.kind not in "fiub" or array.dtype.itemsize > 8:
+    bf16 = array.dtype.name == "bfloat16" or array.dtype.str[1:] == "V2"
+    if not bf16 and (array.dtype.kind not in "fiub" or array.dtype.itemsize > 8):
         kind = "Python objects" if array.dtype.hasobject else str(array.dtype)
         raise InputError(f"states are a numpy array of {kind} {list(array.shape)}, expected floats: {WANTED[9:]}")
-    return torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("=")))
+    return as_tensor(array)
 
 
 def _plain(given: Tensor) -> Tensor:

@@ -41,7 +41,7 @@ class LogitsFile:
 
     def logits(self, index: int, kind: str | None = None, dtype: str | None = None, computed: str | None = None):
         """Text `index` as `Logits`; what is given here counts more than what the file says."""
-        start, stop = self.rows.offsets[index : index + 2]
+        start, stop = self.rows.spans[index]
         ids = self.ids
         if self.own_ids:
             with safe_open(self.rows.path, framework="pt") as file:
@@ -58,23 +58,23 @@ class LogitsFile:
 
 def open_logits(path: Path) -> LogitsFile:
     """Look into a file of log-probs; InputError for whatever else it is."""
-    rows = states.open_states(path, "values")
-    if rows.tensor is None:
+    rows = states.open_states(path, usual="values")
+    if rows.kind != "safetensors":
         return LogitsFile(rows, None, False, None)
     with safe_open(path, framework="pt") as file:
         meta, names = file.metadata() or {}, set(file.keys())
         shape = file.get_slice("ids").get_shape() if "ids" in names else None
         kind = meta.get("kind")
-        if rows.tensor == "hidden" or meta.get("format") == states.FORMAT:
+        if rows.array.name == "hidden" or meta.get("format") == states.FORMAT:
             raise InputError(f"{path} holds hidden states, expected log-probs or logits: use `invert-fast invert`")
         if kind is not None and kind not in KINDS:
             raise InputError(f"{path}: kind '{kind}' is unknown, expected one of {', '.join(KINDS)}")
         if shape is None:
             return LogitsFile(rows, None, False, kind)
-        if shape not in ([rows.width], [rows.offsets[-1], rows.width]):
+        if shape not in ([rows.width], [rows.array.shape[0], rows.width]):
             raise InputError(
                 f"{path}: `ids` has shape {shape}, expected [{rows.width}] (shared) or "
-                f"[{rows.offsets[-1]}, {rows.width}] (a row each)"
+                f"[{rows.array.shape[0]}, {rows.width}] (a row each)"
             )
         return LogitsFile(rows, file.get_tensor("ids") if len(shape) == 1 else None, len(shape) == 2, kind)
 

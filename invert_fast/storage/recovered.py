@@ -14,8 +14,8 @@ import numpy as np
 from ..types import InputError, Recovery, Status
 
 
-def recovery_line(index: int, recovery: Recovery) -> str:
-    """One line of recovered.jsonl."""
+def recovery_line(index: int, recovery: Recovery, source: str | None = None) -> str:
+    """One line of recovered.jsonl. source: the file of a folder, or the tensor of several, that the text is from."""
     row = {
         "index": index,
         "token_ids": recovery.token_ids.tolist(),
@@ -28,6 +28,8 @@ def recovery_line(index: int, recovery: Recovery) -> str:
         "forward_tokens": recovery.cost.forward_tokens,
         "seconds": round(recovery.cost.seconds, 6),
     }
+    if source is not None:
+        row["source"] = source
     if recovery.alternatives:
         row["alternatives"] = {str(position): ids for position, ids in recovery.alternatives.items()}
     if recovery.trace is not None:

@@ -1,153 +1,232 @@
-"""States files: safetensors of ours, one `[T, D]` tensor in safetensors, or .npy.
-
-Any may be hostile or half-written: nothing is unpickled, every size is checked, and what is wrong is named.
-"""
+"""States files: safetensors of ours, and the arrays of others, of which one is taken as rows, batch or layers."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from tqdm import tqdm
 
 from ..types import InputError, States
+from .arrow import is_arrow, open_arrow
+from .contents import FLOATS, Array, Contents, open_npy, open_npz, open_safetensors
+from .masks import spans
 from .tensors import write_tensors
 
 FORMAT = "invert_fast-states-1"
-_PICKLES = {".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt", ".npz"}
 _CHECK_ROWS = 1 << 16
+_PICKLE = tuple(bytes([0x80, protocol]) for protocol in range(2, 6))
 
 
 @dataclass(frozen=True)
 class StatesFile:
     """A states file on disk; rows are read when asked for, so its size does not matter.
 
-    offsets `[P+1]`: text i has rows offsets[i]:offsets[i+1]; layer, dtype, compute_dtype, model: None when unknown.
+    kind: that of its `Contents`; array: `[N, D]`, or `[B, T, D]` seen as B·T rows; lead: index of the layer where all
+    are in front of these; spans: text i has rows spans[i][0] to spans[i][1]; layer, compute_dtype, model: None when
+    unknown.
     """
 
     path: Path
-    offsets: list[int]
-    width: int
+    kind: str
+    array: Array
+    spans: list[tuple[int, int]]
     dtype: str
     layer: str | None = None
     compute_dtype: str | None = None
     model: str | None = None
-    tensor: str | None = None
+    lead: tuple[int, ...] = ()
 
     def __len__(self) -> int:
-        return len(self.offsets) - 1
+        return len(self.spans)
+
+    @property
+    def width(self) -> int:
+        return self.array.shape[-1]
 
     def lengths(self) -> list[int]:
-        return [b - a for a, b in itertools.pairwise(self.offsets)]
+        return [stop - start for start, stop in self.spans]
 
     def rows(self, start: int, stop: int) -> Tensor:
-        """Rows `[stop − start, D]` in the stored precision."""
-        if self.tensor is None:
-            return torch.from_numpy(np.array(np.load(self.path, mmap_mode="r", allow_pickle=False)[start:stop]))
-        with safe_open(self.path, framework="pt") as file:
-            return file.get_slice(self.tensor)[start:stop]
+        """Rows `[stop − start, D]` of one text (or of several that lie one after the other) in the stored precision."""
+        if len(self.array.shape) == 2:
+            return self.array.part(slice(start, stop))
+        if stop == start:
+            return torch.zeros(0, self.width)
+        text, first = divmod(start, self.array.shape[-2])
+        return self.array.part((*self.lead, text, slice(first, first + stop - start)))
 
     def states(self, index: int, layer: int | str) -> States:
         """Text `index`; `layer` is used where the file names none."""
-        return States(
-            self.rows(self.offsets[index], self.offsets[index + 1]),
-            self.layer or layer,
-            self.dtype,
-            self.compute_dtype or "",
-            self.model,
-        )
+        return self._said(self.rows(*self.spans[index]), layer)
+
+    def head(self, layer: int | str) -> States:
+        """No rows, but all that is said of them: what can be checked before any work."""
+        return self._said(self.rows(0, 0), layer)
+
+    def _said(self, rows: Tensor, layer: int | str) -> States:
+        return States(rows, self.layer or layer, self.dtype, self.compute_dtype or "", self.model)
+
+    def without_model(self) -> StatesFile:
+        """The same file, its fingerprint disregarded because the caller insists."""
+        return replace(self, model=None)
 
     def check_finite(self) -> None:
         """Refuse NaN and Inf by row number, before any work is done."""
-        starts = range(0, self.offsets[-1], _CHECK_ROWS)
-        for start in tqdm(starts, desc="check", unit="block", delay=2, leave=False):
-            finite = self.rows(start, min(start + _CHECK_ROWS, self.offsets[-1])).isfinite().all(-1)
+        for start, stop in tqdm(
+            list(self._blocks()), desc=f"check {self.path.name}", unit="block", delay=2, leave=False
+        ):
+            finite = self.rows(start, stop).isfinite().all(-1)
             if not bool(finite.all()):
                 raise InputError(
                     f"{self.path}: row {start + int((~finite).int().argmax())} has NaN or Inf values, "
                     "expected finite numbers: capture it again, in bfloat16 or float32 if float16 overflowed"
                 )
 
+    def _blocks(self) -> Iterator[tuple[int, int]]:
+        """The rows of all texts: many at once where texts lie one after the other, else text by text."""
+        if len(self.array.shape) == 2:
+            rows = self.array.shape[0]
+            yield from ((at, min(at + _CHECK_ROWS, rows)) for at in range(0, rows, _CHECK_ROWS))
+        else:
+            yield from (span for span in self.spans if span[1] > span[0])
 
-def open_states(path: Path, tensor: str = "hidden") -> StatesFile:
-    """Look into a states file without reading its rows: ours, one `[T, D]` tensor in safetensors, or .npy.
 
-    tensor: name of the one that holds the rows.
+def is_torch(head: bytes, path: Path) -> bool:
+    """A file of torch.save, or another pickle: by its first bytes and, as it is a zip archive, by what is in it."""
+    if head[:2] == b"PK":
+        return not _is_npz(path)
+    return head[:2] in _PICKLE
 
-    Raises InputError for pickles, files that are cut short or of another kind, and offsets that do not fit.
-    """
+
+def _is_npz(path: Path) -> bool:
+    import zipfile
+
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return not any(name.endswith("data.pkl") for name in archive.namelist())
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return path.suffix == ".npz"
+
+
+def first_bytes(path: Path) -> bytes:
+    """The first eight bytes of a file; InputError where there is none."""
     if not path.is_file():
         raise InputError(f"{path} does not exist, expected a states file: make one with `invert-fast capture`")
     with path.open("rb") as file:
-        head = file.read(8)
-    if path.suffix in _PICKLES or head[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK"):
+        return file.read(8)
+
+
+def contents_of(path: Path) -> Contents:
+    """The arrays of a file; InputError for pickles, files that are cut short, and those of another kind."""
+    head = first_bytes(path)
+    if is_torch(head, path):
         raise InputError(
-            f"{path} is a pickle or an archive, which can run code and is never loaded, expected .safetensors "
-            "or .npy: save it with safetensors.torch.save_file"
+            f"{path} is a pickle, which can run code and is never loaded here, expected .safetensors or .npy: save it "
+            "with safetensors.torch.save_file"
         )
     if head[:6] == b"\x93NUMPY":
-        return _open_npy(path)
-    return _open_safetensors(path, tensor)
+        return open_npy(path)
+    if head[:2] == b"PK":
+        return open_npz(path)
+    return open_arrow(path, head) if is_arrow(path, head) else open_safetensors(path)
 
 
-def _open_npy(path: Path) -> StatesFile:
-    try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError) as error:
+def open_states(
+    path: Path, tensor: str | None = None, entry: Callable[[int], int] | None = None, usual: str = "hidden"
+) -> StatesFile:
+    """Look into a states file without reading its rows.
+
+    tensor: name of the array that holds them, needed where there are several and none is called `usual`; entry: which
+    of n layers is meant, for an array `[n, B, T, D]` of all. Raises InputError for whatever cannot be states.
+    """
+    return states_in(contents_of(path), tensor, entry, usual)
+
+
+def states_in(
+    contents: Contents,
+    tensor: str | None = None,
+    entry: Callable[[int], int] | None = None,
+    usual: str = "hidden",
+) -> StatesFile:
+    """As `open_states`, of a file that was looked into before."""
+    path, meta, array = contents.path, contents.metadata, contents.array(choose(contents, tensor, usual))
+    shape = array.shape
+    if array.dtype not in FLOATS or len(shape) not in ((2, 3, 4) if entry else (2, 3)):
         raise InputError(
-            f"{path} is damaged or holds Python objects ({error}), expected one float [T, D] array"
-        ) from error
-    if array.ndim != 2 or array.dtype not in (np.float16, np.float32, np.float64):
-        raise InputError(f"{path} holds {array.dtype} {list(array.shape)}, expected one float [tokens, width] array")
-    return StatesFile(path, [0, array.shape[0]], array.shape[1], str(array.dtype))
-
-
-def _open_safetensors(path: Path, tensor: str) -> StatesFile:
-    try:
-        with safe_open(path, framework="pt") as file:
-            names, meta = list(file.keys()), file.metadata() or {}
-            name = tensor if tensor in names else names[0] if len(names) == 1 else None
-            if name is None:
-                raise InputError(
-                    f"{path} has tensors {', '.join(sorted(names)[:6]) or 'none'}, expected `{tensor}` and "
-                    "`offsets`, or a single [T, D] tensor"
-                )
-            part = file.get_slice(name)
-            shape, kind = part.get_shape(), part.get_dtype()
-            offsets = file.get_tensor("offsets") if "offsets" in names else None
-    except (SafetensorError, OSError) as error:
-        raise InputError(
-            f"{path} is cut short or not a safetensors file ({error}), expected a states file: capture it again"
-        ) from error
-    dtype = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}.get(kind)
-    if len(shape) != 2 or dtype is None:
-        raise InputError(f"{path}: tensor `{name}` is {kind} {shape}, expected floats of shape [tokens, width]")
-    rows = [0, shape[0]]
-    if offsets is not None:
-        if offsets.dtype != torch.int64 or offsets.dim() != 1 or not len(offsets):
-            raise InputError(f"{path}: `offsets` is {offsets.dtype} {list(offsets.shape)}, expected int64 [texts + 1]")
-        rows = offsets.tolist()
-        if rows[0] != 0 or rows[-1] != shape[0] or any(b < a for a, b in itertools.pairwise(rows)):
-            raise InputError(
-                f"{path}: `offsets` run from {rows[0]} to {rows[-1]}, expected to rise from 0 to the "
-                f"{shape[0]} rows of `{tensor}`"
-            )
+            f"{path}: {array}, expected floats of shape [tokens, width] or [texts, tokens, width]: name the "
+            "tensor of the states (--tensor)"
+        )
+    lead = (entry(shape[0]),) if entry and len(shape) == 4 else ()
     return StatesFile(
         path,
-        rows,
-        shape[1],
-        meta.get("dtype") or dtype,
+        contents.kind,
+        array,
+        _spans(contents, array),
+        meta.get("dtype") or array.dtype,
         meta.get("layer"),
         meta.get("compute_dtype"),
         meta.get("model"),
-        name,
+        lead,
     )
+
+
+def choose(contents: Contents, tensor: str | None, usual: str) -> str:
+    """The name of the array that is meant."""
+    names = [*contents.arrays, *contents.columns]
+    if tensor is None:
+        if usual in names:
+            return usual
+        may = [n for n, a in contents.arrays.items() if len(a.shape) >= 2 and a.dtype in FLOATS]
+        may += [
+            n for n, (kind, _) in contents.columns.items() if "list" in kind and ("float" in kind or "double" in kind)
+        ]
+        names = [n for n in may if n != "attention_mask"] or names
+        if len(names) == 1:
+            return names[0]
+    elif tensor in names:
+        return tensor
+    missing = (
+        f"no tensor `{tensor}`" if tensor is not None else f"no tensor `{usual}`, nor a single one that could be it"
+    )
+    raise InputError(
+        f"{contents.path} has {missing}, expected one of what is in it ({contents.describe()}): name it with --tensor"
+    )
+
+
+def _spans(contents: Contents, array: Array) -> list[tuple[int, int]]:
+    """Rows of each text: by the file's `offsets` or `attention_mask`, else all of them."""
+    path, shape = contents.path, list(array.shape)
+    if array.spans is not None:
+        return array.spans
+    if len(shape) > 2:
+        texts, length = shape[-3:-1]
+        within = [(0, length)] * texts
+        if (mask := contents.arrays.get("attention_mask")) is not None:
+            if list(mask.shape) != [texts, length]:
+                raise InputError(
+                    f"{path}: {mask}, expected [{texts}, {length}] as {array} has it: give the mask of the same batch"
+                )
+            within = spans(mask.part(slice(0, texts)))
+        return [(text * length + start, text * length + stop) for text, (start, stop) in enumerate(within)]
+    if (given := contents.arrays.get("offsets")) is None:
+        return [(0, shape[0])]
+    count = math.prod(given.shape)
+    if given.dtype != "int64" or len(given.shape) != 1 or not count:
+        raise InputError(f"{path}: {given}, expected int64 [texts + 1]: capture it again")
+    offsets = given.part(slice(0, count)).tolist()
+    if offsets[0] != 0 or offsets[-1] != shape[0] or any(b < a for a, b in itertools.pairwise(offsets)):
+        raise InputError(
+            f"{path}: `offsets` run from {offsets[0]} to {offsets[-1]}, expected to rise from 0 to the "
+            f"{shape[0]} rows of `{array.name}`: capture it again"
+        )
+    return list(itertools.pairwise(offsets))
 
 
 def write_states(
@@ -168,13 +247,3 @@ def write_states(
     write_tensors(
         path, {"offsets": offsets}, streams, ({"hidden": rows} for rows in hidden), {**metadata, "format": FORMAT}
     )
-
-
-def head(source: StatesFile, layer: int | str) -> States:
-    """No rows, but all that is said of them: what can be checked before any work."""
-    return States(source.rows(0, 0), source.layer or layer, source.dtype, source.compute_dtype or "", source.model)
-
-
-def without_model(source: StatesFile) -> StatesFile:
-    """The same file, its fingerprint disregarded because the caller insists."""
-    return replace(source, model=None)

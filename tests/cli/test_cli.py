@@ -163,9 +163,9 @@ BAD_STATES = {
     "NaN row": (lambda p: save_file({"hidden": torch.tensor([[0.0] * 256, [torch.nan] * 256])}, p), ["row 1", "NaN"]),
     "Inf row": (lambda p: save_file({"hidden": torch.full((1, 256), float("inf"))}, p), ["row 0", "Inf"]),
     "too long": (lambda p: save_file({"hidden": torch.zeros(1025, 256)}, p), ["1025", "1024"]),
-    "integers": (lambda p: save_file({"hidden": torch.zeros(3, 256, dtype=torch.long)}, p), ["I64", "floats"]),
+    "integers": (lambda p: save_file({"hidden": torch.zeros(3, 256, dtype=torch.long)}, p), ["int64", "floats"]),
     "one dimension": (lambda p: save_file({"hidden": torch.zeros(256)}, p), ["[256]", "[tokens, width]"]),
-    "two tensors": (lambda p: save_file({"a": torch.zeros(1, 256), "b": torch.zeros(1, 256)}, p), ["a, b", "hidden"]),
+    "two tensors": (lambda p: save_file({"a": torch.zeros(1, 9), "b": torch.zeros(1, 9)}, p), ["`a` float32", "--tensor"]),
     "offsets too far": (
         lambda p: save_file({"hidden": torch.zeros(3, 256), "offsets": torch.tensor([0, 9])}, p), ["9", "3 rows"]),
     "offsets fall": (
@@ -175,7 +175,7 @@ BAD_STATES = {
         ["llama:0123456789abcdef", "gpt2:"]),
     "layer of the file out of range": (
         lambda p: save_file({"hidden": torch.zeros(3, 256)}, p, {"layer": "block:9"}), ["block:9", "4 blocks"]),
-    "pickle": (lambda p: torch.save(torch.zeros(3, 256), p), ["pickle", "never loaded"]),
+    "pickle": (lambda p: torch.save(print, p), ["pickle", "never loaded", "print"]),
     "not safetensors": (lambda p: p.write_bytes(b"hello, this is not a tensor file at all"), ["safetensors"]),
     "empty file": (lambda p: p.write_bytes(b""), ["safetensors"]),
     "no file": (lambda p: None, ["does not exist"]),

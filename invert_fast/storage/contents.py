@@ -1,0 +1,175 @@
+"""What is in a file of arrays, seen without reading them: safetensors, .npy, .npz; Arrow and Parquet by `arrow.py`.
+
+Any may be hostile or half-written: nothing is unpickled, every size is checked, and what is wrong is named.
+"""
+
+from __future__ import annotations
+
+import lzma
+import math
+import os
+import zipfile
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ..types import InputError
+
+_DTYPES = {
+    "F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64",
+    "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool",
+}  # fmt: skip
+FLOATS = ("float16", "bfloat16", "float32", "float64")
+_BOMB = 100, 1 << 30  # what unpacks to so many times its size, and so many bytes, is not states
+# what numpy and zipfile say of files that are not what they seem
+_DAMAGED = (ValueError, OSError, EOFError, KeyError, TypeError, OverflowError, MemoryError, RuntimeError, SyntaxError)
+_DAMAGED_ZIP = (*_DAMAGED, zipfile.BadZipFile, zlib.error, lzma.LZMAError, NotImplementedError)
+
+
+@dataclass(frozen=True)
+class Array:
+    """One array of a file. dtype: PyTorch's name; part: `array[index]`, read when asked for; spans: first row of
+    each text and the one after its last, where the file says."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    part: Callable[[Any], Tensor]
+    spans: list[tuple[int, int]] | None = None
+
+    def __str__(self) -> str:
+        return f"`{self.name}` {self.dtype} {list(self.shape)}"
+
+
+@dataclass(frozen=True)
+class Contents:
+    """The arrays of a file by name. kind: safetensors | npy | npz | arrow; columns: names with a type that is no array
+    yet, and what opens them."""
+
+    path: Path
+    kind: str
+    arrays: dict[str, Array]
+    metadata: dict[str, str] = field(default_factory=dict)
+    columns: dict[str, tuple[str, Callable[[], Array]]] = field(default_factory=dict)
+
+    def array(self, name: str) -> Array:
+        return self.columns[name][1]() if name in self.columns else self.arrays[name]
+
+    def describe(self) -> str:
+        """Every name with type and shape, in words."""
+        words = [*map(str, self.arrays.values()), *(f"`{name}` {kind}" for name, (kind, _) in self.columns.items())]
+        return ", ".join(words[:12]) + (f" and {len(words) - 12} more" if len(words) > 12 else "") or "nothing"
+
+
+def brief(error: BaseException) -> str:
+    """An error of a library, in one line."""
+    return " ".join(str(error).split())[:160] or type(error).__name__
+
+
+def open_npy(path: Path) -> Contents:
+    """The array of a .npy file."""
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except _DAMAGED as error:
+        raise InputError(
+            f"{path} is damaged or holds Python objects ({brief(error)}), expected one float array: "
+            "save it with numpy.save"
+        ) from error
+
+    def part(index: Any) -> Tensor:
+        return as_tensor(np.load(path, mmap_mode="r", allow_pickle=False)[index])
+
+    return Contents(path, "npy", {path.stem: Array(path.stem, array.shape, _name(array.dtype), part)})
+
+
+def open_npz(path: Path) -> Contents:
+    """The arrays of a .npz archive. A member is unpacked whole when asked for, and the last one is kept."""
+    arrays = {}
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for info in archive.infolist():
+                if not info.filename.endswith(".npy"):
+                    continue
+                times, most = _BOMB
+                if info.file_size > most and info.file_size > times * info.compress_size:
+                    raise InputError(
+                        f"{path}: `{info.filename}` would unpack from {info.compress_size:,} to {info.file_size:,} "
+                        "bytes, expected an array of states: save it as .npy if it is one"
+                    )
+                with archive.open(info) as member:
+                    version = np.lib.format.read_magic(member)
+                    read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+                    shape, _, dtype = read[version](member)
+                    size = info.file_size - member.tell()
+                if dtype.hasobject:
+                    raise ValueError(f"`{info.filename}` is pickled")
+                if size != math.prod(shape) * dtype.itemsize:
+                    raise ValueError(f"`{info.filename}` has {size} bytes for {dtype} {list(shape)}")
+                name = info.filename.removesuffix(".npy")
+                arrays[name] = Array(name, shape, _name(dtype), partial(_unpacked_part, path, name))
+    except InputError:
+        raise
+    except _DAMAGED_ZIP as error:
+        raise InputError(
+            f"{path} is damaged or holds Python objects ({brief(error)}), expected float arrays: "
+            "save them with numpy.savez"
+        ) from error
+    return Contents(path, "npz", arrays)
+
+
+def _unpacked_part(path: Path, name: str, index: Any) -> Tensor:
+    try:
+        stat = os.stat(path)
+        return as_tensor(_unpacked(path, name, stat.st_mtime_ns, stat.st_size)[index])
+    except _DAMAGED_ZIP as error:
+        raise InputError(f"{path}: `{name}` is damaged ({brief(error)}): save it again with numpy.savez") from error
+
+
+@lru_cache(maxsize=1)
+def _unpacked(path: Path, name: str, _changed: int, _size: int) -> np.ndarray:
+    with np.load(path, allow_pickle=False) as archive:
+        return archive[name]
+
+
+def open_safetensors(path: Path) -> Contents:
+    """The tensors of a safetensors file, and its metadata."""
+    arrays = {}
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            for name in file.keys():  # noqa: SIM118
+                part = file.get_slice(name)
+                kind = part.get_dtype()
+                reads = partial(_safe_part, path, name)
+                arrays[name] = Array(name, tuple(part.get_shape()), _DTYPES.get(kind, str(kind)), reads)
+    except (SafetensorError, *_DAMAGED) as error:
+        raise InputError(
+            f"{path} is cut short or not a file of tensors ({brief(error)}), expected .safetensors, .npy, .npz, .pt, "
+            ".arrow or .parquet: capture it again, or save it with safetensors.torch.save_file"
+        ) from error
+    return Contents(path, "safetensors", arrays, metadata)
+
+
+def _safe_part(path: Path, name: str, index: Any) -> Tensor:
+    with safe_open(path, framework="pt") as file:
+        return file.get_slice(name)[index]
+
+
+def _name(dtype: np.dtype) -> str:
+    """Two bytes that numpy has no name for are bf16, which it lacks."""
+    return "bfloat16" if dtype.str[1:] == "V2" else dtype.name
+
+
+def as_tensor(array: np.ndarray) -> Tensor:
+    """A copy, in PyTorch's byte order."""
+    if _name(array.dtype) == "bfloat16":
+        return torch.from_numpy(np.array(array).view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("=")))
