@@ -165,7 +165,7 @@ BAD_STATES = {
     "too long": (lambda p: save_file({"hidden": torch.zeros(1025, 256)}, p), ["1025", "1024"]),
     "integers": (lambda p: save_file({"hidden": torch.zeros(3, 256, dtype=torch.long)}, p), ["int64", "floats"]),
     "one dimension": (lambda p: save_file({"hidden": torch.zeros(256)}, p), ["[256]", "[tokens, width]"]),
-    "two tensors": (lambda p: save_file({"a": torch.zeros(1, 9), "b": torch.zeros(1, 9)}, p), ["`a` float32", "--tensor"]),
+    "two tensors": (lambda p: save_file({"a": torch.zeros(1, 9), "b": torch.zeros(1, 9)}, p), ["`a`", "--tensor"]),
     "offsets too far": (
         lambda p: save_file({"hidden": torch.zeros(3, 256), "offsets": torch.tensor([0, 9])}, p), ["9", "3 rows"]),
     "offsets fall": (
