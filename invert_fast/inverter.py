@@ -17,6 +17,7 @@ from .engine.memory import plan
 from .engine.protocol import Strategy
 from .engine.tolerances import Tolerances
 from .intake.checks import check_lengths, checked
+from .intake.prompts import encode, is_chat
 from .intake.texts import texts_of
 from .lens.choose import forget
 from .lens.settings import Fit, FitReport
@@ -65,25 +66,29 @@ class Inverter:
 
     def capture(
         self,
-        texts: Iterable[str | Sequence[int]],
+        texts: Iterable[Any],
         *,
         max_tokens: int | None = None,
-        special: bool = False,
+        special: bool = True,
         store_dtype: str = "float32",
         batch_size: int = 32,
     ) -> list[States]:
-        """Hidden states of texts (or of token ids), by the model's own unmodified forward pass.
+        """Hidden states of texts, of chats (lists of messages) or of token ids, by the model's own unmodified pass.
 
         max_tokens: cut each text to that many; texts longer than the model's context are cut to it;
-        special: add the tokenizer's own special tokens (a BOS then has a row like any token);
+        special: texts get what the tokenizer adds by itself, as in the model's own use (a BOS has a row like any); a
+        chat is written by the tokenizer's template, ids are taken as they are;
         store_dtype: round the states to this precision. An empty text has `[0, D]` states.
         """
-        ids = [self.encode(text, max_tokens, special) for text in ([texts] if isinstance(texts, str) else texts)]
+        ids = [
+            self.encode(text, max_tokens, special)
+            for text in ([texts] if isinstance(texts, str) or is_chat(texts) else texts)
+        ]
         return [self._states(hidden) for hidden in self.capture_ids(ids, dtype_named(store_dtype), batch_size)]
 
-    def encode(self, text: str | Sequence[int], max_tokens: int | None = None, special: bool = False) -> list[int]:
-        """The token ids that `capture` runs for a text."""
-        ids = self.decoder.encode(text, special) if isinstance(text, str) else [int(i) for i in text]
+    def encode(self, text: Any, max_tokens: int | None = None, special: bool = False) -> list[int]:
+        """The token ids that `capture` runs for a text (or chat, or ids); `special` as there."""
+        ids = encode(self.decoder, text, special)
         self.decoder.check_ids(ids)
         return ids[: min(self.decoder.max_length, self.decoder.max_length if max_tokens is None else max_tokens)]
 

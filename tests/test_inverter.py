@@ -36,11 +36,11 @@ def refused(call) -> str:
 
 def test_capture_and_invert_text(inv):
     truth = ["<7> <8> <7>", "", "<299>"]
-    found = inv.invert(inv.capture(truth))
+    found = inv.invert(inv.capture(truth, special=False))
     assert [r.text for r in found] == truth
     assert [r.token_ids.dtype for r in found] == [np.int64] * 3
     assert all(r.certified for r in found)
-    assert inv.invert(inv.capture("<7> <8>"))[0].text == "<7> <8>"
+    assert inv.invert(inv.capture("<7> <8>"))[0].text == "<1> <7> <8>"
 
 
 def test_captured_states_say_where_they_are_from(inv):
@@ -58,12 +58,12 @@ def test_capture_is_the_models_own_hidden_states(inv):
         torch.testing.assert_close(states.hidden, out, rtol=1e-5, atol=1e-5)
 
 
-def test_capture_cuts_texts_and_adds_special_tokens_when_asked(inv):
+def test_capture_cuts_texts_and_adds_special_tokens(inv):
     assert len(inv.capture([[5] * 9], max_tokens=4)[0]) == 4
     assert len(inv.capture([[5] * (POSITIONS + 9)])[0]) == POSITIONS
     assert inv.encode("<7>", special=True) == [1, 7]
     assert inv.encode("<7>") == [7]
-    (found,) = inv.invert(inv.capture(["<7>"], special=True))
+    (found,) = inv.invert(inv.capture(["<7>"]))
     assert found.text == "<1> <7>"
 
 

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..storage.prompts import read_prompts
+from ..storage.prompts import read_chats
 from ..types import InputError, dtype_named
-from .options import DTYPES, counted, inverter_of, model_options, positive, progress
+from .options import DTYPES, counted, inverter_of, model_options, positive, progress, special_option
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,7 +28,11 @@ def add(commands: argparse._SubParsersAction) -> None:
     )
     model_options(one, layer=False)
     one.add_argument(
-        "--input", type=Path, required=True, metavar="FILE", help="prompts.txt (one a line) or .jsonl (`text`)"
+        "--input",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="prompts.txt (one a line) or .jsonl (`text` or `messages`)",
     )
     one.add_argument("--output", type=Path, required=True, metavar="FILE", help="logits.safetensors to write")
     one.add_argument("--max-tokens", type=positive, metavar="N", help="cut each text to N tokens")
@@ -43,7 +47,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     one.add_argument("--seed", type=int, default=0, metavar="N", help="which n random tokens (default 0)")
     one.add_argument("--raw", action="store_true", help="logits as the model gives them instead of log-probs")
     one.add_argument("--store-dtype", choices=DTYPES, default="float32", help="precision of the file (default float32)")
-    one.add_argument("--special-tokens", action="store_true", help="let the tokenizer add its own (such as a BOS)")
+    special_option(one)
     one.add_argument("--batch-size", type=positive, default=8, metavar="B", help="texts a forward pass (default 8)")
     one.add_argument("--overwrite", action="store_true", help="replace an existing output")
     one.set_defaults(command=_capture)
@@ -63,7 +67,7 @@ def _entries(text: str) -> tuple[str, int]:
 def _capture(args: argparse.Namespace) -> int:
     if args.output.exists() and not args.overwrite:
         raise InputError(f"{args.output} exists, expected a new file: give another --output, or --overwrite")
-    texts = read_prompts(args.input, args.limit)
+    texts = read_chats(args.input, args.limit)
     import torch
 
     from ..logits.files import write_logits
@@ -71,7 +75,7 @@ def _capture(args: argparse.Namespace) -> int:
 
     inverter = inverter_of(args, None)
     decoder, head, dtype = inverter.decoder, unembedding(inverter.decoder), dtype_named(args.store_dtype)
-    texts_ids = [inverter.encode(text, args.max_tokens, args.special_tokens) for text in texts]
+    texts_ids = [inverter.encode(text, args.max_tokens, args.special) for text in texts]
     what, count = args.entries
     if count > decoder.usable_ids:
         raise InputError(
@@ -99,7 +103,7 @@ def _capture(args: argparse.Namespace) -> int:
         "dtype": args.store_dtype,
         "compute_dtype": args.dtype,
         "entries": what if what == "full" else f"{what}-{count}",
-        "special_tokens": str(args.special_tokens).lower(),
+        "special_tokens": str(args.special).lower(),
     }
     lengths = [len(i) for i in texts_ids]
     with torch.no_grad(), progress(total=len(texts), desc="capture", unit="text") as bar:

@@ -49,6 +49,17 @@ def model_options(parser: argparse.ArgumentParser, layer: bool = True) -> None:
     )
 
 
+def special_option(parser: argparse.ArgumentParser, note: str = "") -> None:
+    """--no-special."""
+    parser.add_argument(
+        "--no-special",
+        dest="special",
+        action="store_false",
+        help="leave out what the tokenizer adds to a text by itself, such as a BOS (which has a row like any token)"
+        + note,
+    )
+
+
 def inverter_of(args: argparse.Namespace, layer: str | None) -> Inverter:
     """The inverter that `model_options` ask for."""
     with loading():

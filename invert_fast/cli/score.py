@@ -8,10 +8,10 @@ import logging
 from dataclasses import asdict
 from pathlib import Path
 
-from ..storage.prompts import read_prompts
+from ..storage.prompts import read_chats
 from ..types import InputError
 from . import report
-from .options import counted, positive, progress
+from .options import counted, positive, progress, special_option
 
 log = logging.getLogger("invert_fast")
 
@@ -27,20 +27,18 @@ def add(commands: argparse._SubParsersAction) -> None:
     one.add_argument("--reference", type=Path, required=True, metavar="FILE", help="the prompts that were captured")
     one.add_argument("--model", metavar="M", help="the model of the capture: its tokenizer cuts the references")
     one.add_argument("--max-tokens", type=positive, metavar="N", help="as in the capture (needs --model)")
-    one.add_argument("--special-tokens", action="store_true", help="as in the capture (needs --model)")
+    special_option(one, ": as in the capture (needs --model)")
     one.add_argument("--json", action="store_true", help="print the scores as JSON")
     one.set_defaults(command=_score)
 
 
 def _score(args: argparse.Namespace) -> int:
-    if args.model is None and (args.max_tokens or args.special_tokens):
-        raise InputError(
-            "--max-tokens and --special-tokens cut by tokens, which needs a tokenizer: give --model as well"
-        )
+    if args.model is None and (args.max_tokens or not args.special):
+        raise InputError("--max-tokens and --no-special cut by tokens, which needs a tokenizer: give --model as well")
     from ..storage.recovered import read_recovered
 
     rows = {row["index"]: row for row in read_recovered(args.recovered)}
-    texts = read_prompts(args.reference)
+    texts = read_chats(args.reference)
     beyond = [i for i in rows if not 0 <= i < len(texts)]
     if beyond:
         raise InputError(
@@ -68,12 +66,14 @@ def _score(args: argparse.Namespace) -> int:
     return 0
 
 
-def _references(args: argparse.Namespace, texts: list[str]) -> list[tuple[list[int] | None, str]]:
+def _references(args: argparse.Namespace, texts: list) -> list[tuple[list[int] | None, str]]:
     """What was captured of each text: its token ids and their text; without a model the text alone."""
     if not args.model:
+        if any(not isinstance(text, str) for text in texts):
+            raise InputError(f"{args.reference} has chats, which a model's tokenizer writes, expected --model: give it")
         return [(None, text) for text in texts]
     from ..inverter import Inverter
 
     inverter = Inverter.from_pretrained(args.model, device="cpu", insist=True)
-    ids = [inverter.encode(text, args.max_tokens, args.special_tokens) for text in texts]
+    ids = [inverter.encode(text, args.max_tokens, args.special) for text in texts]
     return [(row, inverter.decoder.decode(row) or "") for row in ids]
