@@ -39,7 +39,7 @@ def encode(decoder: Decoder, item: Any, special: bool) -> list[int]:
         return [int(i) for i in item]
     except (TypeError, ValueError) as error:
         raise InputError(
-            f"a text is a {type(item).__name__} ({' '.join(str(error).split())[:80]}), expected a string, token ids, or "
+            f"a text is a {type(item).__name__} ({' '.join(str(error).split())[:80]}), expected a string, ids, or "
             "a list of messages with role and content: capture takes a list of these"
         ) from error
 
