@@ -26,7 +26,7 @@ _DTYPES = {
     "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool",
 }  # fmt: skip
 FLOATS = ("float16", "bfloat16", "float32", "float64")
-_BOMB = 100, 1 << 30  # what unpacks to so many times its size, and so many bytes, is not states
+_BOMB = 100, 1 << 28  # what unpacks to so many times its size, and so many bytes, is not states
 
 
 @dataclass(frozen=True)

@@ -216,7 +216,10 @@ def _spans(contents: Contents, array: Array) -> list[tuple[int, int]]:
             within = spans(mask.part(slice(0, texts)))
         return [(text * length + start, text * length + stop) for text, (start, stop) in enumerate(within)]
     if (given := contents.arrays.get("offsets")) is None:
-        return [(0, shape[0])]
+        mask = contents.arrays.get("attention_mask")
+        if mask is None or math.prod(mask.shape) != shape[0]:
+            return [(0, shape[0])]
+        return spans(mask.part(slice(0, mask.shape[0])).reshape(1, -1))
     count = math.prod(given.shape)
     if given.dtype != "int64" or len(given.shape) != 1 or not count:
         raise InputError(f"{path}: {given}, expected int64 [texts + 1]: capture it again")

@@ -43,6 +43,7 @@ FILES = {
     "batch.safetensors": (lambda p: save_file({"h": BATCH, "attention_mask": MASK, "input_ids": IDS}, p), TEXTS),
     "whole.safetensors": (lambda p: save_file({"h": BATCH}, p), list(BATCH)),
     "layers.safetensors": (lambda p: save_file({"h": torch.stack(hidden()), "attention_mask": MASK}, p), TEXTS),
+    "masked.safetensors": (lambda p: save_file({"h": BATCH[0], "attention_mask": MASK[0]}, p), TEXTS[:1]),
     "rows.npy": (lambda p: np.save(p, TEXTS[0].numpy()), TEXTS[:1]),
     "batch.npy": (lambda p: np.save(p, BATCH.numpy()), list(BATCH)),
     "fortran.npy": (lambda p: np.save(p, np.asfortranarray(TEXTS[2].numpy())), TEXTS[2:]),
@@ -141,8 +142,8 @@ def holes(path):
 def bomb(path):
     archive = zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED)
     with archive, archive.open("a.npy", "w", force_zip64=True) as file:
-        np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": (1 << 25, WIDTH)})
-        for _ in range(1 << 6):
+        np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": (1 << 24, WIDTH)})
+        for _ in range(1 << 5):
             file.write(bytes(1 << 24))
 
 
