@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .. import ops
+from ..model.embedding import Embedding
 
 FAILURE_LOSS = 1e-6  # fp32 states of unit scale: right tokens stay below 1e-11, wrong ones are above 1e-3
 
@@ -28,10 +29,13 @@ class PositionTrace:
     proxy_steps: np.ndarray
     metric: str
 
-    def ranks(self, token: int, table: Tensor) -> np.ndarray:
+    def ranks(self, token: int, table: Tensor | Embedding) -> np.ndarray:
         """rank(v; u) `[n]`: rows of `table [V, D_e]` strictly nearer to each kept proxy than that of `token` (§3)."""
         proxies = torch.from_numpy(self.proxies).to(table.device)
-        distance, ids = ops.nearest_tokens(proxies, table, len(table), self.metric)
+        if isinstance(table, Tensor):
+            distance, ids = ops.nearest_tokens(proxies, table, len(table), self.metric)
+        else:
+            distance, ids = table.nearest(proxies, len(table), self.metric)
         own = distance[ids == token][:, None]
         return (distance < own).sum(-1).cpu().numpy()
 
@@ -46,7 +50,7 @@ class Traces:
         self._of.setdefault(slot, {})[position] = trace
 
     def take(
-        self, slot: int, ids: np.ndarray, discrete_loss: np.ndarray, loss_ceiling: np.ndarray, table: Tensor
+        self, slot: int, ids: np.ndarray, discrete_loss: np.ndarray, loss_ceiling: np.ndarray, table: Embedding
     ) -> dict[str, Any] | None:
         """The trace of a finished text, for `Recovery.trace`, or None where nothing was watched.
 

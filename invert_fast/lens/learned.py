@@ -118,7 +118,7 @@ class LearnedLens(nn.Module):
     def scores(self, proxies: Tensor, first: Tensor) -> Tensor:
         """As `LinearLens.scores`: `[b, D_e] → [b, V]`."""
         bias = torch.where(first[:, None], self.linear.parts["first"].bias, self.bias())
-        return proxies @ self.vocabulary.embedding.T + bias
+        return self.vocabulary.embedding.scores(proxies, bias)
 
     def change_scores(self, state: Tensor, wrong_state: Tensor, wrong: Tensor, ids: Tensor | None = None) -> Tensor:
         """As `LinearLens.change_scores`."""

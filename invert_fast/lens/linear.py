@@ -17,12 +17,10 @@ import torch
 from torch import Tensor
 
 from ..model.vocabulary import Vocabulary
-from ..ops.best_two import BestTwo, scores_of
+from ..ops.best_two import BestTwo
 from .normal_equations import NormalEquations
 from .prior import DraftPrior
 from .repair import Repair
-
-_ROWS = 16_384  # of the embedding matrix, multiplied at once
 
 
 @dataclass(frozen=True)
@@ -65,7 +63,7 @@ class LinearLens:
             for name, (project, gram) in parts.items()
         }
         self._both, self._constant = split_rows(self.parts["rest"].project)
-        self.best_two = BestTwo(vocabulary.embedding, self.parts["rest"].gram)
+        self.best_two = BestTwo(vocabulary.embedding.matrix, self.parts["rest"].gram, vocabulary.embedding.factor)
         self.metric: Tensor | None = None
         self.prior: DraftPrior | None = None
         self.used = 0
@@ -99,15 +97,15 @@ class LinearLens:
     def scores(self, proxies: Tensor, first: Tensor) -> Tensor:
         """log p(state | token) up to a constant, `[b, V]`, of single rows' proxies `[b, D_e]`; first `[b]` bool."""
         bias = torch.where(first[:, None], self.parts["first"].bias, self.parts["rest"].bias)
-        return proxies @ self.vocabulary.embedding.T + bias
+        return self.vocabulary.embedding.scores(proxies, bias)
 
     def change_scores(self, state: Tensor, wrong_state: Tensor, wrong: Tensor, ids: Tensor | None = None) -> Tensor:
         """The same once token `wrong [b]` was seen to give `wrong_state [b, D]` where `state [b, D]` was asked for; of
         the tokens `ids [b, C]` alone, where given."""
         proxy, bias = self.change_proxies(state, wrong_state, wrong)
         if ids is not None:
-            return scores_of(proxy, self.vocabulary.embedding, ids) + bias[ids.clamp_min(0)]
-        return proxy @ self.vocabulary.embedding.T + bias
+            return self.vocabulary.embedding.scores_of(proxy, ids) + bias[ids.clamp_min(0)]
+        return self.vocabulary.embedding.scores(proxy, bias)
 
     def change_proxies(self, state: Tensor, wrong_state: Tensor, wrong: Tensor) -> tuple[Tensor, Tensor]:
         """What `change_scores` are the products of: proxies `[b, D_e]` and a bias `[V]`."""
@@ -166,5 +164,5 @@ def features(state: Tensor, previous: Tensor | None = None) -> Tensor:
 def token_bias(vocabulary: Vocabulary, gram: Tensor, energy: Tensor | None = None) -> Tensor:
     """−½ e_vᵀ MᵀQM e_v, −inf for tokens that are no candidates."""
     if energy is None:
-        energy = torch.cat([((part @ gram) * part).sum(-1) for part in vocabulary.embedding.split(_ROWS)])
+        energy = torch.cat([((part @ gram) * part).sum(-1) for part in vocabulary.embedding.blocks()])
     return (-0.5 * energy).masked_fill(~vocabulary.allowed, float("-inf"))

@@ -20,7 +20,7 @@ from .repair import GROWTH_OF_LARGE, Repair
 _WEIGHTS, _TRIED = (6.0, 4.0, 2.0, 1.0, 0.5, 0.0), 2.0  # and under which lists are made to try them
 _KINDS, _BINS = 3, 12  # so many weights at most; where they may part, in shares of the tokens
 _WRONG, _DEEP, _HOPELESS = 96, 1024, 128  # positions whose candidates are ordered; how many by each; what is too deep
-_ROWS, _ROWS_AT_ONCE, _RIDGE = 320, 32, 0.1  # that are asked for all their logits
+_ROWS, _ROWS_AT_ONCE, _RIDGE = 320, 16, 0.1  # that are asked for all their logits
 
 
 @torch.no_grad()

@@ -79,10 +79,13 @@ class Trainer:
         ids = data.batch(self.step)
         states, columns = data.states(ids, self.step), data.columns(ids, self.step)
         embedding, bias, right = lens.vocabulary.embedding, lens.bias(), ids[:, 1:].flatten()
-        if columns is not None:
-            embedding, bias, right = embedding[columns], bias[columns], torch.searchsorted(columns, right)
         proxies = lens(states)[:, 1:].flatten(0, 1)
-        loss = F.cross_entropy(torch.addmm(bias, proxies, embedding.T), right)
+        if columns is None:
+            scores = embedding.scores(proxies, bias)
+        else:
+            scores = torch.addmm(bias[columns], proxies, embedding[columns].T)
+            right = torch.searchsorted(columns, right)
+        loss = F.cross_entropy(scores, right)
         self.optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(lens.parameters(), _CLIP)

@@ -70,7 +70,7 @@ def offset_lenses(decoder: Decoder, vocabulary: Vocabulary, longest: int, seed: 
     lenses = []
     for length in range(1, longest + 1):
         solution, whiten = stored[f"solution{length}"], stored[f"whiten{length}"]
-        move = torch.stack([embedding @ (part @ whiten) for part in solution[:-1].split(width)])
+        move = torch.stack([embedding.mapped(part @ whiten) for part in solution[:-1].split(width)])
         lenses.append(OffsetLens(whiten, move, move.square().sum(-1), solution[-1] @ whiten))
     return lenses
 

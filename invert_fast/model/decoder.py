@@ -16,15 +16,18 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..ops.best_two import scores_of
+from ..ops.linear import share_packs
 from ..types import InputError
 from . import attention
+from .embedding import Embedding
 from .layer import Layer
 from .own_pass import OwnPass, read
 from .precision import products
 from .prefix import PrefixCall
+from .row_table import RowTable
 from .trial import FAILS, longest_text, trouble_of_ours, trouble_of_own
 from .trial import text as trial_text
-from .twin import body_of, final_norm, structural_twin
+from .twin import after_blocks, body_of, final_norm, structural_twin
 from .wrapped import bare, device_of, value_of
 
 log = logging.getLogger("invert_fast")
@@ -61,13 +64,8 @@ class Decoder:
         self._bodies: dict[torch.dtype, nn.Module] = {}
         self._full: Decoder | None = self if self.layer.near_head else None
         self.device = device_of(model)
-        embedding = model.get_input_embeddings()
-        self.vocab_size: int = embedding.weight.shape[0]  # type: ignore[assignment]
-        with torch.no_grad():  # some families scale inside the embedding module
-            self.embedding = torch.cat(
-                [embedding(part) for part in torch.arange(self.vocab_size, device=self.device).split(65536)]
-            ).detach()
-        self.dtype = self.embedding.dtype
+        self.embedding = Embedding(model.get_input_embeddings(), self.device)
+        self.vocab_size, self.dtype = len(self.embedding), self.embedding.dtype
         self.blocks = self.layer.depth
         self.max_length = longest_text(config)
         self.usable_ids = min(self.vocab_size, len(tokenizer)) if tokenizer is not None else self.vocab_size
@@ -101,7 +99,7 @@ class Decoder:
 
     def embed(self, ids: Tensor) -> Tensor:
         """Token embeddings as the model sees them: `[...] → [..., D_embedding]`."""
-        return self.embedding[ids]
+        return self.embedding.rows(ids)
 
     def run(self, embeds: Tensor, positions: Tensor, call: PrefixCall, compute: str = "float32") -> Tensor:
         """One pass of the twin: `[B, K, D_embedding]` at `positions [B, K]` → states `[B, K, D]`; KV goes to `call`.
@@ -136,6 +134,9 @@ class Decoder:
         """The same model seen from its last layer (itself where it already is): what the next-token prior needs."""
         if self._full is None:
             self._full = Decoder(self.model, self.tokenizer, "final_norm", path="fast" if self.own is None else "own")
+            self._full.embedding = self.embedding
+            if self.own is None:
+                share_packs(self._full.body, self.body)
         return self._full
 
     @torch.no_grad()
@@ -172,34 +173,36 @@ class Decoder:
         scores = scores_of(self.head_input(states), head.weight, ids)  # type: ignore[arg-type]
         return scores if head.bias is None else scores + head.bias[ids.clamp_min(0)]  # type: ignore[index]
 
-    @cached_property
+    @property
     def tied_scale(self) -> float | None:
         """Embedding rows over the rows of the head, where these are the same matrix and nothing is added; else None."""
         head = self.model.get_output_embeddings()
-        table: Tensor = self.model.get_input_embeddings().weight  # type: ignore[assignment]
-        if head is None or head.weight.data_ptr() != table.data_ptr() or head.bias is not None:  # type: ignore[operator]
-            return None
-        row = int(table.abs().amax(-1).nan_to_num().argmax())
-        scale = float(self.embedding[row].float().norm() / table[row].float().norm())
-        some = slice(0, None, max(1, len(table) // 64))
-        same = torch.allclose(self.embedding[some].float(), scale * table[some].float(), rtol=1e-2, equal_nan=True)
-        return scale if same and scale > 0 else None
+        tied = head is not None and head.weight.data_ptr() == self.embedding.weight.data_ptr()  # type: ignore[operator]
+        return self.embedding.scale if tied and head.bias is None else None  # type: ignore[union-attr]
 
     @torch.no_grad()
-    def seen_embedding(self) -> Tensor:
+    def seen_rows(self) -> RowTable:
         """Embedding rows `[V, D_embedding]` less what no state of this layer can show.
 
         The final norm takes a common shift (LayerNorm) or a common length (RMSNorm) out of a row, so rows that differ
         only in that are near each other. Very short rows drown in a state: they stay short.
         """
-        rows = self.embedding.float()
+        embedding, (size, width) = self.embedding, self.embedding.shape
         if not self.layer.normed:
-            return rows
-        lengths = rows.norm(dim=-1, keepdim=True)
+            return RowTable(embedding.__getitem__, size, width, self.device)
         try:
-            return final_norm(self.model, self.embedding).float() * (2 * lengths / lengths.median()).clamp_max(1.0)
+            final_norm(self.model, embedding.rows(torch.zeros(1, dtype=torch.long, device=self.device)))
         except RuntimeError:  # embeddings of another width than the states (OPT-350m): the norm does not apply
-            return rows
+            return RowTable(embedding.__getitem__, size, width, self.device)
+        usual = torch.cat([part.norm(dim=-1) for part in embedding.blocks()]).nanmedian()
+        norm = after_blocks(self.model)
+
+        def seen(ids: Tensor) -> Tensor:
+            rows = embedding.rows(ids)
+            lengths = rows.float().norm(dim=-1, keepdim=True)
+            return norm(rows).float() * (2 * lengths / usual).clamp_max(1.0)
+
+        return RowTable(torch.no_grad()(seen), size, width, self.device)
 
     def capture(self, ids: Tensor) -> Tensor:
         """States by the model's own, unmodified forward pass: `[B, T] → [B, T, D]`. Independent of `run`."""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .. import ops
+from .row_table import RowTable
 
 _DIRECTIONS, _PCA_ROWS = 64, 16384
 NEAREST = 32  # rows kept a token
@@ -21,16 +22,17 @@ _ROUNDING = 4e-5  # of a row's squared length: what squared distances in the pro
 
 
 class Neighbours:
-    """rows `[V, D]`: what distances are measured in; allowed `[V]` bool: the rows that count; representative `[V]`:
-    lowest row equal to each, which is never a neighbour of it; unit `[V]`: what distances from a row are measured in.
+    """rows `[V, D]`, a few at a time: what distances are measured in; allowed `[V]` bool: the rows that count;
+    representative `[V]`: lowest row equal to each, which is never a neighbour of it; unit `[V]`: what distances from a
+    row are measured in.
     """
 
-    def __init__(self, rows: Tensor, allowed: Tensor, representative: Tensor, unit: Tensor):
+    def __init__(self, rows: Tensor | RowTable, allowed: Tensor, representative: Tensor, unit: Tensor):
         self.rows, self.allowed, self.representative, self.unit = rows, allowed, representative, unit
         self.candidates = allowed.nonzero().flatten()
         self._at = torch.full_like(representative, -1)  # where a token is in the tables
         self._ids = representative.new_empty(0, NEAREST)
-        self._distance, self._beyond = rows.new_empty(0, NEAREST), rows.new_empty(0)
+        self._distance, self._beyond = unit.new_empty(0, NEAREST), unit.new_empty(0)
 
     def of(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The nearest different allowed rows of `tokens [n]`, nearest first: ids `[n, NEAREST]` (−1 where there are
@@ -59,16 +61,19 @@ class Neighbours:
     @cached_property
     def _projected(self) -> Tensor:
         """The allowed rows in the directions in which they differ most, `[A, d]`."""
-        rows = self.rows[self.candidates]
-        if rows.shape[1] <= _DIRECTIONS:
-            return rows.contiguous()
-        return (rows @ self._directions).contiguous()
+        if self.rows.shape[1] <= _DIRECTIONS:
+            return self.rows[self.candidates].contiguous()
+        return torch.cat([self.rows[part] @ self._directions for part in self.candidates.split(_AT_ONCE)])
 
     @cached_property
     def _directions(self) -> Tensor:
-        some = self.rows[self.candidates[:: max(1, len(self.candidates) // _PCA_ROWS)]].double()
-        some = some - some.mean(0)
-        return torch.linalg.eigh(some.T @ some).eigenvectors[:, -_DIRECTIONS:].float().contiguous()
+        some = self.candidates[:: max(1, len(self.candidates) // _PCA_ROWS)].split(_AT_ONCE)
+        mean = torch.stack([self.rows[part].double().sum(0) for part in some]).sum(0) / sum(map(len, some))
+        spread = mean.new_zeros(len(mean), len(mean))
+        for part in some:
+            away = self.rows[part].double() - mean
+            spread += away.T @ away
+        return torch.linalg.eigh(spread).eigenvectors[:, -_DIRECTIONS:].float().contiguous()
 
     def _look_up(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         parts = [self._look_up_some(part) for part in tokens.split(_AT_ONCE)]

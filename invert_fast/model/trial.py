@@ -31,7 +31,10 @@ def text(decoder: Decoder) -> Tensor:
     """Token ids `[n]`: a BOS where there is one, then any; longer than the window and than rope was made for."""
     wanted = [own + _BEYOND for own in _turns(decoder.model.config.get_text_config()) if own + _BEYOND <= LONG]
     count = min(max(SHORT, *wanted, 0), decoder.max_length)
-    rows = decoder.embedding[: decoder.usable_ids].isfinite().all(-1).nonzero().flatten()
+    usable = torch.ones(decoder.usable_ids, dtype=torch.bool, device=decoder.device)
+    spoilt = decoder.embedding.spoilt
+    usable[spoilt[spoilt < decoder.usable_ids]] = False
+    rows = usable.nonzero().flatten()
     ids = rows[torch.randint(len(rows), (count,), generator=torch.Generator().manual_seed(0)).to(rows.device)]
     bos = getattr(decoder.tokenizer, "bos_token_id", None)
     if bos is not None and bos < decoder.vocab_size:

@@ -6,6 +6,7 @@ Module objects and configs are copies, so that nothing done here shows in the us
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -106,9 +107,19 @@ def _has_state(module: nn.Module) -> bool:
     return any(True for _ in module.parameters()) or any(True for _ in module.buffers())
 
 
+def after_blocks(model: PreTrainedModel) -> Callable[[Tensor], Tensor]:
+    """What a model does to the output of its last block: the final norm, in most."""
+    count = model.config.get_text_config().num_hidden_layers
+    parent, _ = find_blocks(body_of(model), count)
+    called = [getattr(parent, name) for name in _after_blocks(body_of(model), count)]
+
+    def apply(states: Tensor) -> Tensor:
+        for module in called:
+            states = module(states)
+        return states
+
+    return apply
+
+
 def final_norm(model: PreTrainedModel, states: Tensor) -> Tensor:
-    blocks = model.config.get_text_config().num_hidden_layers
-    parent, _ = find_blocks(body_of(model), blocks)
-    for name in _after_blocks(body_of(model), blocks):
-        states = getattr(parent, name)(states)
-    return states
+    return after_blocks(model)(states)

@@ -5,7 +5,7 @@ A decoder sees a token only through its embedding row, so tokens with equal rows
 
 from __future__ import annotations
 
-from functools import cached_property
+import itertools
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from torch import Tensor
 from .. import ops
 from . import neighbour_store
 from .decoder import Decoder
+from .embedding import BLOCK, Embedding
 from .neighbours import Neighbours
 
 RIVALS_MOST = 256  # nearest rows of a token that are ever tried beside it
@@ -25,22 +26,25 @@ class Vocabulary:
 
     allowed `[V]` bool: ids a candidate may have (known to the tokenizer, one representative a class of equal rows);
     representative `[V]`: lowest id with the same row; class_size `[V]`: how many usable ids share the row;
-    seen `[V, D]`: the rows as far as states can show them, in which distances are measured; unit `[V]`: what distances
-    from a row are measured in: the median row norm, or its own where that is longer (a long row makes a long state).
+    embedding, seen: all rows, `[ids]` gives some in fp32: as the model sees them, and as far as states can show them,
+    which is where distances are measured; unit `[V]`: what distances from a row are measured in: the median row norm,
+    or its own where that is longer (a long row makes a long state).
     """
 
     def __init__(self, decoder: Decoder):
-        self.embedding = decoder.embedding.float()
+        self.embedding = decoder.embedding
         self.size = len(self.embedding)
         usable = torch.arange(self.size, device=self.embedding.device) < decoder.usable_ids
-        self.representative, code = _equal_rows(self.embedding)
+        self.representative, code, finite = _equal_rows(self.embedding)
+        usable &= finite  # the state of a row that is no number is none either
         self.allowed = usable & (self.representative == torch.arange(self.size, device=usable.device))
         self.class_size = torch.zeros(self.size, dtype=torch.long, device=usable.device).index_add_(
             0, self.representative, usable.long()
         )[self.representative]
         self.usable = usable
-        self.seen = decoder.seen_embedding()
-        norms = self.seen.norm(dim=-1)
+        self.seen = decoder.seen_rows()
+        every = torch.arange(self.size, device=usable.device)
+        norms = torch.cat([self.seen[part].norm(dim=-1) for part in every.split(BLOCK)])
         self.unit = norms.clamp_min(norms[self.allowed].median().clamp_min(1e-30))
         self.neighbours = Neighbours(self.seen, self.allowed, self.representative, self.unit)
         self._file = neighbour_store.name(decoder, _digest(code)) if self.size >= neighbour_store.LARGE else None
@@ -69,10 +73,12 @@ class Vocabulary:
 
     def distances(self, tokens: Tensor) -> Tensor:
         """`[b, V]` distance of every row to those of `tokens`, exact for near rows; in units of `unit`."""
-        return (
-            torch.cdist(self.seen[tokens], self.seen, compute_mode="donot_use_mm_for_euclid_dist")
-            / self.unit[tokens, None]
-        )
+        rows, every = self.seen[tokens], torch.arange(self.size, device=self.allowed.device)
+        parts = [
+            torch.cdist(rows, self.seen[part], compute_mode="donot_use_mm_for_euclid_dist")
+            for part in every.split(BLOCK)
+        ]
+        return torch.cat(parts, 1) / self.unit[tokens, None]
 
     def rivals(self, tokens: Tensor, radius: Tensor, tried: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """The nearest untried allowed tokens within `radius [b]` of `tokens [b]`: ids `[b, count]`, −1 where none; and
@@ -120,7 +126,7 @@ class Vocabulary:
         """Many more of the nearest allowed rows of tokens that have so many rivals: ids and distances `[b, n]`."""
         candidates, rows = self.neighbours.candidates, self.seen[tokens]
         count = min(RIVALS_MOST + _LEFT + 1, len(candidates))
-        found = ops.nearest_tokens(rows, self._candidate_rows, count, "l2")[1]
+        found = self._nearest_candidates(rows, count)
         ids = candidates[found.clamp_min(0)]
         away = torch.stack([(self.seen[i] - row).norm(dim=-1) for i, row in zip(ids, rows, strict=True)])
         away = away / self.unit[tokens, None]
@@ -131,9 +137,16 @@ class Vocabulary:
         ids = torch.nn.functional.pad(ids, pad, value=-1)
         return ids, torch.nn.functional.pad(distance, pad, value=torch.inf)
 
-    @cached_property
-    def _candidate_rows(self) -> Tensor:
-        return self.seen if bool(self.allowed.all()) else self.seen[self.neighbours.candidates]
+    def _nearest_candidates(self, rows: Tensor, count: int) -> Tensor:
+        """The `count` nearest of the candidates to `rows [b, D]`: places among them `[b, count]`, −1 for none left."""
+        best, found = rows.new_empty(len(rows), 0), self.representative.new_empty(len(rows), 0)
+        for start, part in zip(itertools.count(0, BLOCK), self.neighbours.candidates.split(BLOCK)):
+            distance, at = ops.nearest_tokens(rows, self.seen[part], min(count, len(part)), "l2")
+            best = torch.cat([best, distance], 1)
+            found = torch.cat([found, torch.where(at < 0, at, at + start)], 1)
+            best, order = best.sort(dim=-1, stable=True)
+            best, found = best[:, :count], found.gather(1, order)[:, :count]
+        return found
 
     def _nearest(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         found = self.neighbours.of(tokens)
@@ -155,17 +168,26 @@ def _digest(code: Tensor) -> int:
     return int((code * (2 * torch.arange(len(code), device=code.device) + 1)).sum())
 
 
-def _equal_rows(table: Tensor) -> tuple[Tensor, Tensor]:
-    """`[V]` lowest id with exactly the same row, and a 64-bit hash of each: rows are grouped by that, then compared
-    value by value."""
-    bits = (table + 0.0).view(torch.int32).long()  # +0.0 makes −0.0 equal 0.0
+def _equal_rows(table: Embedding) -> tuple[Tensor, Tensor, Tensor]:
+    """`[V]` lowest id with exactly the same row; a 64-bit hash of each, by which rows are grouped before they are
+    compared value by value; and bool: whether all of it are numbers."""
     generator = torch.Generator().manual_seed(0)
     odd = torch.randint(-(2**62), 2**62, (table.shape[1],), generator=generator).to(table.device) | 1
-    code = torch.cat([((part ^ (part << 21)) * odd).sum(-1) for part in bits.split(8192)])
+    code, finite = odd.new_empty(len(table)), torch.empty(len(table), dtype=torch.bool, device=table.device)
+    for part, to, numbers in zip(table.blocks(), code.split(BLOCK), finite.split(BLOCK), strict=True):
+        to.copy_(_hashed(part, odd))
+        numbers.copy_(part.isfinite().all(-1))
     order = torch.sort(code, stable=True).indices
     same = torch.zeros(len(table), dtype=torch.bool, device=table.device)
-    same[1:] = (code[order][1:] == code[order][:-1]) & (table[order][1:] == table[order][:-1]).all(-1)
+    alike = (code[order][1:] == code[order][:-1]).nonzero().flatten() + 1
+    for at in alike.split(BLOCK):
+        same[at] = (table[order[at]] == table[order[at - 1]]).all(-1)
     start = torch.where(same, -1, torch.arange(len(table), device=table.device)).cummax(0).values
     representative = torch.empty_like(order)
     representative[order] = order[start]
-    return representative, code
+    return representative, code, finite
+
+
+def _hashed(rows: Tensor, odd: Tensor) -> Tensor:
+    bits = (rows + 0.0).view(torch.int32).long()  # +0.0 makes −0.0 equal 0.0
+    return ((bits ^ (bits << 21)) * odd).sum(-1)

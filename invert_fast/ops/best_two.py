@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from . import native
-from .linear import MOST_BYTES, linear, pack
+from .linear import MOST_BYTES, linear, pack, pack_parts
 from .native import _C
 from .table import backend as backend_of
 from .table import choose
@@ -90,11 +90,11 @@ def cpp(x: Tensor, matrix: Tensor, bias: Tensor, packed: Tensor | None = None) -
 class BestTwo:
     """`best_two` of many rows for one matrix e `[V, K]`, packed once; with a sketch of the scores where that will do.
 
-    gram: G `[K, K]` of scores that come from a likelihood.
+    gram: G `[K, K]` of scores that come from a likelihood; scale: of all rows, where the matrix is e / scale.
     """
 
-    def __init__(self, matrix: Tensor, gram: Tensor | None = None):
-        self.matrix, self.gram = matrix.contiguous(), gram
+    def __init__(self, matrix: Tensor, gram: Tensor | None = None, scale: float = 1.0):
+        self.matrix, self.gram, self._scale = matrix.contiguous(), gram, scale
         self._packed: Any = None
         self._made: _Sketch | None = None
         self._metric: Tensor | None = None
@@ -109,6 +109,7 @@ class BestTwo:
         scale: the bias has −½ scale·eᵀGe in it, so that a sketch will do: then the best two of a few candidates, of
         which the first is all but always the best of all; where it is not, its lead is small.
         """
+        x = self._scaled(x)
         if self._in_stages:
             return best_two(x, self.matrix, bias, self._coarse(), backend="triton")
         if not (self._compiled and x.dtype == bias.dtype == torch.float32):
@@ -130,17 +131,22 @@ class BestTwo:
     def shortlist(self, x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         """The best tokens of every row, best first: ids `[n, LISTED]`, −1 where there are fewer, and their scores, −∞
         there. After `list_by`, by a sketch, of which a few that score as well may be missing."""
+        x = self._scaled(x)
         if self._in_stages:
             shortlist = import_module(_IN_STAGES).shortlist
 
             return shortlist(x, self.matrix, bias, self._coarse(), LISTED)
         if self._compiled and self._metric is not None:
-            self._metric, self._list_sketch = None, _sketch_for(self.matrix, self._metric)
+            self._list_sketch = _sketch_for(self.matrix, self._metric * self._scale**2)
+            self._metric = None
         if self._list_sketch is None or not x.dtype == bias.dtype == torch.float32:
             return _list_of_all(x, self.matrix, bias)
         ids, scores = x.new_empty(len(x), LISTED, dtype=torch.long), x.new_empty(len(x), LISTED)
         self._by_sketch(_C.list_by_sketch, (ids, scores), self._list_sketch, x, bias, bias)
         return ids, scores
+
+    def _scaled(self, x: Tensor) -> Tensor:
+        return x if self._scale == 1.0 else x * self._scale
 
     def _coarse(self) -> tuple[Tensor, Tensor]:
         if self._packed is None:
@@ -164,7 +170,7 @@ class BestTwo:
     def _sketch(self) -> _Sketch | None:
         """Made on the first use, if it pays."""
         if self.gram is not None:
-            self._made = _sketch_of(self.matrix, self.gram)
+            self._made = _sketch_of(self.matrix, self.gram * self._scale**2)
             self.gram = None
         return self._made
 
@@ -211,8 +217,8 @@ def _sketch_for(matrix: Tensor, metric: Tensor) -> _Sketch | None:
     if width > 0.6 * K:
         return None
     to_low = ((vectors / root) @ directions[:, :width]).float().contiguous()
-    low = matrix @ (factor @ directions[:, :width]).float()
-    return _Sketch(to_low, pack(to_low), pack(low.t()), low.new_zeros(()))
+    packed = _pack_low(matrix, (factor @ directions[:, :width]).float())
+    return _Sketch(to_low, pack(to_low), packed, packed.new_zeros(()))
 
 
 @torch.no_grad()
@@ -236,7 +242,12 @@ def _sketch_of(matrix: Tensor, gram: Tensor) -> _Sketch | None:
     if width > K // 2:
         return None
     to_low = ((vectors / root) @ directions[:, :width]).float().contiguous()
-    low = matrix @ (factor @ directions[:, :width]).float()
-    parts = zip(matrix.split(_SAMPLE), low.split(_SAMPLE), strict=True)
-    rest = torch.cat([0.5 * (((e @ gram) * e).sum(-1) - near.square().sum(-1)) for e, near in parts])
-    return _Sketch(to_low, pack(to_low), pack(low.t()), rest)
+    lower = (factor @ directions[:, :width]).float()
+    parts = matrix.split(_SAMPLE)
+    rest = torch.cat([0.5 * (((e @ gram) * e).sum(-1) - (e @ lower).square().sum(-1)) for e in parts])
+    return _Sketch(to_low, pack(to_low), _pack_low(matrix, lower), rest)
+
+
+def _pack_low(matrix: Tensor, lower: Tensor) -> Tensor:
+    """The rows of a matrix `[V, K]` in fewer directions `[K, width]`, packed as columns."""
+    return pack_parts(((part @ lower).t() for part in matrix.split(_SAMPLE)), lower.shape[1], len(matrix))

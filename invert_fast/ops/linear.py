@@ -3,6 +3,7 @@ at 16 to 128 rows, as a pass over lanes or over a chunk of a text has: a general
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -64,6 +65,16 @@ def pack(matrix: Tensor) -> Tensor:
     return packed
 
 
+def pack_parts(parts: Iterable[Tensor], width: int, columns: int) -> Tensor:
+    """As `pack` of a matrix `[width, columns]` that comes in parts, each but the last of a multiple of 16 columns."""
+    packed, start = torch.empty(_C.packed_size(width, columns)), 0
+    for part in parts:
+        into = packed[_C.packed_size(width, start) :]
+        _C.pack_matrix(part.data_ptr(), *part.stride(), *part.shape, into.data_ptr())
+        start += part.shape[1]
+    return packed
+
+
 class _Packed(nn.Module):
     """What `PackedLinear` and `PackedConv1D` share; of no state of its own, so that a module can become one."""
 
@@ -115,6 +126,16 @@ def pack_linears(body: nn.Module) -> None:
     if sum(weight.nbytes for module in found for weight in module.parameters()) <= MOST_BYTES:
         for module in found:
             module.__class__ = _PACKED[type(module)]
+
+
+def share_packs(body: nn.Module, other: nn.Module) -> None:
+    """Let two bodies with the same weights keep the packed ones once."""
+    theirs = dict(other.named_modules())
+    for name, module in body.named_modules():
+        twin = theirs.get(name)
+        if isinstance(module, _Packed) and isinstance(twin, _Packed) and module.weight is twin.weight:
+            shared = twin.__dict__.setdefault("_packs", {})
+            module.__dict__["_packs"] = shared
 
 
 class _Product(torch.autograd.Function):

@@ -122,8 +122,9 @@ class Candidates:
 
     def _from_all(self, slots: Tensor, position: Tensor, wrong_state: Tensor, wrong: Tensor) -> Ranked:
         """Of all tokens; scored once a position, since every row of scores costs as much as many tokens verified."""
+        embedding = self.context.vocabulary.embedding
         if not self.near_head:
-            return Ranked(torch.addmm(*self._whole_row(slots, position, wrong_state, wrong)))
+            return Ranked(embedding.scores(*self._whole_row(slots, position, wrong_state, wrong)))
         at = [*zip(slots.tolist(), position.tolist(), strict=True)]
         new = [i for i, (slot, place) in enumerate(at) if self._whole.get(slot, (-1, None))[0] != place]
         if new:
@@ -136,18 +137,16 @@ class Candidates:
         left = ranked.untried(self.context, slots).scores > float("-inf")
         if bool(left.any(-1).all()):
             return ranked
-        return Ranked(torch.addmm(*self._whole_row(slots, position, wrong_state, wrong)))  # the rest, in one order
+        return Ranked(embedding.scores(*self._whole_row(slots, position, wrong_state, wrong)))  # the rest, in one order
 
-    def _whole_row(
-        self, slots: Tensor, position: Tensor, wrong_state: Tensor, wrong: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Bias, proxies and matrix of which the scores of lens and change, as the fit weighed them, are the product:
-        the embedding matrix is read once for both."""
+    def _whole_row(self, slots: Tensor, position: Tensor, wrong_state: Tensor, wrong: Tensor) -> tuple[Tensor, Tensor]:
+        """Proxies and bias of which the scores of lens and change, as the fit weighed them, are the product: the
+        embedding matrix is read once for both."""
         repair = self.repair
         change, fixed = self.lens.change_proxies(self.context.lanes.targets[slots, position], wrong_state, wrong)
         proxies = repair.change * change + repair.row * self.proxies[slots, position]
         bias = repair.change * fixed + (repair.row * self.lens.row_bias if repair.row else 0.0)
-        return bias, proxies, self.context.vocabulary.embedding.T
+        return proxies, bias
 
     def _ordered(self, slots: Tensor, position: Tensor, wrong_state: Tensor, wrong: Tensor) -> Ranked:
         targets, vocabulary, start = self.context.lanes.targets, self.context.vocabulary, position == 0

@@ -157,7 +157,7 @@ class _Proposer:
         context, value = self.context, self.proxies.value[slots]
         banned = context.attempts.tried[slots] | ~context.vocabulary.allowed
         count = min(self.settings.candidates, context.vocabulary.size)
-        distance, ids = ops.nearest_tokens(value, self.proxies.embedding, count, self.settings.metric, banned)
+        distance, ids = self.proxies.embedding.nearest(value, count, self.settings.metric, banned)
         order = torch.full_like(self.order[slots], float("-inf"))
         # amax: ids of −1 (nothing left) have distance +inf and must not overwrite token 0
         self.order[slots] = order.scatter_reduce(1, ids.clamp_min(0), -distance, "amax")

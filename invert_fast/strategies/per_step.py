@@ -16,6 +16,7 @@ from torch import Tensor
 from .. import ops
 from ..engine.protocol import Block, Context, Run, Working
 from ..model.cuda_graph import Rows
+from ..model.embedding import BLOCK
 from .proxies import Proxies, graphed_steps
 
 _EAGER = (2.0, 1.5)  # far from the minimum a Polyak step may be longer: 36 % → 54 % and 81 % → 86 % at rank 0
@@ -76,7 +77,8 @@ class _Proposer:
     @cached_property
     def row_length(self) -> Tensor:
         """Mean length of a candidate's row; made when needed, since this may only stand by for another strategy."""
-        return self.proxies.embedding[self.proxies.candidates].norm(dim=-1).mean()
+        parts = self.proxies.candidates.split(BLOCK)
+        return torch.cat([self.proxies.embedding[part].norm(dim=-1) for part in parts]).mean()
 
     def begin(self, slots: Tensor) -> None:
         self.proxies.begin(slots)
@@ -174,16 +176,15 @@ class _Proposer:
         )
         due = (p.step[slots] > 0) & (p.step[slots] % every == 0)
         if bool(due.any()):
-            _, ids = ops.nearest_tokens(value[due], p.embedding, 1, self.settings.metric)
+            _, ids = p.embedding.nearest(value[due], 1, self.settings.metric)
             value[due] = p.embedding[ids[:, 0]]
 
     def _nearest(self, slots: Tensor, value: Tensor, count: int) -> list[Block]:
         """The nearest tokens to these proxies that were not tried before; lanes without any are left out."""
         context = self.context
         banned = context.attempts.tried[slots] | ~context.vocabulary.allowed
-        _, ids = ops.nearest_tokens(
-            value, self.proxies.embedding, min(count, context.vocabulary.size), self.settings.metric, banned
-        )
+        count = min(count, context.vocabulary.size)
+        _, ids = self.proxies.embedding.nearest(value, count, self.settings.metric, banned)
         some = ids[:, 0] >= 0
         ids = ids[some]
         return [Block(slots[some], ids[:, (ids >= 0).any(0)])] if len(ids) else []

@@ -75,10 +75,10 @@ class Proxies:
         if self.init == "token":
             return self.random_rows(slots)
         if self.prior is not None:
-            parts = [self.prior.scores(part).softmax(-1) @ self.embedding for part in slots.split(_PRIORS_AT_ONCE)]
+            parts = [self.embedding.mean(self.prior.scores(part).softmax(-1)) for part in slots.split(_PRIORS_AT_ONCE)]
             return torch.cat(parts).nan_to_num()  # a spoilt row before this one must not spoil this one
         noise = torch.stack([torch.randn(self.value.shape[1], generator=g) for g in self._generators(slots)])
-        return noise.to(slots.device) * self.embedding[self.candidates].std()
+        return noise.to(slots.device) * self.embedding.deviation(self.candidates)
 
     def random_rows(self, slots: Tensor) -> Tensor:
         """The embedding row of a random token for each lane, `[b, D_e]`."""

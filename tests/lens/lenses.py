@@ -39,7 +39,7 @@ def roundings(lens: LinearLens) -> int:
 def same_drafts(lens: LinearLens, states: Tensor, one: Tensor, other: Tensor) -> None:
     """Two drafts `[b, T]` name the same tokens, but for those whose scores are within rounding of each other."""
     __tracebackhide__ = True
-    table = lens.vocabulary.embedding.double()
+    table = torch.cat([*lens.vocabulary.embedding.blocks()]).double()
     bias = torch.stack([lens.parts["first"].bias, *[lens.parts["rest"].bias] * (states.shape[1] - 1)]).double()
     scores = exact_proxies(lens, states) @ table.T + bias
     sizes = exact_proxies(lens, states, sized=True) @ table.abs().T + bias.abs()

@@ -30,7 +30,10 @@ def test_a_second_look_adds_the_prior_of_the_row_before():
         prior = inv.decoder.log_probs(hidden[b, t - 1]).exp()
         best = (likelihood + (0.7 * prior + 0.3 / VOCAB).log()).topk(2)
         assert token == best.indices[0]
-        scores = proxies[b, t].abs() @ inv.vocabulary.embedding.abs().T + lens.parts["rest"].bias.abs()
+        scores = (
+            proxies[b, t].abs() @ torch.cat([*inv.vocabulary.embedding.blocks()]).abs().T
+            + lens.parts["rest"].bias.abs()
+        )
         logits = hidden[b, t - 1].abs() @ head.abs().T
         scale = scores[best.indices].sum() + 2 * logits.max()  # a log-probability is a logit less what all add up to
         close(lead, best.values[0] - best.values[1], scale=scale, terms=2 * head.shape[1] + 16)

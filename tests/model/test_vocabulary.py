@@ -12,6 +12,7 @@ from torch import Tensor
 
 from invert_fast import Inverter
 from invert_fast.model.decoder import Decoder
+from invert_fast.model.embedding import Embedding
 from invert_fast.model.vocabulary import Vocabulary
 
 from ..families import FAMILIES, Tokenizer, build, embedding_table, inverter
@@ -20,7 +21,8 @@ from ..families import FAMILIES, Tokenizer, build, embedding_table, inverter
 def vocabulary(table: Tensor, usable: int | None = None) -> Vocabulary:
     """Of a decoder that is nothing but its embedding matrix."""
     usable = len(table) if usable is None else usable
-    decoder = SimpleNamespace(embedding=table, usable_ids=usable, seen_embedding=table.float)
+    embedding = Embedding(torch.nn.Embedding.from_pretrained(table))
+    decoder = SimpleNamespace(embedding=embedding, usable_ids=usable, seen_rows=lambda: embedding)
     return Vocabulary(decoder)  # type: ignore[arg-type]
 
 
@@ -39,7 +41,8 @@ def near(table: Tensor, pairs: dict[int, int], relative: float, seed: int = 0) -
 
 def distances(vocabulary: Vocabulary) -> Tensor:
     """`[V, V]` exact distances to allowed rows of another class, each row in the unit that `vocabulary` gives it."""
-    table, everyone = vocabulary.embedding.double(), torch.arange(vocabulary.size)
+    everyone = torch.arange(vocabulary.size)
+    table = vocabulary.embedding[everyone].double()
     exact = torch.cdist(table, table, compute_mode="donot_use_mm_for_euclid_dist")
     exact /= (exact / vocabulary.distances(everyone).double()).nanmedian(-1, keepdim=True).values
     same = vocabulary.representative[:, None] == vocabulary.representative
@@ -89,7 +92,9 @@ def test_classes_are_of_rows_as_the_model_sees_them():
     found = Vocabulary(Decoder(model, Tokenizer(280)))
     assert found.equals(9) == [4, 9]
     assert int(found.allowed.sum()) == 279
-    torch.testing.assert_close(found.embedding, 8 * embedding_table(model), msg="gemma scales its embeddings")
+    torch.testing.assert_close(
+        found.embedding[torch.arange(found.size)], 8 * embedding_table(model), msg="gemma scales its embeddings"
+    )
 
 
 # ---- distances

@@ -12,7 +12,7 @@ import torch
 from invert_fast import PerStepProjection
 from invert_fast.strategies import proxies
 
-from ..families import inverter, texts
+from ..families import VOCAB, inverter, texts
 from .modes import QUICK
 
 
@@ -23,7 +23,7 @@ def test_a_lane_follows_plain_adam_on_the_models_own_forward_pass(init):
     states = inv.capture(truth)
     strategy = replace(QUICK, steps=steps, init=init, trace=True, trace_stride=1)
     found = inv.invert(states, strategy, batch_size=3)
-    embed, body = inv.decoder.embedding, inv.decoder.model.base_model
+    embed, body = inv.decoder.embed(torch.arange(VOCAB)), inv.decoder.model.base_model
     for recovery, ids, state in zip(found, truth, states, strict=True):
         assert recovery.trace is not None
         for t, position in enumerate(recovery.trace["positions"]):
@@ -68,7 +68,7 @@ def test_official_sipit_takes_steps_of_its_clip_norm(monkeypatch):
     assert found.steps.sum() == len(seen)
     pairs = [(a, b) for a, b in itertools.pairwise(seen) if a[0] == b[0]]
     assert pairs
-    embed, body = inv.decoder.embedding, inv.decoder.model.base_model
+    embed, body = inv.decoder.embed(torch.arange(VOCAB)), inv.decoder.model.base_model
     for (t, before, loss), (_, after, _) in pairs:
         proxy = before.requires_grad_()
         hidden = body(inputs_embeds=torch.cat([embed[truth[0][:t]], proxy[None]])[None]).last_hidden_state[0, -1]

@@ -65,7 +65,7 @@ def test_a_trace_has_the_loss_curve_and_the_proxies(watched):
 
 def test_ranks_count_the_rows_strictly_nearer_to_the_proxy(watched):
     inv, truth, found = watched
-    table = inv.decoder.embedding
+    table = inv.decoder.embed(torch.arange(VOCAB))
     for ids, recovery in zip(truth, found, strict=True):
         trace = recovery.trace
         assert trace is not None
