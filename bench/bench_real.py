@@ -25,6 +25,7 @@ from invert_fast.lens import forget
 
 FOLDER = Path(os.environ.get("INVERT_FAST_GEMMA", "~/.cache/invert_fast_models/gemma-3-270m")).expanduser()
 TEXTS, TOKENS, ROUNDS = 32, 33, 3
+MOST_GB = 4.0  # that first use may take: the weights of Gemma-3-270M are 1.07
 C4 = SHARED / "text" / "c4_eval.jsonl"
 
 pytestmark = pytest.mark.skipif(
@@ -36,6 +37,11 @@ def rows_of(inverter: Inverter) -> list[list[int]]:
     """All texts of C4 at hand that are long enough, cut to TOKENS tokens."""
     texts = (json.loads(line)["text"] for line in C4.read_text(encoding="utf-8").splitlines())
     return [row[:TOKENS] for row in (inverter.encode(text, special=True) for text in texts) if len(row) >= TOKENS]
+
+
+def peak_gib() -> float:
+    """The most memory that this process ever had, GiB."""
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20), 2)
 
 
 def checked(inverter: Inverter, rows: list[list[int]], states) -> dict:
@@ -74,7 +80,8 @@ def first_use() -> None:
     inverter = Inverter.from_pretrained(FOLDER, device="cpu")
     rows = rows_of(inverter)[:TEXTS]
     cost = checked(inverter, rows, inverter.capture(rows))
-    print(json.dumps({**cost, "peak_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20), 2)}))
+    assert peak_gib() * 1.073741824 < MOST_GB, f"a peak of {peak_gib()} GiB, expected less than {MOST_GB} GB"
+    print(json.dumps({**cost, "peak_gib": peak_gib()}))
 
 
 @pytest.mark.parametrize("texts", [TEXTS, 1])
@@ -108,5 +115,5 @@ def _measure(benchmark, gemma: Inverter, monkeypatch, rows: list[list[int]], nam
     benchmark.pedantic(lambda: gemma.invert(states), rounds=1)
     seconds = statistics.median([time.perf_counter() - start, median_seconds(lambda: gemma.invert(states), 1)])
     benchmark.extra_info.update(cost, ratio_to_bare_forward=round(seconds / bare, 2), threads=torch.get_num_threads())
-    benchmark.extra_info.update(versions(gemma))
-    print(f"\n{name}: {cost}, {seconds / bare:.1f} bare passes of {bare:.2f} s")
+    benchmark.extra_info.update(versions(gemma), peak_gib=peak_gib())
+    print(f"\n{name}: {cost}, {seconds / bare:.1f} bare passes of {bare:.2f} s, peak of the process {peak_gib()} GiB")

@@ -149,16 +149,22 @@ class Decoder:
         if tokens is not None and type(head) is nn.Linear:
             bias = None if head.bias is None else head.bias[tokens]
             return nn.functional.linear(states, head.weight[tokens], bias).float().log_softmax(-1)
-        scores = head(states).float()
-        scores[..., self.usable_ids :] = float("-inf")
+        scores = self._logits(states)
         return (scores if tokens is None else scores[..., tokens]).log_softmax(-1)
 
     @torch.no_grad()
     def log_normaliser(self, rows: Tensor) -> Tensor:
         """log Σ exp of all logits of rows that the head takes, `[n, D] → [n]` fp32."""
+        return self._logits(rows.to(self.dtype)).logsumexp(-1)
+
+    def _logits(self, rows: Tensor) -> Tensor:
+        """What the head makes of rows `[..., D]`: fp32 `[..., V]`, −inf for ids past the tokenizer's, and for those
+        whose embeddings are no numbers."""
         head = self.model.get_output_embeddings()
         assert head is not None, "a causal language model has a head"
-        return head(rows.to(self.dtype)).float()[..., : self.usable_ids].logsumexp(-1)
+        scores = head(rows).float()
+        scores[..., self.usable_ids :] = float("-inf")
+        return scores.index_fill_(-1, spoilt, float("-inf")) if len(spoilt := self.embedding.spoilt) else scores
 
     def head_input(self, states: Tensor) -> Tensor:
         """States of the last layer as the head takes them, in the model's precision."""

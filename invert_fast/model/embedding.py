@@ -24,8 +24,9 @@ _POWER = {"l1": 1, "l2": 2, "cosine": 0, "dot": 2}  # of the unit of length, in 
 class Embedding:
     """Rows e_v `[V, D_e]` of an embedding module: `rows(ids)` as the model sees them, `[ids]` in fp32.
 
-    device: where rows are to be; weight: the module's, which must not change afterwards; scale: rows over those of the weight, None where the module
-    does more than a lookup and a product with a positive constant.
+    device: where rows are wanted; weight: the module's, which must not change afterwards; scale: rows over those of the
+    weight, None where the module does more than a lookup and a product with a positive constant; spoilt: ids of rows
+    that are no numbers.
     """
 
     def __init__(self, module: nn.Module, device: torch.device):
@@ -33,6 +34,7 @@ class Embedding:
         self._kept: Tensor | None = None
         with torch.no_grad():
             self.dtype = self._module(torch.zeros(1, dtype=torch.long, device=device)).dtype
+            self.spoilt = torch.cat([~part.isfinite().all(-1) for part in self.weight.split(BLOCK)]).nonzero().flatten()
             self.scale = self._measured_scale()
             if self.scale is None:
                 self._kept = torch.cat([*self._made()])
@@ -61,24 +63,25 @@ class Embedding:
 
     @cached_property
     def matrix(self) -> Tensor:
-        """`[V, D_e]` fp32: the rows are `factor` times these."""
-        if self.weight.dtype == torch.float32 and self.scale is not None:
-            return self.weight
-        if self._kept is not None and self._kept.dtype == torch.float32:
-            return self._kept
-        return torch.cat([*self.blocks()])
+        """`[V, D_e]` fp32: the rows are `factor` times these; zeros where they are no numbers."""
+        held = self._held
+        return torch.cat([*self.blocks()]).index_fill_(0, self.spoilt, 0.0) if held is None else held
 
     @property
     def factor(self) -> float:
         """Rows over those of `matrix`."""
-        return self.scale if self.scale is not None and self.weight.dtype == torch.float32 else 1.0
+        return self.scale if self.scale is not None and self._held is not None else 1.0
 
     @property
     def copied(self) -> int:
         """Bytes of the copies that `matrix` and `rows` need beside the weight."""
-        kept = 0 if self._kept is None else self._kept.nbytes
-        own = (self.weight if self._kept is None else self._kept).dtype == torch.float32
-        return kept + (0 if own else 4 * self.shape.numel())
+        return (0 if self._kept is None else self._kept.nbytes) + (4 * self.shape.numel() if self._held is None else 0)
+
+    @property
+    def _held(self) -> Tensor | None:
+        """What products may be taken with as it is."""
+        held = self.weight if self._kept is None else self._kept
+        return held if held.dtype == torch.float32 and not len(self.spoilt) else None
 
     def scores(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """x·e_v + bias_v, `[n, D_e] → [n, V]`."""
@@ -117,7 +120,7 @@ class Embedding:
 
     def _measured_scale(self) -> float | None:
         lengths = torch.cat([part.float().norm(dim=-1) for part in self.weight.split(BLOCK)])
-        row = lengths.masked_fill(~lengths.isfinite(), -1.0).argmax()
+        row = lengths.index_fill(0, self.spoilt, -1.0).argmax()
         made, plain = self._module(row[None])[0].float(), self.weight[row].float()
         if made.shape != plain.shape:
             return None

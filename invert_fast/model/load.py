@@ -9,6 +9,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from ..types import InputError, dtype_named
+from .footprint import check_fits
 
 BUNDLED = Path(__file__).parents[1] / "bundled"
 
@@ -16,7 +17,8 @@ BUNDLED = Path(__file__).parents[1] / "bundled"
 def load(name_or_path: str | Path, device: str = "cpu", dtype: str | torch.dtype = "float32"):
     """(model, tokenizer) from a local folder, `bundled` or a Hub id: safetensors only, no remote code.
 
-    Raises InputError when there is no such model, no safetensors in it, or no tokenizer.
+    Raises InputError when there is no such model, no safetensors in it, or no tokenizer, and, before weights are read,
+    when they do not fit in memory.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging as hf_logging
@@ -33,6 +35,8 @@ def load(name_or_path: str | Path, device: str = "cpu", dtype: str | torch.dtype
         raise InputError(f"{name} is not a folder, expected a model folder, a Hub id or 'bundled'")
     dtype = dtype_named(dtype) if isinstance(dtype, str) else dtype
     _check_device(device)
+    if (stored := folder if local else _downloaded(name)) is not None:
+        check_fits(stored, name, device, dtype)
     try:
         model = AutoModelForCausalLM.from_pretrained(
             name, dtype=dtype, use_safetensors=True, trust_remote_code=False, local_files_only=local
@@ -45,6 +49,17 @@ def load(name_or_path: str | Path, device: str = "cpu", dtype: str | torch.dtype
         ) from error
     nn.Module.to(model, device)
     return model.requires_grad_(False).eval(), tokenizer
+
+
+def _downloaded(name: str) -> Path | None:
+    """Where a model of the Hub is on this machine, if it is."""
+    from transformers.utils import cached_file
+
+    try:
+        found = cached_file(name, "config.json", local_files_only=True)
+    except (OSError, ValueError):
+        return None
+    return None if found is None else Path(found).parent
 
 
 def _check_device(name: str) -> None:

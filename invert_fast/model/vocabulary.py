@@ -35,8 +35,8 @@ class Vocabulary:
         self.embedding = decoder.embedding
         self.size = len(self.embedding)
         usable = torch.arange(self.size, device=self.embedding.device) < decoder.usable_ids
-        self.representative, code, finite = _equal_rows(self.embedding)
-        usable &= finite  # the state of a row that is no number is none either
+        usable[self.embedding.spoilt] = False  # the state of a row that is no number is none either
+        self.representative, code = _equal_rows(self.embedding)
         self.allowed = usable & (self.representative == torch.arange(self.size, device=usable.device))
         self.class_size = torch.zeros(self.size, dtype=torch.long, device=usable.device).index_add_(
             0, self.representative, usable.long()
@@ -168,15 +168,14 @@ def _digest(code: Tensor) -> int:
     return int((code * (2 * torch.arange(len(code), device=code.device) + 1)).sum())
 
 
-def _equal_rows(table: Embedding) -> tuple[Tensor, Tensor, Tensor]:
-    """`[V]` lowest id with exactly the same row; a 64-bit hash of each, by which rows are grouped before they are
-    compared value by value; and bool: whether all of it are numbers."""
+def _equal_rows(table: Embedding) -> tuple[Tensor, Tensor]:
+    """`[V]` lowest id with exactly the same row, and a 64-bit hash of each: rows are grouped by that, then compared
+    value by value."""
     generator = torch.Generator().manual_seed(0)
     odd = torch.randint(-(2**62), 2**62, (table.shape[1],), generator=generator).to(table.device) | 1
-    code, finite = odd.new_empty(len(table)), torch.empty(len(table), dtype=torch.bool, device=table.device)
-    for part, to, numbers in zip(table.blocks(), code.split(BLOCK), finite.split(BLOCK), strict=True):
+    code = odd.new_empty(len(table))
+    for part, to in zip(table.blocks(), code.split(BLOCK), strict=True):
         to.copy_(_hashed(part, odd))
-        numbers.copy_(part.isfinite().all(-1))
     order = torch.sort(code, stable=True).indices
     same = torch.zeros(len(table), dtype=torch.bool, device=table.device)
     alike = (code[order][1:] == code[order][:-1]).nonzero().flatten() + 1
@@ -185,7 +184,7 @@ def _equal_rows(table: Embedding) -> tuple[Tensor, Tensor, Tensor]:
     start = torch.where(same, -1, torch.arange(len(table), device=table.device)).cummax(0).values
     representative = torch.empty_like(order)
     representative[order] = order[start]
-    return representative, code, finite
+    return representative, code
 
 
 def _hashed(rows: Tensor, odd: Tensor) -> Tensor:

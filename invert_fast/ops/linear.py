@@ -128,6 +128,12 @@ def pack_linears(body: nn.Module) -> None:
             module.__class__ = _PACKED[type(module)]
 
 
+def packed_bytes(body: nn.Module) -> int:
+    """What the packed weights of a body take, once all are made, those for gradients not counted."""
+    weights = [module.weight for module in body.modules() if isinstance(module, _Packed)]
+    return sum(w.nbytes for w in weights if w.dtype == torch.float32 and w.device.type == "cpu")
+
+
 def share_packs(body: nn.Module, other: nn.Module) -> None:
     """Let two bodies with the same weights keep the packed ones once."""
     theirs = dict(other.named_modules())

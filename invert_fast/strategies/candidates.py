@@ -19,6 +19,7 @@ from .blocks import Ranked
 
 _ROWS_AT_ONCE = 4096  # of states, that another lens looks at
 _FROM_ALL = 4096  # of the whole vocabulary, in each order
+_TABLES_AT_ONCE = 32  # positions whose candidates are ordered at once: a few tables of scores of all tokens for each
 
 
 class Candidates:
@@ -127,9 +128,9 @@ class Candidates:
             return Ranked(embedding.scores(*self._whole_row(slots, position, wrong_state, wrong)))
         at = [*zip(slots.tolist(), position.tolist(), strict=True)]
         new = [i for i, (slot, place) in enumerate(at) if self._whole.get(slot, (-1, None))[0] != place]
-        if new:
-            found = self._ordered(slots[new], position[new], wrong_state[new], wrong[new])
-            for row, i in enumerate(new):
+        for some in (new[start : start + _TABLES_AT_ONCE] for start in range(0, len(new), _TABLES_AT_ONCE)):
+            found = self._ordered(slots[some], position[some], wrong_state[some], wrong[some])
+            for row, i in enumerate(some):
                 self._whole[at[i][0]] = at[i][1], found[row : row + 1]
         kept = [self._whole[slot][1] for slot, _ in at]
         ids = torch.cat([one.ids for one in kept if one.ids is not None])
