@@ -153,9 +153,9 @@ class Inverter:
 
         All states share the precision of the first, as they say and as its numbers show. lengths: tokens of each text,
         known beforehand, so that lanes can be sized; batch_size: lanes at once (default: what fits in memory);
-        max_memory: GiB to stay within; states_dtype, compute_dtype: precisions of the capture, instead of what the
-        states say; tolerances: instead of calibrating. Raises InputError for states that cannot be of this model:
-        width, layer, fingerprint, NaN or Inf, more rows than the model has positions.
+        max_memory: GiB to stay within, the model included; states_dtype, compute_dtype: precisions of the capture,
+        instead of what the states say; tolerances: instead of calibrating. Raises InputError for states that cannot be
+        of this model: width, layer, fingerprint, NaN or Inf, more rows than the model has positions.
         """
         source = iter(states)
         if (first := next(source, None)) is None or not len(lengths):

@@ -66,7 +66,10 @@ def inversion_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--batch-size", type=positive, metavar="B", help="texts at once (default: what fits in memory)")
     parser.add_argument(
-        "--max-memory", type=gib, metavar="GiB", help="memory to stay within (default: half of what is free)"
+        "--max-memory",
+        type=gib,
+        metavar="GiB",
+        help="memory to stay within, the model included (default: half of what is free beside it)",
     )
     parser.add_argument("--resume", action="store_true", help="go on with an output file that exists")
     parser.add_argument(

@@ -64,8 +64,12 @@ class Embedding:
     @cached_property
     def matrix(self) -> Tensor:
         """`[V, D_e]` fp32: the rows are `factor` times these; zeros where they are no numbers."""
-        held = self._held
-        return torch.cat([*self.blocks()]).index_fill_(0, self.spoilt, 0.0) if held is None else held
+        if (held := self._held) is not None:
+            return held
+        made = torch.empty(self.shape, device=self.device)
+        for part, into in zip(self.blocks(), made.split(BLOCK), strict=True):
+            into.copy_(part)
+        return made.index_fill_(0, self.spoilt, 0.0)
 
     @property
     def factor(self) -> float:

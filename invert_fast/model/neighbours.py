@@ -17,7 +17,7 @@ from .row_table import RowTable
 
 _DIRECTIONS, _PCA_ROWS = 64, 16384
 NEAREST = 32  # rows kept a token
-_AT_ONCE = 1024
+_AT_ONCE, _ROWS_AT_ONCE = 1024, 128  # tokens that are looked up at once; whose nearest rows are, in full width
 _ROUNDING = 4e-5  # of a row's squared length: what squared distances in the projection may be off
 
 
@@ -86,7 +86,8 @@ class Neighbours:
         count = min(NEAREST + 1, len(self.candidates))  # the token itself is among them
         found = ops.nearest_tokens(inside, self._projected, count, "l2")[1]
         ids = self.candidates[found.clamp_min(0)]
-        away = (self.rows[ids] - rows[:, None]).norm(dim=-1) / unit[:, None]
+        pairs = zip(ids.split(_ROWS_AT_ONCE), rows.split(_ROWS_AT_ONCE), strict=True)
+        away = torch.cat([(self.rows[near] - row[:, None]).norm(dim=-1) for near, row in pairs]) / unit[:, None]
         same = self.representative[ids] == self.representative[tokens][:, None]
         distance, order = away.masked_fill(same | (found < 0), torch.inf).sort(dim=-1, stable=True)
         ids = ids.gather(1, order).masked_fill(distance.isinf(), -1)
