@@ -86,6 +86,7 @@ class Decoder:
             if trouble is None:
                 return
             log.warning("'%s' runs by its own forward pass, which is slower: %s", family, trouble)
+        self.__dict__.pop("body", None)  # with the weights that it packed
         self.own = OwnPass(self.model, self.layer)
         if states is not None and (trouble := trouble_of_own(self.own, ids, states)) is not None and not insist:
             raise InputError(f"model family '{family}' cannot be inverted: {trouble}")
@@ -198,7 +199,7 @@ class Decoder:
             return RowTable(embedding.__getitem__, size, width, self.device)
         try:
             final_norm(self.model, embedding.rows(torch.zeros(1, dtype=torch.long, device=self.device)))
-        except RuntimeError:  # embeddings of another width than the states (OPT-350m): the norm does not apply
+        except (InputError, *FAILS):  # rows of another width than states (OPT-350m), or no norm that is by itself
             return RowTable(embedding.__getitem__, size, width, self.device)
         usual = torch.cat([part.norm(dim=-1) for part in embedding.blocks()]).nanmedian()
         norm = after_blocks(self.model)

@@ -40,7 +40,8 @@ def held_bytes(decoder: Decoder) -> int:
     weights = {t.data_ptr(): t.nbytes for t in (*model.parameters(), *model.buffers())}
     size, width = embedding.shape
     sketches = 4 * size * (width * _SKETCH + _DIRECTIONS) if size >= MANY_TOKENS else 0
-    return sum(weights.values()) + packed_bytes(decoder.body) + embedding.copied + int(sketches)
+    packed = packed_bytes(decoder.body) if decoder.own is None else 0
+    return sum(weights.values()) + packed + embedding.copied + int(sketches)
 
 
 def check_fits(folder: Path, name: str, device: str, dtype: torch.dtype) -> None:

@@ -54,7 +54,8 @@ def _turns(config) -> list[int]:
 def longest_text(config) -> int:
     """Tokens that a text may have. Where rotary embeddings of all positions change once a text grows beyond a length,
     states of its beginning depend on how long it became: such texts are not recovered token by token."""
-    most = getattr(config, "max_position_embeddings", None) or 2**31
+    names = ("max_position_embeddings", "max_seq_len")
+    most = min(limit for name in names if (limit := getattr(config, name, None) or 2**31))
     rope = getattr(config, "rope_parameters", None) or {}
     if rope.get("rope_type") in ("longrope", "dynamic"):
         first = rope.get("original_max_position_embeddings") or getattr(

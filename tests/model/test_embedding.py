@@ -38,7 +38,7 @@ def module(kind: type[nn.Embedding], dtype: torch.dtype = torch.float32, size: i
 @pytest.mark.parametrize("kind", [nn.Embedding, Scaled, Shifted])
 def test_rows_are_those_of_the_module_and_products_are_with_them(kind, dtype):
     made = module(kind, dtype, 5000)
-    found, every = Embedding(made), made(torch.arange(5000))
+    found, every = Embedding(made, torch.device("cpu")), made(torch.arange(5000))
     assert (found.scale is None) == (kind is Shifted)
     ids = torch.tensor([[3, 0], [4999, 3]])
     assert torch.equal(found.rows(ids), every[ids])
@@ -56,7 +56,7 @@ def test_rows_are_those_of_the_module_and_products_are_with_them(kind, dtype):
 def test_nearest_rows_are_those_of_the_scaled_table(metric):
     made = module(Scaled)
     every, queries = made(torch.arange(VOCAB)), 7 * torch.randn(5, WIDTH)
-    distances, ids = Embedding(made).nearest(queries, 4, metric)
+    distances, ids = Embedding(made, torch.device("cpu")).nearest(queries, 4, metric)
     wanted, places = ops.nearest_tokens(queries, every, 4, metric)
     assert torch.equal(ids, places)
     torch.testing.assert_close(distances, wanted, rtol=1e-4, atol=1e-3)

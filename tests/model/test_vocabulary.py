@@ -21,7 +21,7 @@ from ..families import FAMILIES, Tokenizer, build, embedding_table, inverter
 def vocabulary(table: Tensor, usable: int | None = None) -> Vocabulary:
     """Of a decoder that is nothing but its embedding matrix."""
     usable = len(table) if usable is None else usable
-    embedding = Embedding(torch.nn.Embedding.from_pretrained(table))
+    embedding = Embedding(torch.nn.Embedding.from_pretrained(table), table.device)
     decoder = SimpleNamespace(embedding=embedding, usable_ids=usable, seen_rows=lambda: embedding)
     return Vocabulary(decoder)  # type: ignore[arg-type]
 
