@@ -14,6 +14,7 @@ from .lazy import exporting
 
 if TYPE_CHECKING:
     from .inverter import Inverter
+    from .model.reading import Reading
     from .strategies import Chain, Continuous, Exhaustive, PerStepProjection, PriorOrder, Speculative
     from .types import Cost, InputError, Recovery, States, Status
 
@@ -27,6 +28,7 @@ __all__ = [
     "Inverter",
     "PerStepProjection",
     "PriorOrder",
+    "Reading",
     "Recovery",
     "Speculative",
     "States",
@@ -39,5 +41,5 @@ __getattr__ = exporting(
     __name__,
     dict.fromkeys(__all__[:-1], f"{__name__}.strategies")
     | dict.fromkeys(_TYPES, f"{__name__}.types")
-    | {"Inverter": f"{__name__}.inverter"},
+    | {"Inverter": f"{__name__}.inverter", "Reading": f"{__name__}.model.reading"},
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -15,34 +15,40 @@ from .engine.calibrate import calibrate
 from .engine.engine import Engine
 from .engine.memory import plan
 from .engine.protocol import Strategy
+from .engine.read import run_as_read
 from .engine.tolerances import Tolerances
 from .intake.checks import check_lengths, checked
 from .intake.prompts import encode, is_chat
 from .intake.texts import texts_of
 from .lens.choose import forget
 from .lens.settings import Fit, FitReport
-from .logits.certify import certified_noise
+from .logits.certify import solve_all
 from .logits.recorded import Logits
 from .logits.search import search_states
-from .logits.solve import Solution
-from .logits.states import StateSolver
 from .logits.vector import VectorRecovery, VectorSearch
 from .model.decoder import Decoder
 from .model.load import load
+from .model.reading import AS_CAPTURED, Reading
 from .model.vocabulary import Vocabulary
 from .strategies.registry import strategy_named
 from .types import InputError, Recovery, States, coarsest, dtype_named
+
+if TYPE_CHECKING:
+    from .diagnose.report import Diagnosis
 
 
 class Inverter:
     """Turns hidden states of one layer of one decoder back into text, with a certificate for every token.
 
     model: a Hugging Face causal language model (left as it is); tokenizer: None works with token ids only;
-    layer: a `hidden_states` index, `block:k`, `final_norm` or `embeddings`; insist: try an untested model family.
+    layer: a `hidden_states` index, `block:k`, `final_norm` or `embeddings`; insist: try an untested model family;
+    reading: what else happened to the states (see `Reading`, and `diagnose`).
     """
 
-    def __init__(self, model: PreTrainedModel, tokenizer=None, layer: int | str = -1, *, insist: bool = False):
-        self.decoder = Decoder(model, tokenizer, layer, insist)
+    def __init__(
+        self, model: PreTrainedModel, tokenizer=None, layer: int | str = -1, *, insist=False, reading=AS_CAPTURED
+    ):
+        self.decoder = Decoder(model, tokenizer, layer, insist).read_as(reading)
         self.vocabulary = Vocabulary(self.decoder)
         self._tolerances: dict[tuple[str, str], Tolerances] = {}
 
@@ -55,6 +61,7 @@ class Inverter:
         dtype: str | torch.dtype = "float32",
         *,
         insist: bool = False,
+        reading: Reading = AS_CAPTURED,
     ) -> Inverter:
         """Load a local folder, a Hub id or `bundled` (safetensors only, no remote code).
 
@@ -62,7 +69,7 @@ class Inverter:
         """
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         model, tokenizer = load(name_or_path, device, dtype)
-        return cls(model, tokenizer, layer, insist=insist)
+        return cls(model, tokenizer, layer, insist=insist, reading=reading)
 
     def capture(
         self,
@@ -160,8 +167,8 @@ class Inverter:
         source = iter(states)
         if (first := next(source, None)) is None or not len(lengths):
             return iter(())
-        self.check_lengths(lengths)
-        longest = max(1, *lengths)
+        longest = max(1, *lengths) + len(self.decoder.reading.prefix)
+        self.check_lengths([longest])
         rows = self.checked(*first)
         shown, computed = (first[1] if isinstance(first[1], States) else States(first[1])).precision()
         stored = states_dtype or shown
@@ -178,7 +185,7 @@ class Inverter:
             stored,
         )
         others = ((index, self.checked(index, item)) for index, item in source)
-        return engine.run(itertools.chain([(first[0], rows)], others))
+        return run_as_read(self.decoder, itertools.chain([(first[0], rows)], others), engine.run)
 
     def invert_logits(
         self, logits: Logits | Tensor | Sequence[Logits | Tensor], strategy: str | Strategy = "auto", **options
@@ -189,7 +196,7 @@ class Inverter:
         alike. They are solved for the final states, and a certificate bears in mind how exact those are. Raises
         InputError where entries are too few, not finite, not normalised though said to be, or not of this model.
         """
-        found, tolerances = self._solved(logits)
+        found, tolerances = solve_all(self.decoder, self.vocabulary, logits)
         tolerances = options.pop("tolerances", None) or tolerances
         return self.invert([s.hidden.float() for s in found], strategy, tolerances=tolerances, **options)
 
@@ -209,29 +216,19 @@ class Inverter:
         """
         items = [vectors] if isinstance(vectors, (Logits, Tensor)) else list(vectors)
         last = [v.last() if isinstance(v, Logits) else Logits(v[None] if v.dim() == 1 else v[-1:]) for v in items]
-        found, tolerances = self._solved(last)
+        found, tolerances = solve_all(self.decoder, self.vocabulary, last)
         if not found:
             return []
         targets = torch.cat([s.hidden[-1:].float() for s in found])
         lengths = range(1, max_length + 1) if length is None else [length]
+        tolerances = tolerances or self.calibrate()
         return search_states(self.decoder, self.vocabulary, targets, tolerances, lengths, settings)
 
-    def _solved(self, logits: Logits | Tensor | Sequence[Logits | Tensor]) -> tuple[list[Solution], Tolerances]:
-        """Final states of each record, and the tolerances that they can bear."""
-        items = [logits] if isinstance(logits, (Logits, Tensor)) else list(logits)
-        records = [item if isinstance(item, Logits) else Logits(item) for item in items]
-        alike = {(r.dtype, r.compute_dtype) for r in records}
-        if len(alike) > 1:
-            raise InputError(
-                f"log-probs are of {len(alike)} precisions ({', '.join('/'.join(a) for a in sorted(alike))}), expected "
-                "one: recover each kind by itself"
-            )
-        solver = StateSolver(self.decoder)
-        found = [solver.solve(record, index) for index, record in enumerate(records)]
-        longest = max(records, key=len, default=None)
-        if longest is None or not len(longest):
-            return found, self.calibrate()
-        return found, certified_noise(solver, self.decoder, self.vocabulary, longest, found)
+    def diagnose(self, states: States | Tensor | Sequence[States | Tensor]) -> Diagnosis:
+        """Why these states do not certify, and the layer or `Reading` with which they do: see `diagnose.trying`."""
+        from .diagnose.trying import diagnose
+
+        return diagnose(self, states)
 
     def calibrate(self, states_dtype: str = "float32", compute_dtype: str = "float32") -> Tolerances:
         """Noise and tolerance for states stored in one precision, computed in another; measured once, then cached."""

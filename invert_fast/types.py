@@ -43,7 +43,7 @@ class Status(enum.IntEnum):
 _SENTENCES = {
     Status.CERTIFIED: "This token, and no other, reproduces the state within the calibrated noise.",
     Status.BEST_MATCH: "This token is the nearest, but its state is further away than the calibrated noise: check that "
-    "model, layer and precision are those of the capture, or name the precision it ran in (compute_dtype).",
+    "model, layer and precision are those of the capture, or let `diagnose` find out what happened to the states.",
     Status.AMBIGUOUS: "Several tokens reproduce the state equally well: see `alternatives`; states of higher precision "
     "may tell them apart unless their embedding rows are equal.",
     Status.NOT_FOUND: "No token tried reproduces the state: check model, layer and the tokens before this one, or let "

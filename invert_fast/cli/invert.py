@@ -13,7 +13,19 @@ from typing import TYPE_CHECKING
 from ..storage.joined import Joined, Source, parts_of
 from ..strategies import registry
 from ..types import InputError, Status, coarsest
-from .options import DTYPES, gib, inverter_of, loading, model_options, positive, progress, shard
+from .options import (
+    COMPUTED,
+    DTYPES,
+    gib,
+    inverter_of,
+    loading,
+    model_options,
+    positive,
+    progress,
+    reading_of,
+    reading_options,
+    shard,
+)
 
 if TYPE_CHECKING:
     from ..engine.protocol import Strategy
@@ -42,10 +54,11 @@ def add(commands: argparse._SubParsersAction) -> None:
         help="which tensor or column holds the states, if several could; 'text_*' takes all so called, as texts",
     )
     inversion_options(one)
+    reading_options(one)
     one.add_argument(
         "--states-dtype", choices=DTYPES, help="precision the states were stored in, if the file is silent"
     )
-    one.add_argument("--compute-dtype", choices=DTYPES, help="precision they were computed in, if the file is silent")
+    one.add_argument("--compute-dtype", choices=COMPUTED, help="precision they were computed in, if the file is silent")
     one.set_defaults(command=_invert)
 
 
@@ -104,7 +117,8 @@ def _invert(args: argparse.Namespace) -> int:
     with loading():
         from ..intake.files import named_layer, open_source
 
-    inverter = inverter_of(args, args.layer if args.layer is not None else named_layer(args.states))
+    told = args.layer if args.layer is not None else named_layer(args.states)
+    inverter = inverter_of(args, told, reading=reading_of(args))
     layer = inverter.decoder.layer
     source = open_source(args.states, layer, args.tensor)
     if args.insist:
@@ -119,7 +133,15 @@ def _invert(args: argparse.Namespace) -> int:
     stored, computed = args.states_dtype or stored, args.compute_dtype or computed
     tolerances = inverter.calibrate(stored, computed)
     log.info("%s states, %s", stored, tolerances.describe())
-    return recover(args, inverter, source, tolerances, done, start)
+    status = recover(args, inverter, source, tolerances, done, start)
+    if status:
+        log.warning(
+            "if the model is the right one: `invert-fast diagnose --model %s %s` tries what may have happened to the "
+            "states, and names the option that undoes it",
+            args.model,
+            args.states,
+        )
+    return status
 
 
 def _check_heads(inverter: Inverter, source: Source) -> None:

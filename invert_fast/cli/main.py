@@ -23,6 +23,7 @@ COMMANDS = (  # files of this folder, in the order of `--help`
     "prepare",
     "fit",
     "invert",
+    "diagnose",
     "logits",
     "score",
 )

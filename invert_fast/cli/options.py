@@ -14,8 +14,10 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
     from ..inverter import Inverter
+    from ..model.reading import Reading
 
 DTYPES = ("float32", "float16", "bfloat16")
+COMPUTED = (*DTYPES, "int8")  # of a pass; int8: its weights alone
 _Item = TypeVar("_Item")
 
 
@@ -45,7 +47,7 @@ def model_options(parser: argparse.ArgumentParser, layer: bool = True) -> None:
     parser.add_argument(
         "--insist",
         action="store_true",
-        help="use states whose fingerprint is another model's, and a model that fails the trial at load",
+        help="use states that say they are of another model or layer, and a model that fails the trial at load",
     )
 
 
@@ -60,13 +62,41 @@ def special_option(parser: argparse.ArgumentParser, note: str = "") -> None:
     )
 
 
-def inverter_of(args: argparse.Namespace, layer: str | None) -> Inverter:
-    """The inverter that `model_options` ask for."""
+def reading_options(parser: argparse.ArgumentParser) -> None:
+    """What else happened to states before they came here; `diagnose` finds out which of it."""
+    parser.add_argument(
+        "--position-offset",
+        type=whole,
+        default=0,
+        metavar="K",
+        help="position of the first row (left padding shifts models with absolute positions)",
+    )
+    parser.add_argument(
+        "--centered", action="store_true", help="the mean over the width was taken out of every row (TransformerLens)"
+    )
+    parser.add_argument(
+        "--scale",
+        type=factor,
+        default=1.0,
+        metavar="S",
+        help="rows were multiplied by this number, or `unit`: each was divided by its length",
+    )
+    parser.add_argument(
+        "--prefix",
+        type=token_ids,
+        default=(),
+        metavar="IDS",
+        help="ids, with commas, of known tokens before the first row that have no rows themselves (a BOS)",
+    )
+
+
+def inverter_of(args: argparse.Namespace, layer: str | None, **reading: Reading) -> Inverter:
+    """The inverter that `model_options` ask for; reading: of states that are to be read in another way."""
     with loading():
         from ..inverter import Inverter
 
         return Inverter.from_pretrained(
-            args.model, -1 if layer is None else layer, args.device, args.dtype, insist=args.insist
+            args.model, -1 if layer is None else layer, args.device, args.dtype, insist=args.insist, **reading
         )
 
 
@@ -94,6 +124,31 @@ def number(text: str, wanted: str, good: Callable[[float], bool]) -> float:
     if not good(value):
         raise argparse.ArgumentTypeError(f"'{text}' is not {wanted}")
     return value
+
+
+def reading_of(args: argparse.Namespace) -> Reading:
+    """What `reading_options` ask for."""
+    with loading():
+        from ..model.reading import Reading
+
+    return Reading(args.position_offset, args.centered, args.scale, args.prefix)
+
+
+def whole(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number, 0 or more")
+    return int(text)
+
+
+def token_ids(text: str) -> tuple[int, ...]:
+    parts = text.split(",")
+    if not all(part.isdecimal() for part in parts):
+        raise argparse.ArgumentTypeError(f"'{text}' is not token ids with commas, for example 1 or 1,529")
+    return tuple(map(int, parts))
+
+
+def factor(text: str) -> float | str:
+    return text if text == "unit" else number(text, "`unit` or a number above 0", lambda v: 0 < v < float("inf"))
 
 
 def positive(text: str) -> int:

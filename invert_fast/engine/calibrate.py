@@ -150,7 +150,7 @@ def _noise(
 def _captured(decoder: Decoder, ids: Tensor, compute_dtype: str) -> Tensor:
     same = compute_dtype == str(decoder.dtype).removeprefix("torch.")
     model = decoder.model if same else model_in(decoder.model, compute_dtype)
-    return capture(model, decoder.layer, ids)
+    return capture(model, decoder.layer, ids, decoder.reading)
 
 
 def _wrong(

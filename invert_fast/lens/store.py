@@ -89,8 +89,13 @@ def write_learned(lens: LearnedLens, decoder: Decoder, about: dict) -> bytes:
         tensors[f"lens.{name}"] = (tensor.half() if _in_half(name) else tensor).contiguous()
     described = {"format": _LEARNED, "width": lens.width, "layers": lens.layers, **about}
     described |= {"linear_accuracy": lens.linear_accuracy}
-    described |= {"model": decoder.fingerprint(), "layer": decoder.layer.name}
+    described |= {"model": decoder.fingerprint(), "layer": _place(decoder)}
     return save(tensors, metadata=_about(lens, described))
+
+
+def _place(decoder: Decoder) -> str:
+    """What states a lens is of. Where texts begin is not part of it: the lens sees no positions."""
+    return " ".join(part for part in (decoder.layer.name, decoder.reading.kind) if part)
 
 
 def round_weights(lens: LearnedLens) -> None:
@@ -109,7 +114,7 @@ def read_learned(path: Path, decoder: Decoder, vocabulary: Vocabulary) -> Learne
     """The learned lens in a file, None when it is of another model or layer; ValueError unless it is whole."""
     with safe_open(path, framework="pt", device=str(decoder.device)) as file:
         about = json.loads((file.metadata() or {})["about"])
-        if (about["model"], about["layer"]) != (decoder.fingerprint(), decoder.layer.name):
+        if (about["model"], about["layer"]) != (decoder.fingerprint(), _place(decoder)):
             return None
         width, layers = int(about["width"]), int(about["layers"])
         if not (1 <= width <= 4096 and 1 <= layers <= 64):

@@ -7,7 +7,7 @@ explains), the noise is raised by as much: a certificate then asks for tokens th
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from ..engine.calibrate import measure
 from ..engine.tolerances import Tolerances
 from ..model.decoder import Decoder
 from ..model.vocabulary import Vocabulary
-from ..types import dtype_named
+from ..types import InputError, dtype_named
 from .recorded import Logits
 from .solve import Solution
 from .states import StateSolver
@@ -56,6 +56,26 @@ def certified_noise(
 
     found = measure(decoder, vocabulary, "float32", like.compute_dtype, through, _NOISE_FACTOR)
     return found.louder(max(1.0, worst_deviation(solutions) / max(promised, 1e-30)))
+
+
+def solve_all(
+    decoder: Decoder, vocabulary: Vocabulary, logits: Logits | Tensor | Sequence[Logits | Tensor]
+) -> tuple[list[Solution], Tolerances | None]:
+    """Final states of each record, and the tolerances that they can bear; None where no record has a row."""
+    items = [logits] if isinstance(logits, (Logits, Tensor)) else list(logits)
+    records = [item if isinstance(item, Logits) else Logits(item) for item in items]
+    alike = {(r.dtype, r.compute_dtype) for r in records}
+    if len(alike) > 1:
+        raise InputError(
+            f"log-probs are of {len(alike)} precisions ({', '.join('/'.join(a) for a in sorted(alike))}), expected "
+            "one: recover each kind by itself"
+        )
+    solver = StateSolver(decoder)
+    found = [solver.solve(record, index) for index, record in enumerate(records)]
+    longest = max(records, key=len, default=None)
+    if longest is None or not len(longest):
+        return found, None
+    return found, certified_noise(solver, decoder, vocabulary, longest, found)
 
 
 def worst_deviation(solutions: Iterable[Solution]) -> float:

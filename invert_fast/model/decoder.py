@@ -7,8 +7,7 @@ own module objects) that stops at the layer that was captured and whose attentio
 from __future__ import annotations
 
 import copy
-import hashlib
-import logging
+from collections.abc import Callable
 from functools import cached_property
 
 import torch
@@ -19,20 +18,16 @@ from ..ops.best_two import scores_of
 from ..ops.linear import share_packs
 from ..types import InputError
 from . import attention
-from .embedding import Embedding
+from .embedding import BLOCK, Embedding
 from .layer import Layer
 from .own_pass import OwnPass, read
 from .precision import products
 from .prefix import PrefixCall
+from .reading import AS_CAPTURED, Reading, positions_from
 from .row_table import RowTable
-from .trial import FAILS, longest_text, trouble_of_ours, trouble_of_own
-from .trial import text as trial_text
-from .twin import after_blocks, body_of, final_norm, structural_twin
-from .wrapped import bare, device_of, value_of
-
-log = logging.getLogger("invert_fast")
-
-_FINGERPRINT_VALUES = 4096
+from .trial import FAILS, choose_path, longest_text
+from .twin import after_blocks, body_of, final_norm
+from .wrapped import bare, device_of, fingerprint_of
 
 
 class Decoder:
@@ -43,6 +38,9 @@ class Decoder:
     a trial at load tells; insist: go on where neither does. own: the model's own pass, where that is the one.
     Raises InputError for encoder-decoders, models that look ahead, and layers out of range.
     """
+
+    body: nn.Module  # our twin, of a decoder that has no pass of its `own`
+    reading = AS_CAPTURED  # how states are compared and where texts begin, see `read_as`
 
     def __init__(
         self,
@@ -70,33 +68,22 @@ class Decoder:
         self.max_length = longest_text(config)
         self.usable_ids = min(self.vocab_size, len(tokenizer)) if tokenizer is not None else self.vocab_size
         self.own: OwnPass | None = None
-        self._choose_path(path, insist)
+        choose_path(self, path, insist)
         self.width = config.hidden_size if self.layer.depth < self.layer.blocks else _output_width(self)
 
-    @torch.no_grad()
-    def _choose_path(self, path: str | None, insist: bool) -> None:
-        """Ours where it gives the states of the model's own forward pass, else that one (see `trial.py`)."""
-        family, tried = self.model.config.model_type, path is None
-        ids = trial_text(self)
-        states = self.capture(ids[None])[0] if tried else None
-        if states is not None and not bool(states.isfinite().any()):
-            raise InputError(f"the states of this '{family}' are not finite, expected numbers: its weights are damaged")
-        if path != "own":
-            trouble = self._make_twin(ids, states)
-            if trouble is None:
-                return
-            log.warning("'%s' runs by its own forward pass, which is slower: %s", family, trouble)
-        self.__dict__.pop("body", None)  # with the weights that it packed
-        self.own = OwnPass(self.model, self.layer)
-        if states is not None and (trouble := trouble_of_own(self.own, ids, states)) is not None and not insist:
-            raise InputError(f"model family '{family}' cannot be inverted: {trouble}")
-
-    def _make_twin(self, ids: Tensor, states: Tensor | None) -> str | None:
-        try:
-            self.body = structural_twin(self.model, self.layer.depth, self.layer.normed, attention.NAME)
-        except (InputError, *FAILS) as error:
-            return " ".join(str(error).split())[:200]
-        return None if states is None else trouble_of_ours(self, ids, states)
+    def read_as(self, reading: Reading) -> Decoder:
+        """This decoder, from now on of states that are read so. Before anything is measured on it."""
+        if reading.position_offset >= self.max_length:
+            raise InputError(
+                f"position offset {reading.position_offset} is behind the last of this model's {self.max_length} "
+                "positions: give the number of padding tokens before the text"
+            )
+        self.check_ids(list(reading.prefix))
+        self.max_length -= reading.position_offset
+        self.reading = reading
+        if self.own is not None:
+            self.own.read_as(reading, self.device)
+        return self
 
     def embed(self, ids: Tensor) -> Tensor:
         """Token embeddings as the model sees them: `[...] → [..., D_embedding]`."""
@@ -109,8 +96,11 @@ class Decoder:
         whatever is verified takes the default of both.
         """
         body = self.body if embeds.dtype == self.dtype else self._body_in(embeds.dtype)
+        if self.reading.position_offset:
+            positions = positions + self.reading.position_offset
         with attention.attending(call), products(self.device, compute):
-            return body(inputs_embeds=embeds, position_ids=positions, use_cache=False).last_hidden_state
+            states = body(inputs_embeds=embeds, position_ids=positions, use_cache=False).last_hidden_state
+        return self.reading.seen(states)
 
     def _body_in(self, dtype: torch.dtype) -> nn.Module:
         """A copy of the twin in another precision, made once: the only copy of weights there is."""
@@ -134,7 +124,9 @@ class Decoder:
     def full(self) -> Decoder:
         """The same model seen from its last layer (itself where it already is): what the next-token prior needs."""
         if self._full is None:
-            self._full = Decoder(self.model, self.tokenizer, "final_norm", path="fast" if self.own is None else "own")
+            path = "fast" if self.own is None else "own"
+            offset = Reading(self.reading.position_offset)
+            self._full = Decoder(self.model, self.tokenizer, "final_norm", path=path).read_as(offset)
             self._full.embedding = self.embedding
             if self.own is None:
                 share_packs(self._full.body, self.body)
@@ -196,7 +188,7 @@ class Decoder:
         """
         embedding, (size, width) = self.embedding, self.embedding.shape
         if not self.layer.normed:
-            return RowTable(embedding.__getitem__, size, width, self.device)
+            return self._table(embedding.__getitem__)
         try:
             final_norm(self.model, embedding.rows(torch.zeros(1, dtype=torch.long, device=self.device)))
         except (InputError, *FAILS):  # rows of another width than states (OPT-350m), or no norm that is by itself
@@ -209,11 +201,20 @@ class Decoder:
             lengths = rows.float().norm(dim=-1, keepdim=True)
             return norm(rows).float() * (2 * lengths / usual).clamp_max(1.0)
 
-        return RowTable(torch.no_grad()(seen), size, width, self.device)
+        return self._table(torch.no_grad()(seen))
+
+    def _table(self, make: Callable[[Tensor], Tensor]) -> RowTable:
+        """Of rows that `make` gives, less what states that are read so do not show."""
+        reading, (size, width) = self.reading, self.embedding.shape
+        if not reading.kind:
+            return RowTable(make, size, width, self.device)
+        ids = torch.arange(size, device=self.device).split(BLOCK)
+        usual = torch.cat([reading.level(make(part)).norm(dim=-1) for part in ids]).nanmedian()
+        return RowTable(lambda some: reading.seen_rows(make(some), usual), size, width, self.device)
 
     def capture(self, ids: Tensor) -> Tensor:
         """States by the model's own, unmodified forward pass: `[B, T] → [B, T, D]`. Independent of `run`."""
-        return capture(self.model, self.layer, ids)
+        return capture(self.model, self.layer, ids, self.reading)
 
     def encode(self, text: str, special: bool = False) -> list[int]:
         """Token ids of a text; `special=True` adds what the tokenizer adds (often a BOS, which then has a row)."""
@@ -239,14 +240,7 @@ class Decoder:
         """`family:16 hex digits` over parameter names, shapes and a sample of values, rounded to bf16 so that loading
         the same checkpoint in another precision does not change it."""
         if not hasattr(self, "_fingerprint"):
-            digest = hashlib.sha256()
-            for name, _ in sorted(self.model.base_model.named_parameters()):
-                owner, _, last = name.rpartition(".")
-                value = value_of(self.model.base_model.get_submodule(owner), last)
-                step = max(1, value.numel() // _FINGERPRINT_VALUES)
-                sample = value.flatten()[::step].to(torch.bfloat16).view(torch.int16).cpu().numpy()
-                digest.update(f"{name}{list(value.shape)}".encode() + sample.tobytes())
-            self._fingerprint = f"{self.model.config.model_type}:{digest.hexdigest()[:16]}"
+            self._fingerprint = fingerprint_of(self.model)
         return self._fingerprint
 
     @cached_property
@@ -256,14 +250,17 @@ class Decoder:
 
     @property
     def identity(self) -> tuple[str, str, str]:
-        """What a figure measured on this decoder is of: model, layer, and how much of the vocabulary is in use."""
-        return self.fingerprint(), self.layer.name, str(self.usable_ids)
+        """What a figure measured on this decoder is of: model, layer as its states are read, and how much of the
+        vocabulary is in use."""
+        place = " ".join(part for part in (self.layer.name, self.reading.name) if part)
+        return self.fingerprint(), place, str(self.usable_ids)
 
 
 @torch.no_grad()
-def capture(model: PreTrainedModel, layer: Layer, ids: Tensor) -> Tensor:
-    """States of a layer by a model's own forward pass: `[B, T] → [B, T, D]`."""
-    return read(body_of(model), layer, input_ids=ids, use_cache=False)[0]
+def capture(model: PreTrainedModel, layer: Layer, ids: Tensor, reading: Reading = AS_CAPTURED) -> Tensor:
+    """States of a layer by a model's own forward pass, as they are read: `[B, T] → [B, T, D]`."""
+    places = positions_from(reading.position_offset, ids)
+    return reading.seen(read(body_of(model), layer, input_ids=ids, use_cache=False, **places)[0])
 
 
 def _output_width(decoder: Decoder) -> int:

@@ -19,7 +19,12 @@ def name(decoder: Decoder, digest: int) -> str:
     """File name, in the cache folder. The final norm decides how rows look to the states behind it; digest: of every
     row of the embedding, since a fingerprint only samples."""
     model, _, usable = decoder.identity
-    parts = (str(decoder.dtype), str(digest), "normed" if decoder.layer.normed else "raw")
+    parts = (
+        str(decoder.dtype),
+        str(digest),
+        "normed" if decoder.layer.normed else "raw",
+        *decoder.reading.kind.split(),
+    )
     return cache.key((model, usable), _FORMAT, *parts) + ".safetensors"
 
 

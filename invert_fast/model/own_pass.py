@@ -16,6 +16,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..types import InputError
 from .layer import Layer
+from .reading import AS_CAPTURED, Reading, positions_from
 from .twin import body_of, find_blocks
 
 _CACHES = ("past_key_values", "cache_params", "state")  # what families call what they keep
@@ -29,15 +30,28 @@ class OwnPass:
 
     def __init__(self, model: PreTrainedModel, layer: Layer):
         self.body, self.layer, self.keeps = body_of(model), layer, True
+        self.reading = AS_CAPTURED
+
+    def read_as(self, reading: Reading, device: torch.device) -> None:
+        """From now on as states are read. InputError for an offset of positions that the model does not know."""
+        self.reading, self.keeps = reading, self.keeps and not reading.position_offset
+        try:
+            self.states(torch.zeros(1, 1, dtype=torch.long, device=device))
+        except TypeError as error:
+            raise InputError(
+                f"{type(self.body).__name__} knows no positions, expected no offset of them: its states do not hang on "
+                "where a text began"
+            ) from error
 
     def states(self, ids: Tensor) -> Tensor:
         """`[B, T] → [B, T, D]`."""
-        return self._run(input_ids=ids, use_cache=False)[0]
+        return self._run(input_ids=ids, use_cache=False, **positions_from(self.reading.position_offset, ids))[0]
 
     def states_of(self, embeds: Tensor) -> Tensor:
         """Of embeddings `[B, T, D_e]`, differentiably. Raises InputError for a model that takes ids alone."""
         try:
-            return self._run(inputs_embeds=embeds, use_cache=False)[0]
+            places = positions_from(self.reading.position_offset, embeds[..., 0])
+            return self._run(inputs_embeds=embeds, use_cache=False, **places)[0]
         except (TypeError, ValueError, NotImplementedError) as error:
             raise InputError(
                 f"{type(self.body).__name__} takes token ids alone, expected embeddings too for a search over them: "
@@ -54,7 +68,8 @@ class OwnPass:
         return self._going_on(self._run(input_ids=ids, use_cache=True, **{name: cache}))
 
     def _run(self, **given) -> tuple[Tensor, Any]:
-        return read(self.body, self.layer, **given)
+        states, out = read(self.body, self.layer, **given)
+        return self.reading.seen(states), out
 
     @staticmethod
     def _going_on(found: tuple[Tensor, Any]) -> tuple[Tensor, Any]:

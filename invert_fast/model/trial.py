@@ -6,6 +6,7 @@ is called says little of how a checkpoint attends. Whole, after a prefix, and as
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,12 +14,15 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..types import InputError
+from . import attention
 from .own_pass import OwnPass, joined, picked
 from .prefix import PrefixCall
-from .twin import body_of, find_blocks
+from .twin import body_of, find_blocks, structural_twin
 
 if TYPE_CHECKING:
     from .decoder import Decoder
+
+log = logging.getLogger("invert_fast")
 
 SHORT, LONG = 40, 1024  # tokens of a text where nothing asks for more; at most
 _BEYOND, _TOGETHER = 8, 8  # tokens beyond what is asked for; neighbours of whose distances the median counts
@@ -63,6 +67,30 @@ def longest_text(config) -> int:
         )
         most = min(most, first or most)
     return most
+
+
+@torch.no_grad()
+def choose_path(decoder: Decoder, path: str | None, insist: bool) -> None:
+    """Give a decoder our twin (`body`) where that gives the states of the model's own forward pass, else that pass
+    (`own`). path: which of them, untried; insist: go on where neither does. Raises InputError there."""
+    model, layer, tried = decoder.model, decoder.layer, path is None
+    family, ids = model.config.model_type, text(decoder)
+    states = decoder.capture(ids[None])[0] if tried else None
+    if states is not None and not bool(states.isfinite().any()):
+        raise InputError(f"the states of this '{family}' are not finite, expected numbers: its weights are damaged")
+    if path != "own":
+        try:
+            decoder.body = structural_twin(model, layer.depth, layer.normed, attention.NAME)
+            trouble = None if states is None else trouble_of_ours(decoder, ids, states)
+        except (InputError, *FAILS) as error:
+            trouble = " ".join(str(error).split())[:200]
+        if trouble is None:
+            return
+        log.warning("'%s' runs by its own forward pass, which is slower: %s", family, trouble)
+        decoder.__dict__.pop("body", None)  # with the weights that it packed
+    decoder.own = OwnPass(model, layer)
+    if states is not None and (trouble := trouble_of_own(decoder.own, ids, states)) is not None and not insist:
+        raise InputError(f"model family '{family}' cannot be inverted: {trouble}")
 
 
 @torch.no_grad()

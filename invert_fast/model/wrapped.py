@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import torch
@@ -9,6 +10,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..types import InputError
+
+_FINGERPRINT_VALUES = 4096
 
 
 def bare(model: Any) -> PreTrainedModel:
@@ -50,6 +53,19 @@ def value_of(module: nn.Module, name: str) -> Tensor:
                 return hook.weights_map[name]
     value = value.detach()
     return value.dequantize() if hasattr(value, "dequantize") and type(value) is not Tensor else value
+
+
+def fingerprint_of(model: PreTrainedModel) -> str:
+    """`family:16 hex digits` over parameter names, shapes and a sample of values, rounded to bf16 so that loading the
+    same checkpoint in another precision does not change it."""
+    base, digest = model.base_model, hashlib.sha256()
+    for name, _ in sorted(base.named_parameters()):
+        owner, _, last = name.rpartition(".")
+        value = value_of(base.get_submodule(owner), last)
+        step = max(1, value.numel() // _FINGERPRINT_VALUES)
+        sample = value.flatten()[::step].to(torch.bfloat16).view(torch.int16).cpu().numpy()
+        digest.update(f"{name}{list(value.shape)}".encode() + sample.tobytes())
+    return f"{model.config.model_type}:{digest.hexdigest()[:16]}"
 
 
 def _hooks(module: nn.Module) -> list[Any]:

@@ -1,0 +1,83 @@
+"""`invert-fast diagnose`: why the states of a file do not certify, and the option of `invert` with which they do."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .options import inverter_of, loading, model_options
+from .report import table
+
+if TYPE_CHECKING:
+    from ..diagnose.report import Diagnosis
+
+
+def add(commands: argparse._SubParsersAction) -> None:
+    """Declare the command and its options."""
+    one = commands.add_parser(
+        "diagnose",
+        help="why states do not certify, and the option with which they do",
+        description="Look at the first rows of the longest text of a states file: try another layer, shifted "
+        "positions, a BOS, centred, scaled or normalised rows and other precisions, cheapest first, and name the one "
+        "under which the rows certify. Exit status: 0 where there is one, 1 where there is none.",
+    )
+    model_options(one)
+    one.add_argument("states", type=Path, help=".safetensors (from `capture`, or one [T, D] tensor) or .npy")
+    one.add_argument("--json", action="store_true", help="print the findings as JSON")
+    one.set_defaults(command=_diagnose)
+
+
+def _diagnose(args: argparse.Namespace) -> int:
+    with loading():
+        from ..storage.states import open_states
+
+    source = open_states(args.states)
+    inverter = inverter_of(args, args.layer if args.layer is not None else source.layer)
+    lengths = source.lengths()
+    longest = max(range(len(lengths)), key=lengths.__getitem__, default=None)
+    states = [] if longest is None else [source.states(longest, inverter.decoder.layer.name)]
+    found = replace(inverter.diagnose(states), labelled=source.layer is not None)
+    print(json.dumps(as_json(found)) if args.json else show(found, args))
+    return 0 if found.explained else 1
+
+
+def show(found: Diagnosis, args: argparse.Namespace) -> str:
+    """The verdict, the command that follows from it, the table of what was compared, and what else showed."""
+    from ..diagnose.report import HEADER
+
+    parts = [found.verdict]
+    if found.options:
+        parts.append(
+            f"    invert-fast invert --model {args.model} {args.states} --output recovered.jsonl {found.options}"
+        )
+    if found.tried:
+        parts.append(f"\n{table(HEADER, found.table())}\n")
+    return "\n".join([*parts, *found.notes]).rstrip()
+
+
+def as_json(found: Diagnosis) -> dict:
+    """The same for programs: `tried` has kind, option, residual and certified share of each."""
+    from ..diagnose.hypotheses import FAMILIES
+
+    tried = [
+        {
+            "supposed": FAMILIES[kind],
+            "options": one.hypothesis.options(found.layer, found.labelled),
+            "residual": one.residual,
+            "certified": one.certified,
+        }
+        for kind, one in sorted(found.tried.items())
+    ]
+    return {
+        "explained": found.explained,
+        "verdict": found.verdict,
+        "options": found.options,
+        "certified": found.certified,
+        "rows": found.rows,
+        "text": None if found.recovery is None else found.recovery.text,
+        "notes": list(found.notes),
+        "tried": tried,
+    }

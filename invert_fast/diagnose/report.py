@@ -1,0 +1,77 @@
+"""What was found out, as figures and as sentences."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ..types import Recovery
+from .hypotheses import FAMILIES, GIVEN, Hypothesis
+
+HEADER = ("supposed", "option", "residual", "certified")
+
+
+@dataclass(frozen=True)
+class Tried:
+    """One hypothesis of each kind, the best of its kind. residual: relative distance of the rows from the model's
+    states of the text as drafted, at the second nearest row; certified: share of positions, None where it was too far
+    off to be inverted under."""
+
+    hypothesis: Hypothesis
+    residual: float
+    certified: float | None = None
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """Why states do not certify.
+
+    layer: what they were said to be of; hypothesis: under which they do certify, None where none of those tried does;
+    certified: share of the rows looked at that is certified under it; rows: how many were; tried: by kind, in the order
+    of `FAMILIES`, whatever was compared; notes: what else showed, in sentences; recovery: of those rows, under the
+    hypothesis, else None; labelled: the states said themselves what they are of, which an option must overrule.
+    """
+
+    layer: str
+    rows: int
+    hypothesis: Hypothesis | None = None
+    certified: float = 0.0
+    tried: dict[int, Tried] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    recovery: Recovery | None = None
+    labelled: bool = False
+
+    @property
+    def explained(self) -> bool:
+        """States certify as they are, or there is an option with which they do."""
+        return self.hypothesis is not None
+
+    @property
+    def options(self) -> str:
+        """What to add to `invert-fast invert`; empty where nothing is to be."""
+        return "" if self.hypothesis is None else self.hypothesis.options(self.layer, self.labelled)
+
+    @property
+    def verdict(self) -> str:
+        """One sentence, and what to do next."""
+        if self.hypothesis is None:
+            return "none of the following explains it" if self.tried else "nothing to try"
+        share = f"{100 * self.certified:.0f} % of the first {self.rows} rows"
+        if self.hypothesis.family(self.layer) == GIVEN:
+            return f"{self.hypothesis.sentence(self.layer)}: {share} certify as they are"
+        return f"{self.hypothesis.sentence(self.layer)}: read so, {share} certify"
+
+    def table(self) -> list[tuple[str, str, str, str]]:
+        """Rows under `HEADER`, a kind of hypothesis each."""
+        return [
+            (
+                FAMILIES[kind],
+                one.hypothesis.options(self.layer, self.labelled) or "–",
+                f"{one.residual:.1e}",
+                "–" if one.certified is None else f"{100 * one.certified:.0f} %",
+            )
+            for kind, one in sorted(self.tried.items())
+        ]
+
+    def __str__(self) -> str:
+        option = f" (invert with {self.options})" if self.options else ""
+        return "\n".join([self.verdict + option, *self.notes])

@@ -1,0 +1,39 @@
+"""Texts as they are read (`model/reading.py`): a known prefix gets the rows that it has not, and is told of no more."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ..model.decoder import Decoder
+from ..types import Recovery
+
+Run = Callable[[Iterable[tuple[int, Tensor]]], Iterator[tuple[int, Recovery]]]
+
+
+def run_as_read(decoder: Decoder, texts: Iterable[tuple[int, Tensor]], run: Run) -> Iterator[tuple[int, Recovery]]:
+    """`run` of the rows `[T, D]` of each text as the decoder reads them, behind the model's own rows of the prefix.
+
+    The certificate of a token holds given all before it, hence given the prefix: a wrong one gives other states, and
+    nothing behind it is certified.
+    """
+    reading = decoder.reading
+    read = ((index, reading.rows(hidden)) for index, hidden in texts)
+    if not reading.prefix:
+        return run(read)
+    ids = torch.tensor([reading.prefix], device=decoder.device)
+    before = decoder.capture(ids)[0].float().cpu()
+    whole = ((index, torch.cat([before, rows.cpu()])) for index, rows in read)
+    return ((index, behind(found, len(before), decoder.decode)) for index, found in run(whole))
+
+
+def behind(found: Recovery, count: int, decode: Callable[[list[int]], str | None]) -> Recovery:
+    """The recovery less its first `count` positions; what it cost stays the cost of all."""
+    tables = ("residual", "discrete_loss", "margin", "status", "rank", "steps", "loss_ceiling", "error_bound")
+    cut = {name: table[count:] for name in tables if (table := getattr(found, name)) is not None}
+    ids = found.token_ids[count:]
+    others = {position - count: also for position, also in found.alternatives.items() if position >= count}
+    return replace(found, token_ids=ids, text=decode(ids.tolist()), alternatives=others, trace=None, **cut)
