@@ -35,6 +35,7 @@ class Reading:
     prefix: tuple[int, ...] = ()
 
     def __post_init__(self):
+        object.__setattr__(self, "prefix", tuple(self.prefix))
         if not isinstance(self.position_offset, int) or self.position_offset < 0:
             raise InputError(
                 f"position offset {self.position_offset} is no position, expected 0 or more: the number of padding "
