@@ -53,7 +53,7 @@ def load(name_or_path: str | Path, device: str = "cpu", dtype: str | torch.dtype
 
 def _downloaded(name: str) -> Path | None:
     """Where a model of the Hub is on this machine, if it is."""
-    from transformers.utils import cached_file
+    from transformers.utils.hub import cached_file
 
     try:
         found = cached_file(name, "config.json", local_files_only=True)
