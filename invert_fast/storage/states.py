@@ -74,8 +74,8 @@ class StatesFile:
         return States(rows, self.layer or layer, self.dtype, self.compute_dtype or "", self.model)
 
     def without_model(self) -> StatesFile:
-        """The same file, its fingerprint disregarded because the caller insists."""
-        return replace(self, model=None)
+        """The same file, what it says of its model and layer disregarded because the caller insists."""
+        return replace(self, model=None, layer=None)
 
     def check_finite(self) -> None:
         """Refuse NaN and Inf by row number, before any work is done."""
