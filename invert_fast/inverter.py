@@ -224,11 +224,13 @@ class Inverter:
         tolerances = tolerances or self.calibrate()
         return search_states(self.decoder, self.vocabulary, targets, tolerances, lengths, settings)
 
-    def diagnose(self, states: States | Tensor | Sequence[States | Tensor]) -> Diagnosis:
-        """Why these states do not certify, and the layer or `Reading` with which they do: see `diagnose.trying`."""
+    def diagnose(self, states: Any, attention_mask: Any = None) -> Diagnosis:
+        """Why these states, given as to `invert`, do not certify, and the layer or `Reading` with which they do: see
+        `diagnose.trying`."""
         from .diagnose.trying import diagnose
 
-        return diagnose(self, states)
+        labelled = any(isinstance(item, States) for item in (states, *(states if isinstance(states, list) else ())))
+        return diagnose(self, texts_of(states, self.decoder.layer, attention_mask), labelled)
 
     def calibrate(self, states_dtype: str = "float32", compute_dtype: str = "float32") -> Tolerances:
         """Noise and tolerance for states stored in one precision, computed in another; measured once, then cached."""

@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .options import inverter_of, loading, model_options
+from .options import inverter_of, loading, model_options, states_arguments
 from .report import table
 
 if TYPE_CHECKING:
@@ -25,21 +24,22 @@ def add(commands: argparse._SubParsersAction) -> None:
         "under which the rows certify. Exit status: 0 where there is one, 1 where there is none.",
     )
     model_options(one)
-    one.add_argument("states", type=Path, help=".safetensors (from `capture`, or one [T, D] tensor) or .npy")
+    states_arguments(one)
     one.add_argument("--json", action="store_true", help="print the findings as JSON")
     one.set_defaults(command=_diagnose)
 
 
 def _diagnose(args: argparse.Namespace) -> int:
     with loading():
-        from ..storage.states import open_states
+        from ..intake.files import named_layer, open_source
 
-    source = open_states(args.states)
-    inverter = inverter_of(args, args.layer if args.layer is not None else source.layer)
+    said = named_layer(args.states)
+    inverter = inverter_of(args, args.layer if args.layer is not None else said)
+    source = open_source(args.states, inverter.decoder.layer, args.tensor)
     lengths = source.lengths()
     longest = max(range(len(lengths)), key=lengths.__getitem__, default=None)
     states = [] if longest is None else [source.states(longest, inverter.decoder.layer.name)]
-    found = replace(inverter.diagnose(states), labelled=source.layer is not None)
+    found = replace(inverter.diagnose(states), labelled=said is not None)
     print(json.dumps(as_json(found)) if args.json else show(found, args))
     return 0 if found.explained else 1
 
@@ -50,9 +50,8 @@ def show(found: Diagnosis, args: argparse.Namespace) -> str:
 
     parts = [found.verdict]
     if found.options:
-        parts.append(
-            f"    invert-fast invert --model {args.model} {args.states} --output recovered.jsonl {found.options}"
-        )
+        states = f"{args.states} --tensor '{args.tensor}'" if args.tensor else args.states
+        parts.append(f"    invert-fast invert --model {args.model} {states} --output recovered.jsonl {found.options}")
     if found.tried:
         parts.append(f"\n{table(HEADER, found.table())}\n")
     return "\n".join([*parts, *found.notes]).rstrip()

@@ -25,6 +25,7 @@ from .options import (
     reading_of,
     reading_options,
     shard,
+    states_arguments,
 )
 
 if TYPE_CHECKING:
@@ -45,14 +46,7 @@ def add(commands: argparse._SubParsersAction) -> None:
         description="Recover the texts of a states file, one JSON line a text, written as it is found.",
     )
     model_options(one)
-    one.add_argument(
-        "states", type=Path, help="file of states or folder of such: .safetensors, .npy, .npz, .pt, .arrow, .parquet"
-    )
-    one.add_argument(
-        "--tensor",
-        metavar="NAME",
-        help="which tensor or column holds the states, if several could; 'text_*' takes all so called, as texts",
-    )
+    states_arguments(one)
     inversion_options(one)
     reading_options(one)
     one.add_argument(

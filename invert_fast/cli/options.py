@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
@@ -59,6 +60,18 @@ def special_option(parser: argparse.ArgumentParser, note: str = "") -> None:
         action="store_false",
         help="leave out what the tokenizer adds to a text by itself, such as a BOS (which has a row like any token)"
         + note,
+    )
+
+
+def states_arguments(parser: argparse.ArgumentParser) -> None:
+    """Where the states are."""
+    parser.add_argument(
+        "states", type=Path, help="file of states or folder of such: .safetensors, .npy, .npz, .pt, .arrow, .parquet"
+    )
+    parser.add_argument(
+        "--tensor",
+        metavar="NAME",
+        help="which tensor or column holds the states, if several could; 'text_*' takes all so called, as texts",
     )
 
 

@@ -12,8 +12,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from torch import Tensor
-
 from ..model.decoder import Decoder
 from ..model.reading import UNIT, Reading
 from ..model.samples import opening_of, opening_of_chat
@@ -46,14 +44,12 @@ _PRECISIONS = (
 )
 
 
-def diagnose(inverter: Inverts, states: States | Tensor | Sequence[States | Tensor]) -> Diagnosis:
+def diagnose(inverter: Inverts, batch: Sequence[States], labelled: bool) -> Diagnosis:
     """Why these states do not certify: the longest of them is looked at, its first rows.
 
-    states: as for `Inverter.invert`, but whatever they say of their layer and model is only noted. Raises InputError
-    where they are of another width, hold NaN or Inf, or have no row.
+    labelled: they say themselves of which layer they are, which is only noted. Raises InputError where they are of
+    another width, hold NaN or Inf, or have no row.
     """
-    items = [states] if isinstance(states, (States, Tensor)) else list(states)
-    batch = [item if isinstance(item, States) else States(item, inverter.decoder.layer.name) for item in items]
     longest = max(batch, key=len, default=None)
     if longest is None or not len(longest):
         raise InputError("there is no row to look at, expected states of at least one token")
@@ -64,7 +60,6 @@ def diagnose(inverter: Inverts, states: States | Tensor | Sequence[States | Tens
         )
     if not bool(rows.isfinite().all()):
         raise InputError("states have NaN or Inf values, expected finite numbers: capture them again")
-    labelled = any(item is longest for item in items)
     return _Search(Trials(inverter, rows, coarsest([longest])), longest, labelled).diagnosis()
 
 

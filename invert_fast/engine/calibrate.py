@@ -148,9 +148,12 @@ def _noise(
 
 
 def _captured(decoder: Decoder, ids: Tensor, compute_dtype: str) -> Tensor:
-    same = compute_dtype == str(decoder.dtype).removeprefix("torch.")
-    model = decoder.model if same else model_in(decoder.model, compute_dtype)
-    return capture(model, decoder.layer, ids, decoder.reading)
+    if compute_dtype == str(decoder.dtype).removeprefix("torch."):
+        return decoder.capture(ids)
+    model, rows = model_in(decoder.model, compute_dtype), len(ids)
+    if decoder.own is not None:
+        rows = max(1, decoder.own.at_once // ids.shape[1])
+    return torch.cat([capture(model, decoder.layer, part, decoder.reading) for part in ids.split(rows)])
 
 
 def _wrong(

@@ -214,6 +214,9 @@ class Decoder:
 
     def capture(self, ids: Tensor) -> Tensor:
         """States by the model's own, unmodified forward pass: `[B, T] → [B, T, D]`. Independent of `run`."""
+        if self.own is not None:
+            with torch.no_grad():
+                return self.own.states(ids)
         return capture(self.model, self.layer, ids, self.reading)
 
     def encode(self, text: str, special: bool = False) -> list[int]:

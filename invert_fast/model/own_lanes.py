@@ -15,10 +15,10 @@ from ..types import InputError
 from .decoder import Decoder
 from .gradient import loss_and_gradient
 from .lanes import Held, Lanes
-from .own_pass import OwnPass, joined, picked
+from .own_pass import OwnPass, bytes_of, joined, picked
 from .prefix import PrefixCall
 
-_TOKENS = 1 << 14  # tokens of whole texts in one call
+_COPIES = 1 << 29  # bytes of copies of what a model keeps, in one call
 _MANY = 4  # continuations a place, on average, from which on texts are gone through for them
 _STEPS = 4  # tokens that a kept prefix is gone on by one at a time; of more it is made anew
 
@@ -87,15 +87,22 @@ class OwnLanes(Lanes):
         found, at = self._empty(*ids.shape), lengths.tolist()
         for length in sorted(set(at)):
             rows = [row for row, own in enumerate(at) if own == length]
+            asked = ids[rows].reshape(-1, 1)
             if length:
                 kept = joined([self._prefix(int(slots[row]), length) for row in rows])
-                each = torch.arange(len(rows), device=ids.device).repeat_interleave(count)
-                states, _ = self.own.step(picked(kept, each, len(rows)), ids[rows].reshape(-1, 1))
+                states = self._candidates(kept, len(rows), asked)
             else:
-                states = self.own.states(ids[rows].reshape(-1, 1))
+                states = self.own.states(asked)
             found[rows] = states.view(len(rows), count, -1)
         self.charge(slots, forward=count)
         return found
+
+    def _candidates(self, kept: Any, batch: int, ids: Tensor) -> Tensor:
+        """States of tokens `ids [n, 1]`, as many behind each row of what is kept of a batch; not all copies at once."""
+        rows = torch.arange(batch, device=ids.device).repeat_interleave(len(ids) // batch)
+        most = max(1, min(self.own.at_once, _COPIES * batch // max(1, bytes_of(kept))))
+        parts = zip(rows.split(most), ids.split(most), strict=True)
+        return torch.cat([self.own.step(picked(kept, row, batch), part)[0] for row, part in parts])
 
     def _stepwise(self, slots: Tensor, lengths: Tensor, ids: Tensor) -> Tensor:
         """One continuation `[n, 1]` each at many places of the same texts: these are gone through once, side by side,
@@ -134,7 +141,7 @@ class OwnLanes(Lanes):
         Those of a call are as long as the longest: what stands behind a shorter one is of no account to it."""
         found, step = self._empty(*ids.shape), torch.arange(ids.shape[1], device=ids.device)
         order, most = lengths.argsort(), self.decoder.max_length
-        for part in order.split(max(1, _TOKENS // (int(lengths.max()) + len(step)))):
+        for part in order.split(max(1, self.own.at_once // (int(lengths.max()) + len(step)))):
             length = int(lengths[part].max())
             at = lengths[part, None] + step
             text = ids.new_zeros(len(part), length + len(step))

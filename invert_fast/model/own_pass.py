@@ -19,18 +19,20 @@ from .layer import Layer
 from .reading import AS_CAPTURED, Reading, positions_from
 from .twin import body_of, find_blocks
 
+MOST_AT_ONCE = 1 << 14
 _CACHES = ("past_key_values", "cache_params", "state")  # what families call what they keep
 
 
 class OwnPass:
     """States of one layer of a model by its own forward pass.
 
-    keeps: whether what it hands out can be gone on from (`trial.py` finds out); else every text is run from its start.
+    keeps: whether what it hands out can be gone on from, else every text is run from its start; at_once: how many
+    tokens one call should have, since some passes make a great deal of each. `trial.py` finds out both.
     """
 
     def __init__(self, model: PreTrainedModel, layer: Layer):
         self.body, self.layer, self.keeps = body_of(model), layer, True
-        self.reading = AS_CAPTURED
+        self.reading, self.at_once = AS_CAPTURED, MOST_AT_ONCE
 
     def read_as(self, reading: Reading, device: torch.device) -> None:
         """From now on as states are read. InputError for an offset of positions that the model does not know."""
@@ -45,7 +47,11 @@ class OwnPass:
 
     def states(self, ids: Tensor) -> Tensor:
         """`[B, T] → [B, T, D]`."""
-        return self._run(input_ids=ids, use_cache=False, **positions_from(self.reading.position_offset, ids))[0]
+        found = []
+        for part in ids.split(max(1, self.at_once // max(1, ids.shape[1]))):
+            places = positions_from(self.reading.position_offset, part)
+            found.append(self._run(input_ids=part, use_cache=False, **places)[0])
+        return torch.cat(found)
 
     def states_of(self, embeds: Tensor) -> Tensor:
         """Of embeddings `[B, T, D_e]`, differentiably. Raises InputError for a model that takes ids alone."""
@@ -118,6 +124,18 @@ def joined(kept: list[Any]) -> Any:
 def picked(kept: Any, rows: Tensor, batch: int) -> Any:
     """Copies of what is kept of some rows `[n]` of a batch, which may come several times."""
     return _mapped(lambda part: part[rows] if part.dim() and len(part) == batch else part.clone(), kept)
+
+
+def bytes_of(kept: Any) -> int:
+    """What it takes of memory."""
+    found: list[Tensor] = []
+
+    def note(part: Tensor) -> Tensor:
+        found.append(part)
+        return part
+
+    _mapped(note, kept)
+    return sum(part.nbytes for part in found)
 
 
 def _mapped(change: Callable[..., Tensor], *kept: Any) -> Any:

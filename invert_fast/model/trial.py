@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from .. import ops
 from ..types import InputError
 from . import attention
-from .own_pass import OwnPass, joined, picked
+from .own_pass import MOST_AT_ONCE, OwnPass, joined, picked
 from .prefix import PrefixCall
 from .twin import body_of, find_blocks, structural_twin
 
@@ -26,6 +27,7 @@ log = logging.getLogger("invert_fast")
 
 SHORT, LONG = 40, 1024  # tokens of a text where nothing asks for more; at most
 _BEYOND, _TOGETHER = 8, 8  # tokens beyond what is asked for; neighbours of whose distances the median counts
+_NUMBERS = 1 << 26  # that the largest tensor of one call of a model's own pass may have
 _SAME_SHAPE = 20.0  # by how much two passes of one shape agree better than those of two ways to compute
 _OFF = {torch.float64: 2e-3, torch.float32: 2e-3, torch.float16: 2e-2, torch.bfloat16: 5e-2}
 FAILS = (TypeError, AttributeError, ValueError, RuntimeError, LookupError, NotImplementedError, AssertionError)
@@ -127,7 +129,9 @@ def trouble_of_own(own: OwnPass, ids: Tensor, states: Tensor) -> str | None:
     """Whether states depend on what comes before them alone (a text for what is wrong, else None). Settles too whether
     what the model keeps of a text can be gone on from."""
     half, others = len(ids) // 2, ids.roll(1)
-    late = own.states(torch.cat([ids[:half], others[half:]])[None])[0]
+    with _Largest(own) as largest:
+        late = own.states(torch.cat([ids[:half], others[half:]])[None])[0]
+    own.at_once = max(len(ids), min(MOST_AT_ONCE, _NUMBERS * len(ids) // max(1, largest.numbers)))
     if wrong := _first_wrong(late[:half], states[:half], strictness=_SAME_SHAPE):
         return (
             f"its state at position {wrong[0]} changes by {wrong[1]:.1e} when tokens from {half} on do, expected a "
@@ -145,6 +149,22 @@ def trouble_of_own(own: OwnPass, ids: Tensor, states: Tensor) -> str | None:
     except FAILS:
         own.keeps = False
     return None
+
+
+class _Largest(TorchDispatchMode):
+    """The most numbers that any one tensor made meanwhile has, but for views of weights."""
+
+    def __init__(self, own: OwnPass):
+        super().__init__()
+        self.numbers = 0
+        self._weights = {weight.untyped_storage().data_ptr() for weight in own.body.parameters()}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, (tuple, list)) else (out,):
+            if isinstance(tensor, Tensor) and tensor.untyped_storage().data_ptr() not in self._weights:
+                self.numbers = max(self.numbers, tensor.numel())
+        return out
 
 
 def _first_wrong(
