@@ -31,7 +31,9 @@ def add_commands(parser: argparse.ArgumentParser, names: Iterable[str]) -> None:
 
 def model_options(parser: argparse.ArgumentParser, layer: bool = True) -> None:
     """--model, --layer (where there is a choice), --device, --dtype, --insist."""
-    parser.add_argument("--model", required=True, metavar="M", help="Hugging Face id, local folder, or `bundled`")
+    parser.add_argument(
+        "--model", required=True, metavar="M", help="Hugging Face id, local folder, .gguf file, or `bundled`"
+    )
     if layer:
         parser.add_argument(
             "--layer",

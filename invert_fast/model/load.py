@@ -1,8 +1,11 @@
-"""Models and tokenizers from folders and the Hub: safetensors only, no remote code."""
+"""Models and tokenizers from folders, GGUF files and the Hub: safetensors or GGUF, no remote code."""
 
 from __future__ import annotations
 
+import importlib.util
+import struct
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -11,44 +14,62 @@ from torch import nn
 from ..types import InputError, dtype_named
 from .footprint import check_fits
 
+_DAMAGED = (SafetensorError, struct.error)
 BUNDLED = Path(__file__).parents[1] / "bundled"
 
 
 def load(name_or_path: str | Path, device: str = "cpu", dtype: str | torch.dtype = "float32"):
-    """(model, tokenizer) from a local folder, `bundled` or a Hub id: safetensors only, no remote code.
+    """(model, tokenizer) from a local folder, a .gguf file, `bundled` or a Hub id: safetensors or GGUF, no remote code.
 
-    Raises InputError when there is no such model, no safetensors in it, or no tokenizer, and, before weights are read,
-    when they do not fit in memory.
+    Weights of a GGUF file are what its quantisation left of them, computed in `dtype`. Raises InputError when there is no such
+    model, none of these weights in it, or no tokenizer, and, before they are read, when they do not fit in memory.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging as hf_logging
 
     hf_logging.disable_progress_bar()  # a bar for two milliseconds of loading is noise
     name = str(BUNDLED if str(name_or_path) == "bundled" else name_or_path)
-    folder = Path(name)
-    local = folder.is_dir()
-    if local and not (folder / "config.json").exists():
-        raise InputError(f"{name} has no config.json, expected a Hugging Face model folder")
-    if local and not any(folder.glob("*.safetensors")):
-        raise InputError(f"{name} has no .safetensors file (pickled weights are never loaded): convert it first")
-    if not local and (folder.exists() or name.count("/") > 1 or name.startswith((".", "/", "~"))):
-        raise InputError(f"{name} is not a folder, expected a model folder, a Hub id or 'bundled'")
+    place, about = _where(Path(name), name)
     dtype = dtype_named(dtype) if isinstance(dtype, str) else dtype
     _check_device(device)
-    if (stored := folder if local else _downloaded(name)) is not None:
+    if not about.get("gguf_file") and (stored := Path(place) if about["local_files_only"] else _downloaded(name)):
         check_fits(stored, name, device, dtype)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            name, dtype=dtype, use_safetensors=True, trust_remote_code=False, local_files_only=local
-        )
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, local_files_only=local)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        model, tokenizer = _read(place, about, dtype)
+    except (OSError, ValueError, RuntimeError, LookupError, TypeError, ImportError, *_DAMAGED) as error:
         raise InputError(
             f"model '{name}' could not be loaded ({' '.join(str(error).split())[:200]}): give a model "
-            "folder, a Hub id that this machine can reach, or 'bundled'"
+            "folder, a .gguf file, a Hub id that this machine can reach, or 'bundled'"
         ) from error
     nn.Module.to(model, device)
     return model.requires_grad_(False).eval(), tokenizer
+
+
+def _where(path: Path, name: str) -> tuple[str, dict[str, Any]]:
+    """What `from_pretrained` is given, and how; InputError for what it cannot be given."""
+    local = path.is_dir()
+    if path.suffix == ".gguf" and path.is_file():
+        if importlib.util.find_spec("gguf") is None:
+            raise InputError(f"{name} is a GGUF file, and its reader is not installed: pip install 'invert_fast[gguf]'")
+        return str(path.parent), {"gguf_file": path.name, "local_files_only": True}
+    if local and not (path / "config.json").exists():
+        raise InputError(f"{name} has no config.json, expected a Hugging Face model folder")
+    if local and not any(path.glob("*.safetensors")):
+        raise InputError(f"{name} has no .safetensors file (pickled weights are never loaded): convert it first")
+    if not local and (path.exists() or name.count("/") > 1 or name.startswith((".", "/", "~"))):
+        raise InputError(f"{name} is not a folder, expected a model folder, a .gguf file, a Hub id or 'bundled'")
+    return name, {"local_files_only": local}
+
+
+def _read(place: str, about: dict[str, Any], dtype: torch.dtype):
+    """A causal language model, or one that reads more than text and has one in it, and the tokenizer."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
+
+    config = AutoConfig.from_pretrained(place, trust_remote_code=False, **about)
+    text_alone = type(config) in AutoModelForCausalLM._model_mapping
+    kind = AutoModelForCausalLM if text_alone else AutoModelForImageTextToText
+    kept = {} if about.get("gguf_file") else {"use_safetensors": True}
+    model = kind.from_pretrained(place, dtype=dtype, trust_remote_code=False, **kept, **about)
+    return model, AutoTokenizer.from_pretrained(place, trust_remote_code=False, **about)
 
 
 def _downloaded(name: str) -> Path | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 import shutil
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from invert_fast.model.load import load
 
 from ..families import FAMILIES, VOCAB, build, config, embedding_table, make, texts
 from .refusals import one_line
+
+ROOT = Path(__file__).resolve().parents[2]
 
 # ---- which models
 
@@ -122,3 +125,40 @@ def test_load_refuses_unknown_hub_ids_precisions_and_devices(checkpoint):
         with pytest.raises(InputError) as error:
             load(**{"name_or_path": checkpoint, **wrong})
         assert next(iter(wrong.values())) in one_line(error)
+
+
+# ---- other containers
+
+
+def test_a_gguf_file_is_the_checkpoint_it_was_made_of(tmp_path):
+    pytest.importorskip("gguf", reason="gguf is not installed: pip install '.[test]'")
+    write_gguf = runpy.run_path(str(ROOT / "tools" / "bundled_to_gguf.py"))["write_gguf"]
+    write_gguf(tmp_path / "model.gguf")
+    ours, theirs = Inverter.from_pretrained("bundled", device="cpu"), Inverter.from_pretrained(tmp_path / "model.gguf")
+    assert ours.decoder.fingerprint() == theirs.decoder.fingerprint()
+    text = "Meet me at nine by the old mill."
+    (found,) = theirs.invert(ours.capture([text]))
+    assert found.text == text
+    assert found.certified
+    (tmp_path / "cut.gguf").write_bytes((tmp_path / "model.gguf").read_bytes()[:5000])
+    with pytest.raises(InputError) as error:
+        load(tmp_path / "cut.gguf")
+    assert "could not be loaded" in one_line(error)
+
+
+def test_a_model_that_sees_is_read_by_its_text_model(checkpoint, tmp_path):
+    seeing = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
+    settings = transformers.LlavaConfig(
+        text_config=config("llama").to_dict(),
+        vision_config={"model_type": "clip_vision_model", "image_size": 32, "patch_size": 16, **seeing},
+        image_token_index=VOCAB - 1,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        transformers.LlavaForConditionalGeneration(settings).save_pretrained(tmp_path)
+    for file in checkpoint.glob("tokenizer*"):
+        shutil.copy(file, tmp_path)
+    inverter = Inverter.from_pretrained(tmp_path, device="cpu")
+    assert inverter.decoder.own is None
+    truth = ["w7 w8 w7", "w250"]
+    assert [r.text for r in inverter.invert(inverter.capture(truth))] == truth
