@@ -21,8 +21,8 @@ BUNDLED = Path(__file__).parents[1] / "bundled"
 def load(name_or_path: str | Path, device: str = "cpu", dtype: str | torch.dtype = "float32"):
     """(model, tokenizer) from a local folder, a .gguf file, `bundled` or a Hub id: safetensors or GGUF, no remote code.
 
-    Weights of a GGUF file are what its quantisation left of them, computed in `dtype`. Raises InputError when there is no such
-    model, none of these weights in it, or no tokenizer, and, before they are read, when they do not fit in memory.
+    Weights of a GGUF file are what its quantisation left of them, computed in `dtype`. Raises InputError when there is
+    no such model, none of these weights in it, or no tokenizer; and when it does not fit in memory, before it is read.
     """
     from transformers.utils import logging as hf_logging
 
