@@ -94,7 +94,13 @@ _OWN: dict[str, dict[str, Any]] = {
     "xlstm": {"qk_dim_factor": 1.0, "chunk_size": 16},
     "youtu": _LATENT,
     "zamba": {"layers_block_type": ["hybrid", "mamba", "hybrid"]},
-    "zamba2": {"layers_block_type": ["mamba", "hybrid", "mamba"]},
+    "zamba2": {
+        "layers_block_type": ["mamba", "hybrid", "mamba"],
+        "n_mamba_heads": 4,
+        "mamba_d_state": 16,
+        "chunk_size": 16,
+        "mamba_ngroups": 1,
+    },
 }
 
 FAMILIES = (

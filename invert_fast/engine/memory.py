@@ -54,6 +54,7 @@ def plan(decoder: Decoder, max_len: int, max_memory: float | None, batch_size: i
     lane = max_len * (8 * decoder.width + lists + 2 * decoder.blocks * kv_heads * head * size) + decoder.vocab_size
     slots = batch_size or int(max(1, min(_LANES_MOST, budget / 2 * _GIB // lane)))
     inner = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * config.hidden_size
+    inner = inner if isinstance(inner, int) else max(inner)  # some families say it block by block
     kept_kv = 2 * decoder.blocks * kv_heads * head * size  # a call keeps its KV until it is committed
     token = size * (8 * config.hidden_size + 3 * inner) + 12 * heads * max_len + kept_kv
     most = _TOKENS_MOST if decoder.device.type != "cpu" else max(_CPU_TOKENS_LEAST, _CPU_CALL // (size * inner))
