@@ -124,12 +124,14 @@ class Decoder:
     def full(self) -> Decoder:
         """The same model seen from its last layer (itself where it already is): what the next-token prior needs."""
         if self._full is None:
-            path = "fast" if self.own is None else "own"
+            path = None if self.own is None else "own"  # the blocks behind this layer may not run in our way
             offset = Reading(self.reading.position_offset)
             self._full = Decoder(self.model, self.tokenizer, "final_norm", path=path).read_as(offset)
             self._full.embedding = self.embedding
-            if self.own is None:
+            if self._full.own is None:
                 share_packs(self._full.body, self.body)
+            elif self.own is not None:  # of what the trial found out nothing hangs on the layer
+                self._full.own.keeps, self._full.own.at_once = self.own.keeps, self.own.at_once
         return self._full
 
     @torch.no_grad()

@@ -69,10 +69,13 @@ class OwnLanes(Lanes):
         if not self.own.keeps or length != int(lengths.min()):
             return self._whole(slots, lengths, ids)
         texts, (had, kept) = torch.cat([self.ids[slots, :length], ids], 1), self._rolled
+        self._rolled = texts[:0], None
         if kept is not None and torch.equal(had, texts[:, :length]):
             states, kept = self.own.step(kept, ids)
         else:
-            states, kept = self.own.begin(texts)
+            parts = texts.split(max(1, self.own.at_once // (length + 1)))
+            begun, kept = zip(*(self.own.begin(part) for part in parts), strict=True)
+            states, kept = torch.cat(begun), joined(list(kept), [*map(len, parts)])
         self.charge(slots, forward=length + 1 if states.shape[1] > 1 else 1)
         self._rolled = texts, kept
         return states[:, -1:]
@@ -89,17 +92,17 @@ class OwnLanes(Lanes):
             rows = [row for row, own in enumerate(at) if own == length]
             asked = ids[rows].reshape(-1, 1)
             if length:
-                kept = joined([self._prefix(int(slots[row]), length) for row in rows])
-                states = self._candidates(kept, len(rows), asked)
+                kept = joined([self._prefix(int(slots[row]), length) for row in rows], [1] * len(rows))
+                each = torch.arange(len(rows), device=ids.device).repeat_interleave(count)
+                states = self._behind(kept, len(rows), each, asked)
             else:
                 states = self.own.states(asked)
             found[rows] = states.view(len(rows), count, -1)
         self.charge(slots, forward=count)
         return found
 
-    def _candidates(self, kept: Any, batch: int, ids: Tensor) -> Tensor:
-        """States of tokens `ids [n, 1]`, as many behind each row of what is kept of a batch; not all copies at once."""
-        rows = torch.arange(batch, device=ids.device).repeat_interleave(len(ids) // batch)
+    def _behind(self, kept: Any, batch: int, rows: Tensor, ids: Tensor) -> Tensor:
+        """States of tokens `ids [n, 1]` behind `rows [n]` of what is kept of a batch; not all copies at once."""
         most = max(1, min(self.own.at_once, _COPIES * batch // max(1, bytes_of(kept))))
         parts = zip(rows.split(most), ids.split(most), strict=True)
         return torch.cat([self.own.step(picked(kept, row, batch), part)[0] for row, part in parts])
@@ -112,8 +115,9 @@ class OwnLanes(Lanes):
         for length in range(longest + 1):
             here = (lengths == length).nonzero().flatten()
             if len(here):
-                copies = None if kept is None else picked(kept, row[here], len(texts))
-                found[here] = self.own.states(ids[here]) if copies is None else self.own.step(copies, ids[here])[0]
+                first = kept is None
+                states = self.own.states(ids[here]) if first else self._behind(kept, len(texts), row[here], ids[here])
+                found[here] = states
             if length < longest:
                 token = self.ids[texts, length][:, None]
                 _, kept = self.own.begin(token) if kept is None else self.own.step(kept, token)
@@ -124,7 +128,7 @@ class OwnLanes(Lanes):
     def _prefix(self, slot: int, length: int) -> Any:
         """What the model keeps of the first `length` tokens of a lane; it stays as it is."""
         ids = self.ids[slot, :length]
-        had, kept = self._prefixes.get(slot, (ids[:0], None))
+        had, kept = self._prefixes.pop(slot, (ids[:0], None))  # of no use any more where a step does not end
         behind = length - len(had)
         if kept is None or not 0 <= behind <= _STEPS or not torch.equal(ids[: len(had)], had):
             _, kept = self.own.begin(ids[None])

@@ -114,11 +114,15 @@ def read(body: torch.nn.Module, layer: Layer, **given) -> tuple[Tensor, Any]:
     return kept["states"], out
 
 
-def joined(kept: list[Any]) -> Any:
-    """What is kept of several texts of one length, as of one batch; nothing of the originals is shared."""
-    return _mapped(
-        lambda *parts: torch.cat(parts) if parts[0].dim() and len(parts[0]) == 1 else parts[0].clone(), *kept
-    )
+def joined(kept: list[Any], rows: list[int]) -> Any:
+    """What is kept of several batches of texts of one length, so many `rows` each, as of one batch; nothing of the
+    originals is shared."""
+
+    def join(*parts: Tensor) -> Tensor:
+        each = all(part.dim() and len(part) == count for part, count in zip(parts, rows, strict=True))
+        return torch.cat(parts) if each else parts[0].clone()
+
+    return _mapped(join, *kept)
 
 
 def picked(kept: Any, rows: Tensor, batch: int) -> Any:

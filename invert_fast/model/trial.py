@@ -141,7 +141,7 @@ def trouble_of_own(own: OwnPass, ids: Tensor, states: Tensor) -> str | None:
     try:
         kept = [own.begin(ids[None, :-1])[1] for _ in range(2)]
         rows = torch.tensor([0, 1, 1], device=ids.device)
-        once, kept[0] = own.step(picked(joined(kept), rows, 2), torch.stack([ids[-1:], other[-1:], ids[-1:]]))
+        once, kept[0] = own.step(picked(joined(kept, [1, 1]), rows, 2), torch.stack([ids[-1:], other[-1:], ids[-1:]]))
         again, _ = own.step(kept[1], ids[None, -1:])
         found, changed = torch.cat([once, again]), own.states(other[None])[0]
         wanted = torch.stack([states[-1], changed[-1], states[-1], states[-1]])[:, None]
@@ -176,6 +176,8 @@ def _first_wrong(
         return 0, float("inf")
     off = ops.residuals(ours[:, None].float(), own.float())[:, 0].nan_to_num(nan=torch.inf)
     off = torch.where(own.isfinite().all(-1), off, 0.0)
+    if not len(off):
+        return None
     limit = _OFF.get(own.dtype, _OFF[torch.float32]) / strictness
     for start in range(max(1, len(off) - together + 1)):
         if not off[start : start + together].median() < limit:
