@@ -36,7 +36,7 @@ def checked(decoder: Decoder, index: int, item: States | Tensor) -> Tensor:
             f"text {index}: states were captured from model {states.model}, this model is "
             f"{decoder.fingerprint()}: give the same checkpoint"
         )
-    theirs = type(decoder.layer)(states.layer, decoder.layer.blocks).name
+    theirs = type(decoder.layer)(states.layer, decoder.layer.blocks, decoder.layer.tied).name
     if theirs != decoder.layer.name:
         raise InputError(
             f"text {index}: states are of layer {theirs}, this inverter is of {decoder.layer.name}: "

@@ -48,6 +48,8 @@ def batch_of(given: Any, layer: Layer, mask: Tensor | None) -> tuple[Tensor, Ten
     hidden, last = field(given, "hidden_states"), field(given, "last_hidden_state")
     if hidden is None and last is None:
         raise InputError(_missing(given))
+    if last is not None and layer.normed and not layer.tied:
+        return tensor_of(last), mask
     if hidden is None:
         if not layer.normed:
             raise InputError(
@@ -74,10 +76,15 @@ def entry(layer: Layer, count: int) -> int:
             f"hidden_states have {count} entries, expected {layer.blocks + 1}: the embeddings and one for each of this "
             f"model's {layer.blocks} blocks: give all of them, or the one tensor of {layer.name} (texts: as a list)"
         )
-    if layer.near_head and not layer.normed:
+    if layer.near_head and not layer.normed and layer.tied:
         raise InputError(
             f"hidden_states do not have {layer.name}: their last entry is after the final norm, expected the raw "
             "output of the last block: keep it by a forward hook, or make the inverter with layer='final_norm'"
+        )
+    if layer.normed and not layer.tied:
+        raise InputError(
+            "hidden_states of this model end before its final norm, expected states behind it: give last_hidden_state, "
+            "or make the inverter with layer=-1"
         )
     return layer.depth
 

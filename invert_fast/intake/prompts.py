@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..model.decoder import Decoder
-from ..model.twin import find_blocks
+from ..model.twin import body_of, find_blocks
 from ..types import InputError
 
 CHAT = (
@@ -82,7 +82,7 @@ def hugging_face_call(decoder: Decoder, special: bool, chat: bool, max_tokens: i
     text = f'ids = tokenizer(text, add_special_tokens={special}, return_tensors="pt")["input_ids"]'
     lines = [CHAT if chat else text, *([f"ids = ids[:, :{max_tokens}]"] if max_tokens else [])]
     layer = decoder.layer
-    if layer.near_head and not layer.normed:
+    if layer.near_head and not layer.normed and layer.tied:
         blocks = find_blocks(decoder.model, layer.blocks)[1]
         name = next(name for name, module in decoder.model.named_modules() if module is blocks)
         keep = "kept.append(out[0] if isinstance(out, tuple) else out)"
@@ -92,4 +92,7 @@ def hugging_face_call(decoder: Decoder, special: bool, chat: bool, max_tokens: i
             f"hook = model.{name}[-1].register_forward_hook(lambda block, args, out: {keep})",
             "model(ids); hook.remove(); states = kept[0][0]",
         ]
+    if layer.normed and not layer.tied:
+        name = next(name for name, module in decoder.model.named_modules() if module is body_of(decoder.model))
+        return [*lines, f"states = model.{name}(ids).last_hidden_state[0]"]
     return [*lines, f"states = model(ids, output_hidden_states=True).hidden_states[{layer.depth}][0]"]

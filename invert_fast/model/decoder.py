@@ -20,7 +20,7 @@ from ..types import InputError
 from . import attention
 from .embedding import BLOCK, Embedding
 from .layer import Layer
-from .own_pass import OwnPass, read
+from .own_pass import OwnPass, ends_normed, read
 from .precision import products
 from .prefix import PrefixCall
 from .reading import AS_CAPTURED, Reading, positions_from
@@ -58,10 +58,10 @@ class Decoder:
                 "states do not determine the text token by token"
             )
         self.model, self.tokenizer = model.eval(), tokenizer
-        self.layer = Layer(layer, config.num_hidden_layers)
+        self.device = device_of(model)
+        self.layer = Layer(layer, config.num_hidden_layers, ends_normed(model, self.device))
         self._bodies: dict[torch.dtype, nn.Module] = {}
         self._full: Decoder | None = self if self.layer.near_head else None
-        self.device = device_of(model)
         self.embedding = Embedding(model.get_input_embeddings(), self.device)
         self.vocab_size, self.dtype = len(self.embedding), self.embedding.dtype
         self.blocks = self.layer.depth

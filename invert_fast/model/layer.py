@@ -10,11 +10,12 @@ class Layer:
 
     depth: how many blocks run; normed: whether the final norm follows. `hidden_states[i]` is `embeddings` at 0, the
     output of block i−1 below L, and `final_norm` at L (Hugging Face applies the norm there); the raw output of the
-    last block, `block:L-1`, is in none of Hugging Face's entries.
+    last block, `block:L-1`, is in none of Hugging Face's entries. tied: it is so; a few models (config
+    `tie_last_hidden_states`) give that raw output at L, and the normed one nowhere but as `last_hidden_state`.
     """
 
-    def __init__(self, name: int | str, blocks: int):
-        self.blocks = blocks
+    def __init__(self, name: int | str, blocks: int, tied: bool = True):
+        self.blocks, self.tied = blocks, tied
         text = str(name).strip()
         allowed = (
             f"expected an index from {-blocks - 1} to {blocks}, block:0 … block:{blocks - 1}, final_norm or "
@@ -26,7 +27,7 @@ class Layer:
                 index += blocks + 1 if index < 0 else 0
                 if not 0 <= index <= blocks:
                     raise ValueError
-                self.depth, self.normed = index, index == blocks
+                self.depth, self.normed = index, index == blocks and tied
             elif text.startswith("block:"):
                 self.depth, self.normed = int(text[6:]) + 1, False
                 if not 1 <= self.depth <= blocks:

@@ -86,6 +86,18 @@ class OwnPass:
         raise LookupError("it hands out nothing to go on from")
 
 
+@torch.no_grad()
+def ends_normed(model: PreTrainedModel, device: torch.device) -> bool:
+    """Whether the last of a model's `hidden_states` is what its final norm gives (in a few, what that is given)."""
+    try:
+        one = torch.zeros(1, 1, dtype=torch.long, device=device)
+        out = body_of(model)(one, output_hidden_states=True, use_cache=False)
+        last, normed = out.hidden_states[-1], out.last_hidden_state
+    except (TypeError, AttributeError, ValueError, RuntimeError, LookupError):  # the trial tells what is wrong with it
+        return True
+    return last.shape != normed.shape or bool(torch.equal(last.nan_to_num(), normed.nan_to_num()))
+
+
 def read(body: torch.nn.Module, layer: Layer, **given) -> tuple[Tensor, Any]:
     """States `[B, T, D]` of a layer, by the body's unmodified forward pass, and all that it returned. InputError where
     there are several states a token."""

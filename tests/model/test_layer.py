@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
-from invert_fast import InputError
+from invert_fast import InputError, Inverter
 from invert_fast.model.decoder import Decoder
 from invert_fast.model.layer import Layer
 
-from ..families import BLOCKS, LAYERS, make
+from ..families import BLOCKS, LAYERS, build, exact, make, texts
 from .refusals import one_line
 
 
@@ -31,3 +32,20 @@ def test_layers_that_are_not_there_are_refused_by_name(name):
         Decoder(make("gpt2"), layer=name)
     assert f"'{name}'" in one_line(error)
     assert f"block:{BLOCKS - 1}" in one_line(error)
+
+
+def test_where_hidden_states_end_before_the_norm_their_last_entry_is_of_the_last_block():
+    model = build("llama")
+    model.config.tie_last_hidden_states = False
+    ids = torch.tensor(texts(9))
+    with torch.no_grad():
+        output = model.model(ids, output_hidden_states=True)
+    assert not torch.equal(output.hidden_states[-1], output.last_hidden_state)
+    inverter = Inverter(model)
+    assert inverter.decoder.layer.name == f"block:{BLOCKS - 1}"
+    torch.testing.assert_close(inverter.decoder.capture(ids), output.hidden_states[-1], rtol=0, atol=0)
+    assert exact(inverter.invert(output), ids.tolist())
+    normed = Inverter(model, layer="final_norm")
+    assert exact(normed.invert(output), ids.tolist())
+    with pytest.raises(InputError, match="last_hidden_state"):
+        normed.invert(output.hidden_states)
