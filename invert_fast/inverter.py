@@ -41,14 +41,12 @@ class Inverter:
     """Turns hidden states of one layer of one decoder back into text, with a certificate for every token.
 
     model: a Hugging Face causal language model (left as it is); tokenizer: None works with token ids only;
-    layer: a `hidden_states` index, `block:k`, `final_norm` or `embeddings`; insist: try an untested model family;
+    layer: a `hidden_states` index, `block:k`, `final_norm` or `embeddings`;
     reading: what else happened to the states (see `Reading`, and `diagnose`).
     """
 
-    def __init__(
-        self, model: PreTrainedModel, tokenizer=None, layer: int | str = -1, *, insist=False, reading=AS_CAPTURED
-    ):
-        self.decoder = Decoder(model, tokenizer, layer, insist).read_as(reading)
+    def __init__(self, model: PreTrainedModel, tokenizer=None, layer: int | str = -1, *, reading=AS_CAPTURED):
+        self.decoder = Decoder(model, tokenizer, layer).read_as(reading)
         self.vocabulary = Vocabulary(self.decoder)
         self._tolerances: dict[tuple[str, str], Tolerances] = {}
 
@@ -60,7 +58,6 @@ class Inverter:
         device: str | None = None,
         dtype: str | torch.dtype = "float32",
         *,
-        insist: bool = False,
         reading: Reading = AS_CAPTURED,
     ) -> Inverter:
         """Load a local folder, a Hub id or `bundled` (safetensors only, no remote code).
@@ -69,7 +66,7 @@ class Inverter:
         """
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         model, tokenizer = load(name_or_path, device, dtype)
-        return cls(model, tokenizer, layer, insist=insist, reading=reading)
+        return cls(model, tokenizer, layer, reading=reading)
 
     def capture(
         self,

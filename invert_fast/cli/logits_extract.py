@@ -98,7 +98,7 @@ def _api(args: argparse.Namespace) -> Api:
         return LocalApi(Inverter.from_pretrained(args.model), args.simulate, special=args.special_tokens)
     names = None
     if args.tokenizer:
-        inverter = Inverter.from_pretrained(args.tokenizer, device="cpu", insist=True)
+        inverter = Inverter.from_pretrained(args.tokenizer, device="cpu")
         names = TokenNames.of(inverter.decoder.tokenizer, args.vocab_size or inverter.decoder.vocab_size)
     endpoint = Endpoint(
         args.api, args.served_model, args.chat, args.system, args.dialect, args.extra, args.vocab_size, args.key_env,
@@ -120,7 +120,7 @@ def _extract(args: argparse.Namespace) -> int:
     from ..inverter import Inverter
 
     api = _api(args)
-    known = Inverter.from_pretrained(args.unembedding, insist=True) if args.unembedding else None
+    known = Inverter.from_pretrained(args.unembedding) if args.unembedding else None
     image = image_of(known) if known else None
     if known is None and isinstance(api, LocalApi):
         known = api

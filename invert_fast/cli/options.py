@@ -50,7 +50,7 @@ def model_options(parser: argparse.ArgumentParser, layer: bool = True) -> None:
     parser.add_argument(
         "--insist",
         action="store_true",
-        help="use states that say they are of another model or layer, and a model that fails the trial at load",
+        help="use states that say they are of another model or layer",
     )
 
 
@@ -110,9 +110,7 @@ def inverter_of(args: argparse.Namespace, layer: str | None, **reading: Reading)
     with loading():
         from ..inverter import Inverter
 
-        return Inverter.from_pretrained(
-            args.model, -1 if layer is None else layer, args.device, args.dtype, insist=args.insist, **reading
-        )
+        return Inverter.from_pretrained(args.model, -1 if layer is None else layer, args.device, args.dtype, **reading)
 
 
 @contextmanager

@@ -74,6 +74,6 @@ def _references(args: argparse.Namespace, texts: list) -> list[tuple[list[int] |
         return [(None, text) for text in texts]
     from ..inverter import Inverter
 
-    inverter = Inverter.from_pretrained(args.model, device="cpu", insist=True)
+    inverter = Inverter.from_pretrained(args.model, device="cpu")
     ids = [inverter.encode(text, args.max_tokens, args.special) for text in texts]
     return [(row, inverter.decoder.decode(row) or "") for row in ids]

@@ -37,7 +37,7 @@ class Fit:
 @torch.no_grad()
 def states_everywhere(decoder: Decoder, ids: Tensor, offsets: Sequence[int]) -> dict[str, Tensor]:
     """States `[B, T, D]` of every layer by its name, of texts `ids [B, T]` that begin at these positions, by the
-    model's own forward pass. Layers of another width than the decoder's are left out."""
+    model's own forward pass. Layers of another width than the decoder's, or of several streams, are left out."""
     model, blocks = decoder.model, decoder.layer.blocks
     arguments = {}
     if any(offsets):
@@ -59,7 +59,7 @@ def states_everywhere(decoder: Decoder, ids: Tensor, offsets: Sequence[int]) -> 
         "embeddings": found.hidden_states[0],
     }
     places |= {f"block:{k}": found.hidden_states[k + 1] for k in range(blocks - 1)}
-    return {name: states.float() for name, states in places.items() if states.shape[-1] == decoder.width}
+    return {name: states.float() for name, states in places.items() if states.shape[2:] == (decoder.width,)}
 
 
 def fits(decoder: Decoder, rows: Tensor, text: Sequence[int], base: Reading) -> Iterator[Fit]:

@@ -33,7 +33,7 @@ class Inverts(Protocol):
     decoder: Decoder
     vocabulary: Vocabulary
 
-    def __init__(self, model, tokenizer=None, layer: int | str = -1, *, insist=False, reading=AS_CAPTURED): ...
+    def __init__(self, model, tokenizer=None, layer: int | str = -1, *, reading=AS_CAPTURED): ...
 
     def calibrate(self, states_dtype: str = "float32", compute_dtype: str = "float32") -> Tolerances: ...
 
@@ -66,7 +66,7 @@ class Trials:
             return self.given
         if self._last is None or self._last[0] != (layer, reading):
             self._last = None  # before the next is made: each packs weights of its own
-            made = type(self.given)(decoder.model, decoder.tokenizer, layer, insist=True, reading=reading)
+            made = type(self.given)(decoder.model, decoder.tokenizer, layer, reading=reading)
             self._last = (layer, reading), made
         return self._last[1]
 

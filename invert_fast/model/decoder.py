@@ -35,7 +35,7 @@ class Decoder:
 
     model: any causal language model; tokenizer: may be None (ids only); layer: see `Layer`; path: `fast` (a twin that
     attends in our way), `own` (the model's own forward pass), or whichever gives the states of its own forward pass, as
-    a trial at load tells; insist: go on where neither does. own: the model's own pass, where that is the one.
+    a trial at load tells. own: the model's own pass, where that is the one.
     Raises InputError for encoder-decoders, models that look ahead, and layers out of range.
     """
 
@@ -47,7 +47,6 @@ class Decoder:
         model: PreTrainedModel,
         tokenizer=None,
         layer: int | str = -1,
-        insist: bool = False,
         path: str | None = None,
     ):
         model = bare(model)
@@ -68,7 +67,7 @@ class Decoder:
         self.max_length = longest_text(config)
         self.usable_ids = min(self.vocab_size, len(tokenizer)) if tokenizer is not None else self.vocab_size
         self.own: OwnPass | None = None
-        choose_path(self, path, insist)
+        choose_path(self, path)
         self.width = config.hidden_size if self.layer.depth < self.layer.blocks else _output_width(self)
 
     def read_as(self, reading: Reading) -> Decoder:
@@ -265,7 +264,7 @@ class Decoder:
 def capture(model: PreTrainedModel, layer: Layer, ids: Tensor, reading: Reading = AS_CAPTURED) -> Tensor:
     """States of a layer by a model's own forward pass, as they are read: `[B, T] → [B, T, D]`."""
     places = positions_from(reading.position_offset, ids)
-    return reading.seen(read(body_of(model), layer, input_ids=ids, use_cache=False, **places)[0])
+    return reading.seen(read(body_of(model), layer, input_ids=ids, use_cache=False, **places)[0]).to(ids.device)
 
 
 def _output_width(decoder: Decoder) -> int:

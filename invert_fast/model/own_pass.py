@@ -75,7 +75,8 @@ class OwnPass:
 
     def _run(self, **given) -> tuple[Tensor, Any]:
         states, out = read(self.body, self.layer, **given)
-        return self.reading.seen(states), out
+        first = next(iter(given.values()))  # ids or embeddings; a model that is spread ends on another device
+        return self.reading.seen(states).to(first.device), out
 
     @staticmethod
     def _going_on(found: tuple[Tensor, Any]) -> tuple[Tensor, Any]:

@@ -72,9 +72,10 @@ def longest_text(config) -> int:
 
 
 @torch.no_grad()
-def choose_path(decoder: Decoder, path: str | None, insist: bool) -> None:
+def choose_path(decoder: Decoder, path: str | None) -> None:
     """Give a decoder our twin (`body`) where that gives the states of the model's own forward pass, else that pass
-    (`own`). path: which of them, untried; insist: go on where neither does. Raises InputError there."""
+    (`own`). path: which of them, untried. Raises InputError for a model that looks ahead: what a certificate says of a
+    token, given all before it, means nothing there."""
     model, layer, tried = decoder.model, decoder.layer, path is None
     family, ids = model.config.model_type, text(decoder)
     states = decoder.capture(ids[None])[0] if tried else None
@@ -91,7 +92,7 @@ def choose_path(decoder: Decoder, path: str | None, insist: bool) -> None:
         log.warning("'%s' runs by its own forward pass, which is slower: %s", family, trouble)
         decoder.__dict__.pop("body", None)  # with the weights that it packed
     decoder.own = OwnPass(model, layer)
-    if states is not None and (trouble := trouble_of_own(decoder.own, ids, states)) is not None and not insist:
+    if states is not None and (trouble := trouble_of_own(decoder.own, ids, states)) is not None:
         raise InputError(f"model family '{family}' cannot be inverted: {trouble}")
 
 
