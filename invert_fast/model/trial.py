@@ -158,14 +158,22 @@ class _Largest(TorchDispatchMode):
     def __init__(self, own: OwnPass):
         super().__init__()
         self.numbers = 0
-        self._weights = {weight.untyped_storage().data_ptr() for weight in own.body.parameters()}
+        self._weights = {_place(weight) for weight in own.body.parameters()}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
         for tensor in out if isinstance(out, (tuple, list)) else (out,):
-            if isinstance(tensor, Tensor) and tensor.untyped_storage().data_ptr() not in self._weights:
+            if isinstance(tensor, Tensor) and _place(tensor) not in self._weights:
                 self.numbers = max(self.numbers, tensor.numel())
         return out
+
+
+def _place(tensor: Tensor) -> int:
+    """The address of what a tensor is a view of; 0 of packed ones, which have none."""
+    try:
+        return tensor.untyped_storage().data_ptr()
+    except RuntimeError:
+        return 0
 
 
 def _first_wrong(
