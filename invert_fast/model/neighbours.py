@@ -61,7 +61,7 @@ class Neighbours:
     @cached_property
     def _projected(self) -> Tensor:
         """The allowed rows in the directions in which they differ most, `[A, d]`."""
-        if self.rows.shape[1] <= _DIRECTIONS:
+        if not self.projects:
             return self.rows[self.candidates].contiguous()
         return torch.cat([self.rows[part] @ self._directions for part in self.candidates.split(_AT_ONCE)])
 
@@ -80,19 +80,30 @@ class Neighbours:
         ids, distance, beyond = (torch.cat(columns) for columns in zip(*parts, strict=True))
         return ids, distance, beyond
 
+    @property
+    def projects(self) -> bool:
+        """Whether the projection has fewer directions than a row."""
+        return self.rows.shape[1] > _DIRECTIONS
+
+    def nearest_in_projection(self, rows: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """The candidates nearest to `rows [n, D]` in the projection: places among the candidates `[n, count]`, −1 where
+        there are fewer; and `beyond [n]`: no other candidate's row is nearer than that, in full."""
+        inside = rows @ self._directions if self.projects else rows
+        found = ops.nearest_tokens(inside, self._projected, count, "l2")[1]
+        last = (self._projected[found[:, -1].clamp_min(0)] - inside).square().sum(-1)
+        return found, (last - _ROUNDING * inside.square().sum(-1)).clamp_min(0).sqrt()
+
     def _look_up_some(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         rows, unit = self.rows[tokens], self.unit[tokens]
-        inside = rows if rows.shape[1] <= _DIRECTIONS else rows @ self._directions
         count = min(NEAREST + 1, len(self.candidates))  # the token itself is among them
-        found = ops.nearest_tokens(inside, self._projected, count, "l2")[1]
+        found, beyond = self.nearest_in_projection(rows, count)
+        beyond = beyond / unit
         ids = self.candidates[found.clamp_min(0)]
         pairs = zip(ids.split(_ROWS_AT_ONCE), rows.split(_ROWS_AT_ONCE), strict=True)
         away = torch.cat([(self.rows[near] - row[:, None]).norm(dim=-1) for near, row in pairs]) / unit[:, None]
         same = self.representative[ids] == self.representative[tokens][:, None]
         distance, order = away.masked_fill(same | (found < 0), torch.inf).sort(dim=-1, stable=True)
         ids = ids.gather(1, order).masked_fill(distance.isinf(), -1)
-        last = (self._projected[found[:, -1].clamp_min(0)] - inside).square().sum(-1)
-        beyond = (last - _ROUNDING * inside.square().sum(-1)).clamp_min(0).sqrt() / unit
         everything = found[:, -1] < 0 if count < len(self.candidates) else torch.ones_like(beyond).bool()
         # with all there are found, the nearest that is not listed is known
         unlisted = distance[:, NEAREST] if count > NEAREST else torch.full_like(beyond, torch.inf)

@@ -5,16 +5,14 @@ A decoder sees a token only through its embedding row, so tokens with equal rows
 
 from __future__ import annotations
 
-import itertools
-
 import torch
 from torch import Tensor
 
-from .. import ops
 from . import neighbour_store
 from .decoder import Decoder
 from .embedding import BLOCK, Embedding
 from .neighbours import Neighbours
+from .wide import Wide
 
 RIVALS_MOST = 256  # nearest rows of a token that are ever tried beside it
 _LEFT = 8  # of those beyond, how many are named
@@ -47,6 +45,7 @@ class Vocabulary:
         norms = torch.cat([self.seen[part].norm(dim=-1) for part in every.split(BLOCK)])
         self.unit = norms.clamp_min(norms[self.allowed].median().clamp_min(1e-30))
         self.neighbours = Neighbours(self.seen, self.allowed, self.representative, self.unit)
+        self.wide = Wide(self.neighbours, RIVALS_MOST + _LEFT + 1)
         self._file = neighbour_store.name(decoder, _digest(code)) if self.size >= neighbour_store.LARGE else None
         self._stored = neighbour_store.read(self._file, self.neighbours) if self._file else 0
 
@@ -85,10 +84,12 @@ class Vocabulary:
         `[b]` bool: whether there may be more of them than the RIVALS_MOST nearest, which is as far as is looked."""
         ids, distance, beyond = self._nearest(tokens)
         found, more = _untried(ids, distance, radius, tried, count), ~(radius < beyond)
-        wide = (more & (found < 0).any(-1)).nonzero().flatten()
+        # however many are asked for: the table's, near in a projection, need not be among the nearest of all
+        wide = more.nonzero().flatten()
         if len(wide):
-            ids, distance = self._widely(tokens[wide])
+            ids, distance = self.wide.of(tokens[wide])
             near = distance[:, :RIVALS_MOST]
+            found = torch.nn.functional.pad(found, (0, count - found.shape[1]), value=-1)
             found[wide] = _untried(ids[:, :RIVALS_MOST], near, radius[wide], tried[wide], count)
             more[wide] = ~(distance[:, RIVALS_MOST:] > radius[wide, None]).all(-1)
         return found, more
@@ -106,7 +107,7 @@ class Vocabulary:
             distance = torch.nn.functional.pad(distance, pad, value=torch.inf)
             wide = more.nonzero().flatten()
             if len(wide):
-                many, away = self._widely(tokens[wide])
+                many, away = self.wide.of(tokens[wide])
                 more[wide] = ~(away[:, stop:] > radius[wide, None]).all(-1)
                 ids[wide], distance[wide] = many[:, :stop], away[:, :stop]
                 # the nearest of all are not all among the nearest of the table, which were found in a projection
@@ -119,34 +120,8 @@ class Vocabulary:
 
     def next_rivals(self, token: int) -> list[int]:
         """A few of the tokens beyond the RIVALS_MOST nearest."""
-        found = self._widely(torch.tensor([token], device=self.allowed.device))[0][0, RIVALS_MOST:]
+        found = self.wide.of(torch.tensor([token], device=self.allowed.device))[0][0, RIVALS_MOST:]
         return found[found >= 0].tolist()
-
-    def _widely(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Many more of the nearest allowed rows of tokens that have so many rivals: ids and distances `[b, n]`."""
-        candidates, rows = self.neighbours.candidates, self.seen[tokens]
-        count = min(RIVALS_MOST + _LEFT + 1, len(candidates))
-        found = self._nearest_candidates(rows, count)
-        ids = candidates[found.clamp_min(0)]
-        away = torch.stack([(self.seen[i] - row).norm(dim=-1) for i, row in zip(ids, rows, strict=True)])
-        away = away / self.unit[tokens, None]
-        same = self.representative[ids] == self.representative[tokens][:, None]
-        distance, order = away.masked_fill(same | (found < 0), torch.inf).sort(dim=-1, stable=True)
-        ids = ids.gather(1, order).masked_fill(distance.isinf(), -1)
-        pad = (0, RIVALS_MOST + _LEFT + 1 - count)
-        ids = torch.nn.functional.pad(ids, pad, value=-1)
-        return ids, torch.nn.functional.pad(distance, pad, value=torch.inf)
-
-    def _nearest_candidates(self, rows: Tensor, count: int) -> Tensor:
-        """The `count` nearest of the candidates to `rows [b, D]`: places among them `[b, count]`, −1 for none left."""
-        best, found = rows.new_empty(len(rows), 0), self.representative.new_empty(len(rows), 0)
-        for start, part in zip(itertools.count(0, BLOCK), self.neighbours.candidates.split(BLOCK)):
-            distance, at = ops.nearest_tokens(rows, self.seen[part], min(count, len(part)), "l2")
-            best = torch.cat([best, distance], 1)
-            found = torch.cat([found, torch.where(at < 0, at, at + start)], 1)
-            best, order = best.sort(dim=-1, stable=True)
-            best, found = best[:, :count], found.gather(1, order)[:, :count]
-        return found
 
     def _nearest(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         found = self.neighbours.of(tokens)

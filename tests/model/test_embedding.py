@@ -111,5 +111,5 @@ def test_what_separates_tokens_is_the_same_from_rows_that_are_computed(family, l
     torch.testing.assert_close(computed.unit, kept.unit)
     torch.testing.assert_close(computed.distances(tokens), kept.distances(tokens))
     torch.testing.assert_close(computed.separation_of(tokens), kept.separation_of(tokens), rtol=1e-4, atol=1e-6)
-    for a, b in zip(computed._widely(tokens), kept._widely(tokens), strict=True):
+    for a, b in zip(computed.wide.of(tokens), kept.wide.of(tokens), strict=True):
         torch.testing.assert_close(a.float(), b.float(), rtol=1e-4, atol=1e-6)

@@ -13,7 +13,8 @@ from torch import Tensor
 from invert_fast import Inverter
 from invert_fast.model.decoder import Decoder
 from invert_fast.model.embedding import Embedding
-from invert_fast.model.vocabulary import Vocabulary
+from invert_fast.model.vocabulary import RIVALS_MOST, Vocabulary
+from invert_fast.model.wide import Wide
 
 from ..families import FAMILIES, Tokenizer, build, embedding_table, inverter
 
@@ -254,3 +255,42 @@ def test_a_radius_that_is_no_number_leaves_nothing_out():
     assert (ids >= 0).sum() == 59
     none = torch.zeros(1, 60, dtype=torch.bool)
     assert (found.rivals(torch.tensor([3]), torch.tensor([torch.nan]), none, 64)[0] >= 0).sum() >= 32
+
+
+@pytest.mark.parametrize("flat", [True, False])
+def test_the_widely_nearest_are_those_of_all_rows(flat, monkeypatch):
+    """Whether a list from the projection can hold them, as of rows that lie near a plane, or all rows are searched."""
+    monkeypatch.setattr("invert_fast.model.wide._LISTED", 600)
+    searched = Wide._searched
+    calls: list[int] = []
+    monkeypatch.setattr(Wide, "_searched", lambda *args: calls.append(1) or searched(*args))
+    rows = (
+        random(1500, 20) @ random(200, 20, seed=1).T + 1e-3 * random(1500, 200, seed=2) if flat else random(1500, 200)
+    )
+    found = vocabulary(rows)
+    tokens = torch.tensor([3, 900, 3, 41])
+    ids, distance = found.wide.of(tokens)
+    assert bool(calls) is not flat
+    exact = distances(found)[tokens].float()
+    exact[torch.arange(4), tokens] = torch.inf
+    wanted = exact.sort(-1).values[:, : ids.shape[1] - 1]
+    torch.testing.assert_close(distance[:, :-1], wanted, rtol=1e-4, atol=1e-5)  # the token itself is the last
+    torch.testing.assert_close(exact.gather(1, ids[:, :-1]), wanted, rtol=1e-4, atol=1e-5)
+    calls.clear()
+    again = found.wide.of(tokens.flip(0))
+    assert torch.equal(again[0].flip(0), ids)
+    assert not calls, "looked up twice"
+
+
+def test_whether_a_rival_is_left_does_not_hang_on_how_many_are_asked_for():
+    """A row that is near in the projection need not be among the nearest of all."""
+    found = vocabulary(random(1500, 200))
+    tokens = torch.arange(12)
+    tried = torch.zeros(12, 1500, dtype=torch.bool)
+    everything = torch.full((12,), torch.inf)
+    nearest = found.rivals(tokens, everything, tried, RIVALS_MOST)[0]
+    tried.scatter_(1, nearest, True)
+    for count in (1, 4, 32):
+        left, more = found.rivals(tokens, everything, tried, count)
+        assert (left < 0).all()
+        assert more.all()
