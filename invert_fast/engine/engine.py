@@ -225,7 +225,7 @@ class _Stream:
     def _note(self, slots: Tensor, ids: Tensor, residual: Tensor, hidden: Tensor) -> None:
         """Remember verified candidates of this position; ask for rivals when the best fits but may not be alone."""
         self.attempts.note(slots, ids, residual, hidden)
-        self.attempts.rivals_due[slots] = self.judge.fits(slots)
+        self.attempts.rivals_due[slots] = self.judge.believable(slots)
 
     def _commit_best(self, slots: Tensor, rows: Tensor, chosen: Tensor) -> None:
         """Move lanes on with the best token of their position. chosen: its column in the last call, −1 if not there."""

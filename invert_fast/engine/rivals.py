@@ -61,7 +61,8 @@ def try_rivals(judge: Judge, slots: Tensor, positions: Tensor, residual: Tensor,
         found = torch.cat([found, new], 1)
         second = found.amin(-1) if found.shape[1] else second
         unclear[open_ones] = second[open_ones] <= reach[open_ones]
-        open_ones = open_ones[more]
+        # one is enough to lose to: what follows is seen from the winner
+        open_ones = open_ones[more & (second[open_ones] >= residual[open_ones])]
         if not at.exact and len(open_ones):  # what was seen here tells more than what holds everywhere
             apart = found - residual[:, None]
             radius = torch.minimum(radius, judge.radius_seen(at, required, token, tried, apart))

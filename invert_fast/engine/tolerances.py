@@ -173,6 +173,10 @@ class At:
     def _rise(self, residual: Tensor) -> Tensor:
         return self.slope * (residual / self.typical).clamp(1 / _NOISE_RANGE, _NOISE_RANGE).pow(self.power)
 
+    def loudness(self, residual: Tensor) -> Tensor:
+        """The noise at hand over the loudest that mostly is: at most 1 where nothing speaks against it."""
+        return residual / self.tolerance if self.exact else residual / (_NOISE_RANGE * self.typical)
+
     def deviation(self, residual: Tensor) -> Tensor:
         """Of noise along one direction, standard: what is at hand tells how loud it is here."""
         return self.spread * torch.maximum(residual, self.typical if self.exact else self.typical / _NOISE_RANGE)

@@ -20,7 +20,7 @@ from .tolerances import At, Tolerances, deviations
 
 _RIVALS_AT_ONCE = (4, 32)  # nearest first: the first few mostly settle it
 _RIVALS_IN_ALL = 2 * RIVALS_MOST  # of a position, whichever tokens led in turn
-_SEEN = 17  # nearest tokens tried at a position that tell how far others are, the best among them
+_BEFORE_LOUD, _AS_LOUD = 16, 4  # tokens that are tried before one that fits loudly is believed; by what power more
 _PLAUSIBLE_RESIDUAL, _PLAUSIBLE_RATIO = 0.5, 1.5
 
 
@@ -59,7 +59,7 @@ class Judge:
         alone = bound > at.required(residual, self.z)
         single = self.vocabulary.class_size[ids] == 1
         fits = residual <= tolerance
-        open_ones = fits & ~alone & single
+        open_ones = fits & ~alone & single & (at.loudness(residual) <= 1)
         certified = fits & (alone | open_ones) & single
         ambiguous = fits & alone & ~single
         nearest = ~fits & (residual < at.bound(separation, at.typical) / 2)  # nearer than half-way to anything else
@@ -82,9 +82,14 @@ class Judge:
         nearest = ~fits & (best < self._half_way(token, at))
         return (fits & (alone | tried | given_up)) | nearest | self.attempts.failed[slots]
 
-    def fits(self, slots: Tensor) -> Tensor:
-        """`[b]` bool: the best token tried there is within the tolerance, though it may not be alone."""
-        return self.attempts.near[slots, 0] <= self.tolerances.at(self.lanes.length[slots]).tolerance
+    def believable(self, slots: Tensor) -> Tensor:
+        """`[b]` bool: the best token tried there is within the tolerance, though it may not be alone. The ceiling of
+        coarse states' noise lies above many wrong tokens' residuals: the louder the noise would have to be, the more
+        tokens must have been tried."""
+        best, at = self.attempts.near[slots, 0], self.tolerances.at(self.lanes.length[slots])
+        loudness = at.loudness(best)
+        others = _BEFORE_LOUD * loudness.pow(_AS_LOUD)
+        return (best <= at.tolerance) & ((loudness <= 1) | (self.attempts.tries[slots] >= others))
 
     def of_best(self, slots: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Status, margin and error `[b]` of the best token of each lane's position, from everything tried there."""
@@ -154,7 +159,8 @@ class Judge:
         radius = at.radius(required, best)
         if at.exact:
             return radius
-        others, apart = self.attempts.near_ids[slots, 1:_SEEN], self.attempts.near[slots, 1:_SEEN] - best[:, None]
+        # all that is remembered: the nearest few alone would speak of the near ones
+        others, apart = self.attempts.near_ids[slots, 1:], self.attempts.near[slots, 1:] - best[:, None]
         return torch.minimum(radius, self.radius_seen(at, required, token, others, apart))
 
     def radius_seen(self, at: At, required: Tensor, token: Tensor, others: Tensor, apart: Tensor) -> Tensor:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from invert_fast import Exhaustive, Inverter, States, Status
 from invert_fast.engine import rivals
+from invert_fast.engine.attempts import Attempts
+from invert_fast.engine.tolerances import At
+from invert_fast.engine.verdict import Judge
 from invert_fast.model.decoder import capture
 from invert_fast.model.numerics import model_in
+from invert_fast.model.own_lanes import lanes_of
 from invert_fast.model.vocabulary import RIVALS_MOST
 
 from ..adversary import drafted, judge
@@ -127,9 +133,45 @@ def test_a_rival_that_won_is_not_forgotten(monkeypatch):
     def none_found(self, tokens, radius, tried, count):
         return tokens.new_full((len(tokens), count), -1), torch.zeros_like(tokens).bool()
 
+    monkeypatch.setattr(At, "loudness", lambda self, residual: torch.zeros_like(residual))  # all are committed first
     monkeypatch.setattr(type(inv.vocabulary), "rivals", none_found)
     drafts = [[t ^ 1 if j % 3 == 1 else t for j, t in enumerate(row)] for row in truth]
     found = inv.invert(states, drafted(*drafts))
     for row, recovery in zip(truth, found, strict=True):
         for t in (recovery.status == Status.CERTIFIED).nonzero()[0].tolist():
             assert recovery.token_ids[t] == row[t]
+
+
+def test_a_loud_token_does_not_have_all_its_rivals_tried_before_others():
+    """Where the ceiling of noise lies above wrong tokens' residuals, these fit: others come first."""
+    inv, truth = Inverter(build("llama")), texts(*[10] * 12, seed=7)
+    states = coarse_states(inv, truth)
+    measured = inv.calibrate("bfloat16", "bfloat16")
+    deaf = replace(measured, tolerance=(2.0, 2.0))
+    drafts = [[(t + 97) % 300 if j % 3 == 1 else t for j, t in enumerate(row)] for row in truth]
+    for tolerances in (measured, deaf):
+        found = inv.invert(states, drafted(*drafts), tolerances=tolerances)
+        assert [r.token_ids.tolist() for r in found] == truth
+        assert all(r.certified for r in found)
+        assert sum(r.cost.rivals for r in found) <= 4 * 120
+
+
+def test_a_position_that_is_lost_has_no_more_rivals_tried():
+    """One that is nearer is enough; the winner's own are tried in its turn."""
+    inv, truth = with_twins(0.1), texts(*[10] * 24, vocab=40, seed=3)
+    states = coarse_states(inv, truth)
+    slots = torch.arange(24)
+    draft = torch.tensor([[t ^ 1 if j == 4 else t for j, t in enumerate(row)] for row in truth])
+    # by which every token is in question
+    tolerances = replace(inv.calibrate("bfloat16", "bfloat16"), slope=(1e-6, 1e-6), within=(9.0, 9.0))
+    lanes = lanes_of(inv.decoder, 24, 10)
+    lanes.load(slots, [*range(24)], [state.hidden.float() for state in states])
+    hidden = lanes.draft(slots, draft)
+    lanes.commit(slots, draft, torch.full((24,), 10), slots, keep=torch.ones(24, dtype=torch.bool))
+    at = torch.full((24,), 4)
+    own = tolerances.row_residuals(hidden, lanes.targets, torch.arange(10).expand(24, -1))[1][:, 4]
+    attempts = Attempts(24, inv.vocabulary.size, inv.decoder.width, inv.decoder.device)
+    found = rivals.try_rivals(Judge(lanes, attempts, inv.vocabulary, tolerances), slots, at, own, 1 << 20)
+    assert found.lost.all()
+    tried = (found.ids >= 0).sum(-1)
+    assert int(tried.max()) <= 8
