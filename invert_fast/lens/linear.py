@@ -151,7 +151,8 @@ def token_lists(proxies: Tensor, best_two: BestTwo, first: Tensor, rest: Tensor)
     opening = best_two.shortlist(proxies[:, 0], first)
     later = best_two.shortlist(proxies[:, 1:].flatten(0, 1), rest)
     ids, scores = (
-        torch.cat([one[:, None], more.view(b, T - 1, -1)], 1) for one, more in zip(opening, later, strict=True)
+        torch.cat([one[:, None], more.view(b, T - 1, more.shape[-1])], 1)
+        for one, more in zip(opening, later, strict=True)
     )
     return ids, scores
 

@@ -1,15 +1,16 @@
-"""The default: draft, verify, repair; then a few gradient steps; then all of the vocabulary."""
+"""The default: draft, verify, repair; then a few gradient steps; then the orders of lens and prior; then all tokens."""
 
 from __future__ import annotations
 
 from .chain import Chain
 from .exhaustive import Exhaustive
+from .lens_order import LensOrder
 from .per_step import PerStepProjection
 from .speculative import Speculative
 
-_A_FEW_STEPS = PerStepProjection(candidates_per_step=8, max_steps=32, rest_block=None)
+_A_FEW_STEPS = PerStepProjection(candidates_per_step=8, largest_block=32, max_steps=64, rest_block=None)
 
 
 def auto() -> Chain:
     """What no strategy before it finds, the last one does: noise-free states always end exact."""
-    return Chain(Speculative(), _A_FEW_STEPS, Exhaustive(), name="auto")
+    return Chain(Speculative(), _A_FEW_STEPS, LensOrder(), Exhaustive(), name="auto")

@@ -28,7 +28,7 @@ _IN_VAIN = 0.4  # share of the draft behind a doubtful token that is computed in
 _WORST = 0.9  # error: even a token that is most likely wrong may be worth verifying
 _NEAR = 0.02  # doubt of a token whose state came near behind a mismatch
 _SCORES_AT_ONCE, _WHOLE_SCORES = 1 << 21, 1 << 22
-_OF_LARGE = 16  # the part of a large vocabulary that is worth trying in the lens's order: what follows costs more
+_OF_LARGE = 256  # candidates of a large vocabulary that are worth trying before gradients are asked
 _TOLD = 2.0  # errors: how much what is believed beforehand counts against what a lane shows
 
 
@@ -36,7 +36,7 @@ _TOLD = 2.0  # errors: how much what is believed beforehand counts against what 
 class Speculative:
     """first_block: candidates in the first repair block of a position (None: as many as the fit found cheapest), each
     later one is `growth` times the one before (None: 4, of a large vocabulary 2), up to max_block; max_candidates:
-    leave a position to the next strategy after that many, or a 16th of a large vocabulary (None: try all); lens: auto |
+    leave a position to the next strategy after that many, of a large vocabulary 256 (None: try all); lens: auto |
     linear | learned (see `lens.choose_lens`); seed: of a linear lens fitted on first use.
     """
 
@@ -96,7 +96,9 @@ class _Proposer:
         if not bool(tries.any()):
             return [*self._runs(slots, len(slots))]
         if self.settings.max_candidates is not None:
-            most = max(self.settings.max_candidates, self.context.vocabulary.size // _OF_LARGE * self.candidates.listed)
+            most = min(
+                self.settings.max_candidates, _OF_LARGE if self.candidates.listed else self.context.vocabulary.size
+            )
             slots, tries = (t[tries < most] for t in (slots, tries))
         stuck, runs = slots[tries > 0], slots[tries == 0]
         items: list[Run | Block] = []

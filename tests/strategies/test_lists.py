@@ -7,12 +7,14 @@ from importlib import import_module
 import pytest
 import torch
 
-from invert_fast import Inverter
+from invert_fast import Chain, Exhaustive, Inverter
 from invert_fast.lens import choose_lens
 from invert_fast.lens.linear import LinearLens
 from invert_fast.lens.prior import DraftPrior, draft_lists, weighed_lists
 from invert_fast.lens.prior_fit import _normaliser, _parted
 from invert_fast.ops.best_two import LISTED
+from invert_fast.strategies.lens_order import LensOrder
+from invert_fast.strategies.prior import PriorOrder
 from invert_fast.strategies.speculative import Speculative
 
 from ..families import FAMILIES, VOCAB, build, exact, inverter, texts
@@ -29,6 +31,11 @@ def lists(monkeypatch):
 @pytest.mark.parametrize("layer", [-1, 1])
 def test_texts_are_exact_and_certified_with_lists(family, layer):
     inv, truth = inverter(family, layer), texts(*LENGTHS)
+    assert exact(inv.invert(inv.capture(truth)), truth)
+
+
+def test_a_text_of_one_token_has_a_list_too():
+    inv, truth = inverter("llama"), texts(1)
     assert exact(inv.invert(inv.capture(truth)), truth)
 
 
@@ -128,3 +135,33 @@ def test_a_head_is_tied_only_where_it_is_the_embedding_matrix():
         ids = torch.randint(VOCAB, (5, 7), generator=torch.Generator().manual_seed(0))
         one, other = decoder.log_probs(hidden).gather(1, ids), decoder.logits_of(hidden, ids)
         torch.testing.assert_close(one - one[:, :1], other - other[:, :1], rtol=1e-4, atol=1e-4)
+
+
+def test_what_repairs_and_gradients_leave_is_tried_in_the_orders_of_lens_and_prior(monkeypatch):
+    """A first strategy that gives up, as if drafts and steps had found nothing: before all of a large vocabulary."""
+    monkeypatch.setattr(import_module("invert_fast.strategies.lens_order"), "MANY_TOKENS", 1)
+    inv, truth = inverter("llama"), texts(*LENGTHS)
+    states = inv.capture(truth)
+    found = inv.invert(states, Chain(PriorOrder(max_candidates=0), LensOrder(part=1.0, block=4), Exhaustive()))
+    assert exact(found, truth)
+    tried = sum(r.cost.forward_tokens for r in found) / sum(LENGTHS)
+    assert tried < VOCAB / 4, "no better than an order that knows nothing"
+    assert not any(r.cost.exhaustive for r in found)
+    few = inv.invert(states, Chain(PriorOrder(max_candidates=0), LensOrder(part=0.0), Exhaustive()))
+    assert exact(few, truth)
+    assert all(r.cost.exhaustive for r in few), "what the part leaves is for the strategy after it"
+
+
+def test_a_large_vocabulary_is_left_to_gradients_early(monkeypatch):
+    monkeypatch.setattr(import_module("invert_fast.strategies.speculative"), "_OF_LARGE", 3)
+    whole = LinearLens.lists
+
+    def misleading(self, proxies):
+        ids, scores = whole(self, proxies)
+        return ids.flip(-1), scores
+
+    monkeypatch.setattr(LinearLens, "lists", misleading)
+    inv, (row,) = inverter("llama"), texts(12)
+    (found,) = inv.invert(inv.capture([row]), Chain(Speculative(max_candidates=40), Exhaustive(block=8)))
+    assert exact([found], [row])
+    assert found.cost.exhaustive > 0
