@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .native import _C, rows
+from .native import _C, address, rows
 from .table import backend as backend_of
 
 
@@ -58,7 +58,8 @@ def cpp(
     """csrc/adam.cpp: one pass over the lanes, no temporaries."""
     B, D = proxy.shape
     _C.adam_step(
-        *(t.data_ptr() for t in (proxy, grad, exp_avg, exp_avg_sq, step, active)),
+        *(address(t) for t in (proxy, grad, exp_avg, exp_avg_sq)),
+        *(address(step, torch.long), address(active, torch.bool)),
         B,
         D,
         *(t.stride(0) for t in (proxy, grad, exp_avg, exp_avg_sq)),

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from . import native
 from .linear import MOST_BYTES, linear, pack, pack_parts
-from .native import _C
+from .native import _C, address
 from .table import backend as backend_of
 from .table import choose
 
@@ -81,7 +81,7 @@ def cpp(x: Tensor, matrix: Tensor, bias: Tensor, packed: Tensor | None = None) -
     x, bias = native.rows(x), bias.contiguous()
     out = x.new_empty(len(x), dtype=torch.long), x.new_empty(len(x))
     _C.best_two(
-        *(x.data_ptr(), packed.data_ptr(), bias.data_ptr(), out[0].data_ptr(), out[1].data_ptr()),
+        *(address(x), address(packed), address(bias), address(out[0], torch.long), address(out[1])),
         *((*x.shape, x.stride(0)), len(bias), torch.get_num_threads()),
     )
     return out
@@ -160,11 +160,11 @@ class BestTwo:
         x, bias, low_bias = native.rows(x), bias.contiguous(), low_bias.contiguous()
         low = linear(x, sketch.map, None, sketch.packed_map, backend="cpp")
         call(
-            (low.data_ptr(), sketch.packed.data_ptr(), low_bias.data_ptr()),
+            (address(low), address(sketch.packed), address(low_bias)),
             (*low.shape, low.stride(0)),
-            (x.data_ptr(), self.matrix.data_ptr(), bias.data_ptr()),
+            (address(x), address(self.matrix), address(bias)),
             (*x.shape, x.stride(0)),
-            *(out[0].data_ptr(), out[1].data_ptr(), len(bias), torch.get_num_threads()),
+            *(address(out[0], torch.long), address(out[1]), len(bias), torch.get_num_threads()),
         )
 
     def _sketch(self) -> _Sketch | None:

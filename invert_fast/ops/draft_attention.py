@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .fan_out_attention import GIVEN, arguments
-from .native import _C, has_values
+from .native import _C, address, has_values
 from .recording import define, is_recording
 
 
@@ -60,7 +60,7 @@ def _forward(
     call, kept = arguments(query, key, value, prefix_key, prefix_value, lengths, slots, scale, window)
     B, Hq, K, d = query.shape
     out = query.new_empty(B, K, Hq, d)
-    _C.draft_attention(*call, out.data_ptr(), torch.get_num_threads())
+    _C.draft_attention(*call, address(out), torch.get_num_threads())
     del kept
     return out
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .native import _C
+from .native import _C, address
 from .recording import define, is_recording
 
 GIVEN = (
@@ -66,7 +66,7 @@ def _forward(
     call, kept = arguments(query, key, value, prefix_key, prefix_value, lengths, slots, scale, window)
     B, Hq, N, d = query.shape
     out, weights = query.new_empty(B, N, Hq, d), query.new_empty(B, Hq, N, call[3][5] + 1)
-    _C.fan_out_forward(*call, out.data_ptr(), weights.data_ptr(), torch.get_num_threads())
+    _C.fan_out_forward(*call, address(out), address(weights), torch.get_num_threads())
     del kept
     return out, weights
 
@@ -77,8 +77,8 @@ def _backward(grad: Tensor, weights: Tensor, *given: Any) -> tuple[Tensor, Tenso
     grad = grad.transpose(1, 2)
     grad = grad if grad.stride(-1) == 1 else grad.contiguous()
     query, key, value = (torch.empty(t.shape, dtype=t.dtype) for t in kept[:3])
-    pointers = [query.data_ptr(), key.data_ptr(), value.data_ptr()]
-    _C.fan_out_backward(*call, _view(grad), weights.data_ptr(), pointers, torch.get_num_threads())
+    pointers = [address(t) for t in (query, key, value)]
+    _C.fan_out_backward(*call, _view(grad), address(weights), pointers, torch.get_num_threads())
     return query, key, value
 
 
@@ -99,8 +99,8 @@ def arguments(query, key, value, prefix_key, prefix_value, lengths, slots, scale
     kept = (query, key, value, prefix_key, prefix_value, lengths, slots)
     call = (
         [_view(t) for t in kept[:5]],
-        0 if lengths is None else lengths.data_ptr(),
-        0 if slots is None else slots.data_ptr(),
+        0 if lengths is None else address(lengths, torch.long),
+        0 if slots is None else address(slots, torch.long),
         (B, Hq, key.shape[1], N, d, longest),
         window or 0,
         scale,
@@ -109,7 +109,7 @@ def arguments(query, key, value, prefix_key, prefix_value, lengths, slots, scale
 
 
 def _view(tensor: Tensor) -> tuple[int, int, int, int]:
-    return tensor.data_ptr(), tensor.stride(0), tensor.stride(1), tensor.stride(2)
+    return address(tensor), tensor.stride(0), tensor.stride(1), tensor.stride(2)
 
 
 class _FanOut(torch.autograd.Function):

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from .native import _C, has_values
+from .native import _C, address, has_values
 from .recording import define, is_recording
 from .table import backend as backend_of
 
@@ -42,14 +42,14 @@ def cpp(x: Tensor) -> Tensor:
 def _forward(x: Tensor) -> Tensor:
     x = x.contiguous()
     out = torch.empty_like(x)
-    _C.gelu(x.data_ptr(), out.data_ptr(), x.numel(), torch.get_num_threads())
+    _C.gelu(address(x), address(out), x.numel(), torch.get_num_threads())
     return out
 
 
 def _backward(grad: Tensor, x: Tensor) -> Tensor:
     grad, x = grad.contiguous(), x.contiguous()
     out = torch.empty_like(x)
-    _C.gelu_backward(grad.data_ptr(), x.data_ptr(), out.data_ptr(), x.numel(), torch.get_num_threads())
+    _C.gelu_backward(address(grad), address(x), address(out), x.numel(), torch.get_num_threads())
     return out
 
 

@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 from transformers.pytorch_utils import Conv1D
 
 from . import native
-from .native import _C, has_values
+from .native import _C, address, has_values
 from .recording import define, is_recording
 from .table import backend as backend_of
 
@@ -52,7 +52,7 @@ def cpp(x: Tensor, matrix: Tensor, bias: Tensor | None = None, packed: Tensor | 
         rows = rows.contiguous()
     out = x.new_empty(*x.shape[:-1], N)
     _C.product(
-        *(rows.data_ptr(), packed.data_ptr(), 0 if bias is None else bias.data_ptr(), out.data_ptr()),
+        *(address(rows), address(packed), 0 if bias is None else address(bias), address(out)),
         *(len(rows), K, N, rows.stride(0), N, torch.get_num_threads()),
     )
     return out
@@ -60,17 +60,17 @@ def cpp(x: Tensor, matrix: Tensor, bias: Tensor | None = None, packed: Tensor | 
 
 def pack(matrix: Tensor) -> Tensor:
     """A matrix `[K, N]` in the form of csrc/product.cpp."""
-    packed = torch.empty(_C.packed_size(*matrix.shape))
-    _C.pack_matrix(matrix.data_ptr(), *matrix.stride(), *matrix.shape, packed.data_ptr())
+    packed = torch.empty(_C.packed_size(*matrix.shape), dtype=torch.float32)
+    _C.pack_matrix(address(matrix), *matrix.stride(), *matrix.shape, address(packed))
     return packed
 
 
 def pack_parts(parts: Iterable[Tensor], width: int, columns: int) -> Tensor:
     """As `pack` of a matrix `[width, columns]` that comes in parts, each but the last of a multiple of 16 columns."""
-    packed, start = torch.empty(_C.packed_size(width, columns)), 0
+    packed, start = torch.empty(_C.packed_size(width, columns), dtype=torch.float32), 0
     for part in parts:
         into = packed[_C.packed_size(width, start) :]
-        _C.pack_matrix(part.data_ptr(), *part.stride(), *part.shape, into.data_ptr())
+        _C.pack_matrix(address(part), *part.stride(), *part.shape, address(into))
         start += part.shape[1]
     return packed
 

@@ -41,6 +41,15 @@ def rows(tensor: Tensor) -> Tensor:
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
+def address(tensor: Tensor, *dtypes: torch.dtype) -> int:
+    """Where the numbers of a tensor lie, of a type that the library reads and writes there (fp32 where none is named):
+    it is told an address alone, and another type would have it run over the end."""
+    if tensor.dtype not in (dtypes or (torch.float32,)):
+        wanted = " or ".join(map(str, dtypes or (torch.float32,)))
+        raise ValueError(f"a compiled op got {list(tensor.shape)} {tensor.dtype}, expected {wanted}: convert it first")
+    return tensor.data_ptr()
+
+
 def has_values(tensor: Tensor) -> bool:
     """Not a stand-in, as of FakeTensorMode, which has no memory to point to."""
     return type(tensor) is Tensor

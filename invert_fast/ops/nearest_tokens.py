@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from . import native
-from .native import _C, NATIVE_DTYPES, _cuda, rows
+from .native import _C, NATIVE_DTYPES, _cuda, address, rows
 from .table import backend as backend_of
 
 METRICS = ("l1", "l2", "cosine", "dot")  # in the order of csrc/nearest.h
@@ -50,13 +50,13 @@ def cpp(
     """csrc/nearest.cpp: each tile of the table passes once through the cache, for all queries."""
     queries, table, banned = _laid_out(queries, table, banned)
     (B, D), V = queries.shape, len(table)
-    distances, ids = torch.empty(B, count), torch.empty(B, count, dtype=torch.long)
+    distances, ids = queries.new_empty(B, count), queries.new_empty(B, count, dtype=torch.long)
     _C.nearest_tokens(
-        queries.data_ptr(),
-        table.data_ptr(),
-        0 if banned is None else banned.data_ptr(),
-        distances.data_ptr(),
-        ids.data_ptr(),
+        address(queries),
+        address(table, *NATIVE_DTYPES),
+        0 if banned is None else address(banned, torch.bool),
+        address(distances),
+        address(ids, torch.long),
         B,
         V,
         D,
@@ -84,9 +84,9 @@ def cuda(
     parts = _cuda.rank_parts(queries.get_device(), B, V)
     ranks = torch.empty(B, parts if count == 1 else V, dtype=torch.long, device=queries.device)
     _cuda.rank_rows(
-        queries.data_ptr(),
-        table.data_ptr(),
-        0 if banned is None else banned.data_ptr(),
+        address(queries),
+        address(table, *NATIVE_DTYPES),
+        0 if banned is None else address(banned, torch.bool),
         ranks.data_ptr(),
         B,
         V,

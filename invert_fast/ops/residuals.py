@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import native
-from .native import _C, NATIVE_DTYPES, _cuda, rows
+from .native import _C, NATIVE_DTYPES, _cuda, address, rows
 from .table import backend as backend_of
 
 
@@ -42,9 +42,9 @@ def _call(call: Callable, predictions: Tensor, targets: Tensor, last: int) -> Te
     predictions, targets = rows(predictions), rows(targets)
     out = torch.empty(B, C, dtype=torch.float32, device=predictions.device)
     call(
-        predictions.data_ptr(),
-        targets.data_ptr(),
-        out.data_ptr(),
+        address(predictions, *NATIVE_DTYPES),
+        address(targets, *NATIVE_DTYPES),
+        address(out),
         B,
         C,
         D,
