@@ -1,6 +1,6 @@
 """The data that passes between the parts: states in, recoveries out, and the errors a user reads.
 
-Everybody may import this file. It imports nothing of ours, and PyTorch only where it is used: the command line begins
+Everybody may import this file. It imports nothing heavy, and PyTorch only where it is used: the command line begins
 here.
 """
 
@@ -10,6 +10,8 @@ import enum
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from .visible import visible
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -18,8 +20,15 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+_LONGEST_MESSAGE = 2000
+
+
 class InputError(ValueError):
-    """Input that cannot be worked on. The message is one line: the value found, what was expected, the next step."""
+    """Input that cannot be worked on. The message is one line: the value found, what was expected, the next step. What
+    it quotes of the input (names, words of a server) is written so that no terminal acts on it."""
+
+    def __init__(self, message: str):
+        super().__init__(visible(message, most=_LONGEST_MESSAGE))
 
 
 class Status(enum.IntEnum):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING
 from ..strategies import registry
 from .options import progress
 from .report import table
+from .terminal import say, say_json
 
 if TYPE_CHECKING:
     from ..inverter import Inverter
@@ -62,10 +62,9 @@ def _demo(args: argparse.Namespace) -> int:
     inverter = Inverter.from_pretrained("bundled")
     texts = sentences()
     if not args.json:
-        print(
+        say(
             f"{len(texts)} sentences, captured with the bundled model at {inverter.decoder.layer.name}, text thrown "
-            "away\n",
-            flush=True,
+            "away\n"
         )
     with progress(total=len(registry.BUILT_IN) + 2, unit="step", leave=False) as bar:
 
@@ -75,9 +74,9 @@ def _demo(args: argparse.Namespace) -> int:
 
         rows = run(inverter, texts, step)
     if args.json:
-        print(json.dumps(as_json(rows)))
+        say_json(as_json(rows))
     else:
-        print(show(rows, inverter))
+        say(show(rows, inverter))
     auto = rows[0]
     return 0 if auto.exact_match == auto.certified == 1.0 else 1
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from .options import inverter_of, loading, model_options, states_arguments
 from .report import table
+from .terminal import say, say_json
 
 if TYPE_CHECKING:
     from ..diagnose.report import Diagnosis
@@ -40,7 +40,10 @@ def _diagnose(args: argparse.Namespace) -> int:
     longest = max(range(len(lengths)), key=lengths.__getitem__, default=None)
     states = [] if longest is None else [source.states(longest, inverter.decoder.layer.name)]
     found = replace(inverter.diagnose(states), labelled=said is not None)
-    print(json.dumps(as_json(found)) if args.json else show(found, args))
+    if args.json:
+        say_json(as_json(found))
+    else:
+        say(show(found, args))
     return 0 if found.explained else 1
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import asdict
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from ..storage.prompts import read_prompts
 from ..types import InputError
 from .options import DTYPES, inverter_of, model_options, number, positive
 from .report import table
+from .terminal import say, say_json
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -67,13 +67,13 @@ def _fit(args: argparse.Namespace) -> int:
     )
     report = inverter.fit(args.lens, settings, text=texts, output=args.output)
     if args.json:
-        print(json.dumps(asdict(report)))
+        say_json(asdict(report))
         return 0
     rows = [
         [name, f"{report.linear[name]:.4f}", f"{report.top1[name]:.4f}", f"{report.top16[name]:.4f}"]
         for name in report.top1
     ]
-    print(table(["held-out tokens", "linear top-1", f"{args.lens} top-1", "top-16"], rows))
+    say(table(["held-out tokens", "linear top-1", f"{args.lens} top-1", "top-16"], rows))
     kept = f"kept in {report.path}" if report.path else "kept nowhere: INVERT_FAST_CACHE is off, or cannot be written"
-    print(f"{report.steps} steps, {report.seconds:.0f} s; {kept}")
+    say(f"{report.steps} steps, {report.seconds:.0f} s; {kept}")
     return 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import time
 from collections import Counter
@@ -27,6 +26,7 @@ from .options import (
     shard,
     states_arguments,
 )
+from .terminal import say, say_json
 
 if TYPE_CHECKING:
     from ..engine.protocol import Strategy
@@ -228,10 +228,10 @@ def recover(
         "dtype": args.dtype,
     }
     if args.json:
-        print(json.dumps(summary))
+        say_json(summary)
     else:
         already = f" ({len(done)} were there already)" if done else ""
-        print(
+        say(
             f"{certified} of {len(left)} texts certified{already}, {tokens} tokens in {seconds:.1f} s "
             f"({summary['tokens_per_second']:,} tokens/s, {summary['forward_tokens_per_token']} forward tokens a "
             f"token) → {args.output}"

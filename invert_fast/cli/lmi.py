@@ -13,6 +13,7 @@ from ..lmi.settings import KINDS, SWEEPS, Architecture, Training, View
 from ..storage.prompts import read_prompts
 from ..types import InputError
 from .report import table
+from .terminal import say, say_json
 
 if TYPE_CHECKING:
     from ..lmi.metrics import Score
@@ -129,9 +130,9 @@ def _train(args: argparse.Namespace) -> int:
     (output / "test.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     report = train(net, target, prompts, how, output, args.resume)
     if args.json:
-        print(json.dumps(asdict(report)))
+        say_json(asdict(report))
     else:
-        print(
+        say(
             f"{report.steps} steps; held-out loss {report.held_loss:.3f} nats a token at step {report.at}; "
             f"{report.path}; measure it with `invert-fast logits evaluate --inverter {args.output}`"
         )
@@ -194,12 +195,12 @@ def _evaluate(args: argparse.Namespace) -> int:
         summary = {"results": [{"name": name, **asdict(score)} for name, score in rows]}
         summary |= {"by_length": {n: {"prompts": m, "exact": 100 * share} for n, (m, share) in lengths.items()}}
         summary |= {"verified": result.verified, "false": result.false, "queries": result.queries}
-        print(json.dumps(summary))
+        say_json(summary)
         return 0
-    print(table(("", "prompts", "BLEU", "token F1", "exact %"), [_row(*row) for row in rows]))
-    print("exact by length in tokens: " + ", ".join(f"{n}: {100 * share:.1f} %" for n, (_, share) in lengths.items()))
+    say(table(("", "prompts", "BLEU", "token F1", "exact %"), [_row(*row) for row in rows]))
+    say("exact by length in tokens: " + ", ".join(f"{n}: {100 * share:.1f} %" for n, (_, share) in lengths.items()))
     if args.ask:
-        print(f"{result.verified} verified by asking ({result.queries} queries), {result.false} of them wrong")
+        say(f"{result.verified} verified by asking ({result.queries} queries), {result.false} of them wrong")
     return 0
 
 

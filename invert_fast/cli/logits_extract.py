@@ -13,6 +13,7 @@ from ..extract.settings import DIALECTS, KEY_VARIABLE, NAMES, Endpoint, Restrict
 from ..storage.prompts import read_prompts
 from ..types import InputError
 from .options import positive
+from .terminal import say, say_json
 
 if TYPE_CHECKING:
     from ..extract import Api, Client, Extraction
@@ -145,10 +146,10 @@ def _extract(args: argparse.Namespace) -> int:
         kept.unlink()
     summary = _summary(found, api.vocab_size, client)
     if args.json:
-        print(json.dumps(summary))
+        say_json(summary)
     else:
         stated = "–" if summary["stated_error"] is None else f"{summary['stated_error']:.2g} nats"
-        print(
+        say(
             f"{complete} of {len(prompts)} prompts complete, {client.spent} queries "
             f"({summary['queries_per_token']} a token, theory {summary['theory_per_token']}), stated error {stated} → "
             f"{args.output}"

@@ -14,6 +14,7 @@ from ..logits.recorded import KINDS
 from ..logits.vector import VectorRecovery, VectorSearch
 from .invert import check_output
 from .options import DTYPES, inverter_of, model_options, positive, progress
+from .terminal import say, say_json
 
 log = logging.getLogger("invert_fast")
 
@@ -85,9 +86,9 @@ def _search(args: argparse.Namespace) -> int:
         "dtype": args.dtype,
     }
     if args.json:
-        print(json.dumps(summary))
+        say_json(summary)
     else:
-        print(f"{verified} of {len(left)} prompts verified in {seconds:.1f} s → {args.output}")
+        say(f"{verified} of {len(left)} prompts verified in {seconds:.1f} s → {args.output}")
     return 0 if verified == len(left) else 1
 
 

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from .. import __version__
 from ..types import InputError
 from .options import add_commands
+from .terminal import Formatter, Parser, complain
 
 COMMANDS = (  # files of this folder, in the order of `--help`
     "demo",
@@ -37,14 +38,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return args.command(args)
     except InputError as error:
-        print(f"invert-fast: {error}", file=sys.stderr)
+        complain(str(error))
     except OSError as error:
-        print(
-            f"invert-fast: {error.filename or 'file'}: {error.strerror or error}: check the path and its permissions",
-            file=sys.stderr,
-        )
+        complain(f"{error.filename or 'file'}: {error.strerror or error}: check the path and its permissions")
     except KeyboardInterrupt:
-        print("invert-fast: interrupted; what was found is on disk, --resume goes on from there", file=sys.stderr)
+        complain("interrupted; what was found is on disk, --resume goes on from there")
         return 130
     return 2
 
@@ -52,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _configure_logging() -> None:
     if not log.handlers:
         handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("invert-fast: %(message)s"))
+        handler.setFormatter(Formatter("invert-fast: %(message)s"))
         log.addHandler(handler)
         log.setLevel(logging.INFO)
         log.propagate = False
@@ -65,7 +63,7 @@ def _configure_logging() -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="invert-fast",
         description="Turn a language model's hidden states back into the exact text, with a "
         "certificate for every token.",

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from .options import DTYPES, inverter_of, model_options
+from .terminal import say, say_json
 
 if TYPE_CHECKING:
     from ..inverter import Inverter
@@ -94,10 +94,10 @@ def _prepare(args: argparse.Namespace) -> int:
     precisions = [(stored, computed) for computed in args.compute_dtype for stored in args.states_dtype]
     found = prepare(inverter, precisions)
     if args.json:
-        print(json.dumps([asdict(each) for each in found]))
+        say_json([asdict(each) for each in found])
         return 0
-    print(f"{inverter.decoder.fingerprint()}, {inverter.decoder.layer.name}")
+    say(f"{inverter.decoder.fingerprint()}, {inverter.decoder.layer.name}")
     for each in found:
         kept = f"kept in {each.path}" if each.path else "kept nowhere: INVERT_FAST_CACHE is off, or cannot be written"
-        print(f"{each.what} from {each.source}, {each.seconds:.1f} s" + ("" if each.source == FITTED else f"; {kept}"))
+        say(f"{each.what} from {each.source}, {each.seconds:.1f} s" + ("" if each.source == FITTED else f"; {kept}"))
     return 0

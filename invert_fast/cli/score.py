@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 from dataclasses import asdict
 from pathlib import Path
@@ -12,6 +11,7 @@ from ..storage.prompts import read_chats
 from ..types import InputError
 from . import report
 from .options import counted, positive, progress, special_option
+from .terminal import say, say_json
 
 log = logging.getLogger("invert_fast")
 
@@ -54,10 +54,10 @@ def _score(args: argparse.Namespace) -> int:
             "%d texts before the last one found are missing and were not scored: was the run finished?", missing
         )
     if args.json:
-        print(json.dumps({key: round(v, 6) if isinstance(v, float) else v for key, v in asdict(result).items()}))
+        say_json({key: round(v, 6) if isinstance(v, float) else v for key, v in asdict(result).items()})
     else:
         accuracy = "–" if result.token_accuracy is None else f"{result.token_accuracy:.4f}"
-        print(
+        say(
             report.table(
                 ["prompts", "exact match", "token accuracy", "similarity"],
                 [[str(result.prompts), f"{result.exact_match:.4f}", accuracy, f"{result.similarity:.4f}"]],

@@ -17,6 +17,7 @@ from ..storage.joined import Joined, Source, natural, parts_of
 from ..storage.states import contents_of, first_bytes, is_torch, states_in
 from ..storage.torch_file import load_torch
 from ..types import InputError, States
+from ..visible import visible
 from .huggingface import entry, is_output
 from .texts import member, texts_of
 
@@ -92,7 +93,7 @@ def _open(path: Path, layer: Layer, tensor: str | None) -> Source:
     try:
         return _opened(path, layer, tensor)
     except InputError as error:
-        if str(path) in str(error):
+        if visible(str(path)) in str(error):
             raise
         raise InputError(f"{path}: {error}") from error
 

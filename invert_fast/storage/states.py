@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..types import InputError, States
+from ..visible import visible
 from .arrow import is_arrow, open_arrow
 from .contents import FLOATS, Array, Contents, open_npy, open_npz, open_safetensors
 from .masks import spans
@@ -80,7 +81,7 @@ class StatesFile:
     def check_finite(self) -> None:
         """Refuse NaN and Inf by row number, before any work is done."""
         for start, stop in tqdm(
-            list(self._blocks()), desc=f"check {self.path.name}", unit="block", delay=2, leave=False
+            list(self._blocks()), desc=f"check {visible(self.path.name)}", unit="block", delay=2, leave=False
         ):
             finite = self.rows(start, stop).isfinite().all(-1)
             if not bool(finite.all()):
