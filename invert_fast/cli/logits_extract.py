@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..extract.settings import DIALECTS, KEY_VARIABLE, NAMES, Endpoint, Restrictions, Settings
+from ..storage.json_text import parse
 from ..storage.prompts import read_prompts
 from ..types import InputError
 from .options import positive
@@ -75,7 +75,7 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 def _object(text: str) -> dict:
     try:
-        value = json.loads(text)
+        value = parse(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"'{text}' is no JSON ({error})") from error
     if not isinstance(value, dict):

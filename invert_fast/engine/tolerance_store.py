@@ -12,6 +12,7 @@ from safetensors.torch import save
 
 from ..model.decoder import Decoder
 from ..storage import cache
+from ..storage.json_text import parse
 from .noise import Metric
 from .tolerances import Tolerances
 
@@ -40,7 +41,7 @@ def read(file: str, decoder: Decoder) -> Tolerances | None:
         return None
     try:
         with safe_open(path, framework="pt", device=str(decoder.device)) as held:
-            figures = json.loads((held.metadata() or {})["figures"])
+            figures = parse((held.metadata() or {})["figures"])
             keys = set(held.keys())
             metric = Metric(held.get_tensor("directions"), held.get_tensor("held")) if "held" in keys else None
         pairs = {key: (float(first), float(rest)) for key, (first, rest) in figures.items() if key != "metric"}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import email.utils
-import json
 import os
 import time
 from typing import Any
@@ -11,6 +10,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
+from ..storage.json_text import parse
 from ..types import InputError
 from .interface import (
     UNKNOWN,
@@ -196,7 +196,7 @@ class HttpApi:
         if reply.status_code >= 300:
             raise self._failure(reply)
         try:
-            answer = json.loads(reply.content)
+            answer = parse(reply.content)
         except ValueError as error:
             raise UnavailableError(
                 f"{url}: the answer is cut short or no JSON ({len(reply.content)} bytes, {error})"

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..storage.json_text import parse
 from ..types import InputError
 from .bounds import Bounds
 from .capabilities import Capabilities
@@ -60,7 +61,7 @@ class Progress:
         data, keep = self.path.read_bytes(), 0
         for number, line in enumerate(data.split(b"\n")[:-1]):  # what follows the last newline was cut short
             try:
-                row = json.loads(line)
+                row = parse(line)
                 if number == 0:
                     self._check_head(row, head)
                 else:

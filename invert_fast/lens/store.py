@@ -18,6 +18,7 @@ from ..model.decoder import Decoder
 from ..model.load import BUNDLED
 from ..model.vocabulary import Vocabulary
 from ..storage import cache
+from ..storage.json_text import parse
 from .files import read_or_warn, whole_tensor
 from .learned import LearnedLens
 from .linear import LinearLens
@@ -113,7 +114,7 @@ def _in_half(name: str) -> bool:
 def read_learned(path: Path, decoder: Decoder, vocabulary: Vocabulary) -> LearnedLens | None:
     """The learned lens in a file, None when it is of another model or layer; ValueError unless it is whole."""
     with safe_open(path, framework="pt", device=str(decoder.device)) as file:
-        about = json.loads((file.metadata() or {})["about"])
+        about = parse((file.metadata() or {})["about"])
         if (about["model"], about["layer"]) != (decoder.fingerprint(), _place(decoder)):
             return None
         width, layers = int(about["width"]), int(about["layers"])
@@ -136,7 +137,7 @@ def read_learned(path: Path, decoder: Decoder, vocabulary: Vocabulary) -> Learne
 
 def _read_linear(path: Path, decoder: Decoder, vocabulary: Vocabulary) -> LinearLens:
     with safe_open(path, framework="pt", device=str(decoder.device)) as file:
-        about = json.loads((file.metadata() or {})["about"])
+        about = parse((file.metadata() or {})["about"])
         parts = _parts(file, decoder.width, vocabulary.embedding.shape[1], {})
         lens = LinearLens(vocabulary, parts, energies=_energies(file, vocabulary))
         lens.prior, lens.used = _prior(file, about, decoder.width), int(about["used"])

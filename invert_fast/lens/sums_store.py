@@ -16,6 +16,7 @@ from safetensors.torch import save
 from ..model.decoder import Decoder
 from ..model.vocabulary import Vocabulary
 from ..storage import cache
+from ..storage.json_text import parse
 from .files import read_or_warn, whole_tensor
 from .normal_equations import NormalEquations
 
@@ -82,7 +83,7 @@ def _write_sums(name: str, sums: NormalEquations, used: int) -> None:
 
 def _sums_about(path: Path) -> int:
     with safe_open(path, framework="pt") as file:
-        used = int(json.loads((file.metadata() or {})["about"])["used"])
+        used = int(parse((file.metadata() or {})["about"])["used"])
         if used < 0 or int(file.get_tensor("count")) < used:
             raise ValueError(f"{used} tokens of use")
         return used

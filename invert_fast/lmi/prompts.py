@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import lzma
 import re
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from ..storage.json_text import parse
 from ..types import InputError
 from .target import Target
 
@@ -49,7 +49,7 @@ def read_sentences(path: str | Path) -> list[str]:
         if not line.strip():
             continue
         try:
-            value = json.loads(line)["text"]
+            value = parse(line)["text"]
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f'{path}, line {number}: expected an object {{"text": …}} ({error})') from error
         if not isinstance(value, str):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import struct
 from collections.abc import Iterable
 from math import prod
@@ -12,6 +11,7 @@ import torch
 
 from ..ops.best_two import MANY_TOKENS
 from ..ops.linear import MOST_BYTES, packed_bytes
+from ..storage.json_text import parse
 from ..types import InputError
 from .decoder import Decoder
 
@@ -82,7 +82,7 @@ def _tensors(folder: Path) -> list[tuple[str, list[int]]]:
         for file in _files(folder):
             with file.open("rb") as stream:
                 (length,) = struct.unpack("<Q", stream.read(8))
-                header = json.loads(stream.read(length)) if length <= _LARGEST_HEADER else {}
+                header = parse(stream.read(length)) if length <= _LARGEST_HEADER else {}
             header.pop("__metadata__", None)
             found += [(str(about["dtype"]), [int(n) for n in about["shape"]]) for about in header.values()]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error):
@@ -96,5 +96,5 @@ def _files(folder: Path) -> Iterable[Path]:
     if whole.exists():
         return [whole]
     if index.exists():
-        return [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+        return [folder / name for name in sorted(set(parse(index.read_text())["weight_map"].values()))]
     return sorted(folder.glob("*.safetensors"))

@@ -6,11 +6,11 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from pathlib import Path
 
 from .atomic import write_whole
+from .json_text import parse
 
 
 def folder() -> Path | None:
@@ -37,7 +37,7 @@ def read_json(name: str) -> dict | None:
     if found is None:
         return None
     try:
-        value = json.loads(found.read_text())
+        value = parse(found.read_text())
     except (OSError, ValueError):
         return None
     return value if isinstance(value, dict) else None

@@ -16,6 +16,8 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from .json_text import parse
+
 
 def step_seed(seed: int, step: int) -> int:
     """For the random numbers of one step."""
@@ -31,7 +33,7 @@ def as_bytes(tensors: Mapping[str, Tensor], about: dict[str, Any]) -> bytes:
 def read(path: Path, device: str = "cpu") -> tuple[dict[str, Any], dict[str, Tensor]]:
     """(about, tensors); SafetensorError, OSError, KeyError or ValueError for what is no such file."""
     with safe_open(path, framework="pt", device=device) as file:
-        about = json.loads((file.metadata() or {})["about"])
+        about = parse((file.metadata() or {})["about"])
         if not isinstance(about, dict):
             raise ValueError(f"`about` is {about!r}")
         return about, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from ..types import InputError
+from .json_text import parse
 
 
 def read_prompts(path: Path, limit: int | None = None) -> list[str]:
@@ -37,7 +37,7 @@ def read_chats(path: Path, limit: int | None = None) -> list[str | list[dict[str
     texts: list[str | list[dict[str, Any]]] = []
     for number, line in enumerate(lines, 1):
         try:
-            value = json.loads(line)
+            value = parse(line)
         except ValueError as error:
             raise InputError(f"{path}, line {number}: not JSON ({error}), expected an object with a `text`") from error
         if isinstance(value, dict) and "text" not in value and "messages" in value:

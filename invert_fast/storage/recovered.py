@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..types import InputError, Recovery, Status
+from .json_text import parse
 
 
 def recovery_line(index: int, recovery: Recovery, source: str | None = None) -> str:
@@ -64,7 +65,7 @@ def read_recovered(path: Path) -> list[dict]:
     for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
         if line.strip():
             try:
-                row = json.loads(line)
+                row = parse(line)
                 if not (isinstance(row["index"], int) and isinstance(row["token_ids"], list)):
                     raise TypeError("index or token_ids of the wrong kind")
                 rows.append(row)
@@ -86,7 +87,7 @@ def resume(path: Path, lengths: Sequence[int | None]) -> set[int]:
     done = set()
     for number, line in enumerate(io.BytesIO(whole), 1):
         try:
-            row = json.loads(line)
+            row = parse(line)
             index, length = row["index"], len(row["token_ids"])
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(
