@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from ..lmi.settings import KINDS, SWEEPS, Architecture, Training, View
+from ..storage.atomic import write_whole
+from ..storage.lock import locked
 from ..storage.prompts import read_prompts
 from ..types import InputError
 from .report import table
@@ -111,6 +113,13 @@ def _settings(args: argparse.Namespace, kind: type[_Kind]) -> _Kind:
 def _train(args: argparse.Namespace) -> int:
     if min(args.prompts, args.held, args.test) < 1:
         raise InputError(f"{args.prompts} prompts, {args.held} held, {args.test} test, expected at least 1 of each")
+    output = Path(args.output)
+    output.mkdir(parents=True, exist_ok=True)
+    with locked(output / "test.jsonl"):
+        return _trained(args, output)
+
+
+def _trained(args: argparse.Namespace, output: Path) -> int:
     from ..lmi.network import build
     from ..lmi.prompts import gather, read_sentences
     from ..lmi.target import Target
@@ -123,11 +132,9 @@ def _train(args: argparse.Namespace) -> int:
     sources = [read_sentences(path) for path in args.text]
     lengths = tuple(args.prompt_tokens)
     prompts = gather(target, sources, args.prompts, lengths, args.held, args.test, args.self_sampled, how.seed)
-    output = Path(args.output)
-    output.mkdir(parents=True, exist_ok=True)
     rows = zip(prompts.test, target.decode(prompts.test), strict=True)
     lines = [json.dumps({"text": text, "token_ids": ids}, ensure_ascii=False) for ids, text in rows]
-    (output / "test.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_whole(output / "test.jsonl", ("\n".join(lines) + "\n").encode())
     report = train(net, target, prompts, how, output, args.resume)
     if args.json:
         say_json(asdict(report))
@@ -190,7 +197,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     if args.output:
         pairs = zip(target.decode(prompts), result.found, strict=True)
         lines = [json.dumps({"text": text, "found": found}, ensure_ascii=False) for text, found in pairs]
-        args.output.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        write_whole(args.output, ("\n".join(lines) + "\n").encode())
     if args.json:
         summary = {"results": [{"name": name, **asdict(score)} for name, score in rows]}
         summary |= {"by_length": {n: {"prompts": m, "exact": 100 * share} for n, (m, share) in lengths.items()}}

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import argparse
 import logging
-import tempfile
+import shutil
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..logits.recorded import KINDS
+from ..storage.atomic import partial_name
 from .invert import check_output, done_before, inversion_options, recover, strategy_of, todo
 from .options import DTYPES, inverter_of, model_options, progress
 
@@ -66,13 +68,24 @@ def _invert(args: argparse.Namespace) -> int:
     wanted = set(todo(args, lengths, done))
     solver = StateSolver(inverter.decoder, 1.0 if args.insist else UNEXPLAINED)
     start = time.perf_counter()
-    with tempfile.TemporaryDirectory(dir=args.output.parent, prefix=f".{args.output.name}.") as folder:
-        states, found = Path(folder) / "states.safetensors", []
+    with _beside(args.output) as folder:
+        states, found = folder / "states.safetensors", []
         rows = _solved(args, source, solver, wanted, found)
         width = inverter.decoder.width
         write_states(states, rows, lengths, width, torch.float32, {"layer": "final_norm", "dtype": "float32"})
         tolerances = _tolerances(args, inverter, source, solver, wanted, found)
         return recover(args, inverter, open_states(states), tolerances, done, start)
+
+
+@contextmanager
+def _beside(output: Path) -> Iterator[Path]:
+    """A folder for what is solved, on the disk of the output; what a kill leaves of it the next run removes."""
+    folder = partial_name(output)
+    folder.mkdir(mode=0o700)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _record(args: argparse.Namespace, source: LogitsFile, index: int) -> Logits:
