@@ -17,10 +17,11 @@ from ..model.vocabulary import Vocabulary
 from ..types import Recovery, Status
 from .attempts import Attempts
 from .ledger import Ledger
-from .protocol import Behind, Block, Context, Learner, Observer, Run, Strategy, Working, served
+from .protocol import Behind, Block, Context, Run, Strategy, Working, served
 from .rivals import try_rivals
 from .tolerances import Tolerances
 from .verdict import Judge, RunVerdict
+from .watched import Watched
 
 log = logging.getLogger("invert_fast")
 
@@ -61,14 +62,13 @@ class _Stream:
         context = Context(
             *(decoder, vocabulary, tolerances, self.lanes, self.attempts, self.ledger.traces, engine.states_dtype)
         )
-        self.proposer = engine.strategy.bind(context)
+        self.proposer = Watched(engine.strategy, context)
 
     def recoveries(self) -> Iterator[tuple[int, Recovery]]:
         try:
             yield from self._rounds()
         finally:
-            if isinstance(self.proposer, Learner):
-                self.proposer.ended()
+            self.proposer.ended()
 
     def _rounds(self) -> Iterator[tuple[int, Recovery]]:
         self._refill()
@@ -76,8 +76,7 @@ class _Stream:
             done = self.lanes.finished()
             if len(done):
                 taken = self.ledger.take(done)
-                if isinstance(self.proposer, Learner):
-                    self.proposer.finished(done, self.ledger.status[done] == Status.CERTIFIED)
+                self.proposer.finished(done, self.ledger.status[done] == Status.CERTIFIED)
                 self.lanes.release(done)
                 self._refill()
                 yield from taken
@@ -174,7 +173,7 @@ class _Stream:
                 residual[stopped].gather(1, at),
                 hidden[rows[stopped], counts[stopped]][:, None],
             )
-            if isinstance(self.proposer, Observer):
+            if self.proposer.observes:
                 self.proposer.observe(_behind(run, found, stopped, position, hidden))
 
     def _settle_open(self, run: Run, position: Tensor, residual: Tensor, hidden: Tensor, is_open: Tensor) -> Tensor:

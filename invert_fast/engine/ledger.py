@@ -26,7 +26,7 @@ class Ledger:
         shape, device = (lanes.slots, lanes.max_len), lanes.targets.device
         self.lanes, self.attempts, self.vocabulary, self.tolerances = lanes, attempts, vocabulary, tolerances
         self.residual, self.margin = torch.zeros(shape, device=device), torch.zeros(shape, device=device)
-        self.status = torch.zeros(shape, dtype=torch.long, device=device)
+        self.status = torch.full(shape, int(Status.NOT_FOUND), dtype=torch.long, device=device)
         self.error = torch.ones(shape, dtype=torch.float64, device=device)
         self.rank = torch.zeros(shape, dtype=torch.long, device=device)
         self.steps = torch.zeros_like(self.rank)
@@ -36,7 +36,9 @@ class Ledger:
         self.alternatives: dict[tuple[int, int], list[int]] = {}
 
     def clear(self, slots: Tensor) -> None:
-        """These lanes start a new text."""
+        """These lanes start a new text: nothing is known of it, and nothing of the one before holds."""
+        self.status.index_fill_(0, slots, int(Status.NOT_FOUND))
+        self.error.index_fill_(0, slots, 1.0)
         self.seconds.index_fill_(0, slots, 0)
         self.attempts.failed.index_fill_(0, slots, False)
 
