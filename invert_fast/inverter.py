@@ -30,6 +30,7 @@ from .model.decoder import Decoder
 from .model.load import load
 from .model.reading import AS_CAPTURED, Reading
 from .model.vocabulary import Vocabulary
+from .ops.outside import name_in_use
 from .strategies.registry import strategy_named
 from .types import InputError, Recovery, States, coarsest, dtype_named
 
@@ -48,7 +49,7 @@ class Inverter:
     def __init__(self, model: PreTrainedModel, tokenizer=None, layer: int | str = -1, *, reading=AS_CAPTURED):
         self.decoder = Decoder(model, tokenizer, layer).read_as(reading)
         self.vocabulary = Vocabulary(self.decoder)
-        self._tolerances: dict[tuple[str, str], Tolerances] = {}
+        self._tolerances: dict[tuple[str, str, str], Tolerances] = {}
 
     @classmethod
     def from_pretrained(
@@ -232,9 +233,10 @@ class Inverter:
     def calibrate(self, states_dtype: str = "float32", compute_dtype: str = "float32") -> Tolerances:
         """Noise and tolerance for states stored in one precision, computed in another; measured once, then cached."""
         stored, computed = ("float32" if d == "float64" else d for d in (states_dtype, compute_dtype))
-        if (stored, computed) not in self._tolerances:
-            self._tolerances[stored, computed] = calibrate(self.decoder, self.vocabulary, stored, computed)
-        return self._tolerances[stored, computed]
+        key = stored, computed, name_in_use()
+        if key not in self._tolerances:
+            self._tolerances[key] = calibrate(self.decoder, self.vocabulary, stored, computed)
+        return self._tolerances[key]
 
     def fit(
         self,

@@ -28,7 +28,8 @@ ALLOWED = {
     "logits": {"engine", "lens", "model", "storage"},
     "intake": {"model", "storage"},
     "diagnose": {"engine", "lens", "model", "ops"},
-    "inverter": {"diagnose", "intake", "strategies", "logits", "engine", "lens", "model"},
+    "inverter": {"diagnose", "intake", "strategies", "logits", "engine", "lens", "model", "ops"},
+    "extend": {"engine", "lens", "ops", "strategies"},  # what other packages may build on, by name alone
     "extract": {"model", "storage"},
     "lmi": {"storage"},
     "cli": {

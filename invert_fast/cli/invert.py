@@ -9,6 +9,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..lens.names import LENSES
 from ..storage.joined import Joined, Source, parts_of
 from ..strategies import registry
 from ..types import InputError, Status, coarsest
@@ -65,6 +66,11 @@ def inversion_options(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="how candidates are found (default auto: draft, verify, repair; a few gradient steps; then all tokens)",
     )
+    parser.add_argument(
+        "--lens",
+        choices=LENSES.names(),
+        help="what auto and speculative draft with (default auto: a learned one where there is one that is better)",
+    )
     parser.add_argument("--preset", choices=PRESETS, help="operating point of --strategy continuous (default baseline)")
     parser.add_argument(
         "--trace",
@@ -94,7 +100,14 @@ def strategy_of(args: argparse.Namespace) -> str | Strategy:
     if args.preset or args.trace:
         option = "--preset" if args.preset else "--trace"
         raise InputError(f"{option} is an option of the continuous search: add --strategy continuous, or leave it out")
-    return args.strategy
+    if args.lens is None:
+        return args.strategy
+    if args.strategy not in ("auto", "speculative"):
+        raise InputError(f"--lens is an option of what drafts: add --strategy auto or speculative, not {args.strategy}")
+    from ..strategies.auto import auto
+    from ..strategies.speculative import Speculative
+
+    return auto(args.lens) if args.strategy == "auto" else Speculative(lens=args.lens)
 
 
 def check_output(args: argparse.Namespace) -> None:

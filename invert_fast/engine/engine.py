@@ -231,7 +231,7 @@ class _Stream:
         status, margin, error = (column[:, None] for column in self.judge.of_best(slots))
         near, token = self.attempts.near[slots, :1], self.attempts.near_ids[slots, :1].clamp_min(0)
         one = torch.ones_like(slots)
-        plain = ops.residuals(self.attempts.near_state[slots][:, None], self.lanes.target(slots))
+        plain = ops.residuals(self.attempts.near_state[slots][:, None], self.lanes.target(slots), backend="own")
         plain = torch.where(near.isinf(), near, plain)  # nothing tried, or nothing that can be compared
         self.ledger.write(slots, one, plain, margin, status, error, self.attempts.near_rank[slots, :1])
         status = status[:, 0]

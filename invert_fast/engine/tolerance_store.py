@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from ..model.decoder import Decoder
+from ..ops import outside
 from ..storage import cache
 from ..storage.json_text import parse
 from .noise import Metric
@@ -22,6 +23,8 @@ _FORMAT = "tolerances-7"
 def name(decoder: Decoder, dtype: str, compute_dtype: str) -> str:
     """File name, in the cache folder, of what holds for states of these precisions."""
     details = (dtype, compute_dtype, str(decoder.dtype), decoder.device.type)
+    if outside.name_in_use():  # noise of its own
+        details = (*details, outside.name_in_use())
     return cache.key(decoder.identity, _FORMAT, *details) + ".safetensors"
 
 

@@ -81,12 +81,13 @@ class Tolerances:
     def residuals(self, hidden: Tensor, target: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Of states `hidden [b, N, D]` from targets `[b, D]` at `positions [b, 1]`: relative L2 residuals `[b, N]`, as
         they are and in the metric of the noise. NaN and overflow count as infinitely far."""
-        plain = ops.residuals(hidden, target)
+        plain = ops.residuals(hidden, target, backend="own")
         return plain, self._in_metric(hidden, target[:, None], plain, positions)
 
     def row_residuals(self, hidden: Tensor, target: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         """The same of states row by row: `[b, K, D]` each, at positions `[b, K]` → `[b, K]` twice."""
-        plain = ops.residuals(hidden.flatten(0, 1)[:, None], target.flatten(0, 1)).view(positions.shape)
+        rows = ops.residuals(hidden.flatten(0, 1)[:, None], target.flatten(0, 1), backend="own")
+        plain = rows.view(positions.shape)
         return plain, self._in_metric(hidden, target, plain, positions)
 
     def _in_metric(self, hidden: Tensor, target: Tensor, plain: Tensor, positions: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Which lens a strategy drafts with: by what exists and what it measured, unless the user names one."""
+"""Which lens a strategy drafts with: by what exists and what it measured, unless the user names one, or brings it."""
 
 from __future__ import annotations
 
@@ -11,23 +11,31 @@ from ..types import InputError
 from . import sharpen
 from .base import Lens
 from .linear import LinearLens
+from .names import LENSES, OWN
+from .outside import LensMaker, lens_from_outside
 from .sharpen import sharpener_of
 from .store import learned_lens, linear_lens
 
 log = logging.getLogger("invert_fast")
 
-LENSES = ("auto", "linear", "learned")
 _WORTH = 0.001  # more of the tokens right, at least, for the learned lens to be worth its passes
 _read: WeakKeyDictionary[Decoder, dict[tuple, Lens]] = WeakKeyDictionary()  # once a process
 
 
 def choose_lens(
-    decoder: Decoder, vocabulary: Vocabulary, kind: str = "auto", states_dtype: str = "any", seed: int = 0
+    decoder: Decoder,
+    vocabulary: Vocabulary,
+    kind: str | Lens | LensMaker = "auto",
+    states_dtype: str = "any",
+    seed: int = 0,
 ) -> Lens:
     """The lens for states of this precision: `linear` (fitted now, in seconds, if it never was), `learned` (InputError
-    if none was fitted) or `auto`: the learned one if it exists and drafts better."""
-    if kind not in LENSES:
-        raise InputError(f"lens '{kind}' is unknown, expected one of {', '.join(LENSES)}")
+    if none was fitted) or `auto`: the learned one if it exists and drafts better; or one from outside, which `auto`
+    never takes, see `lens_from_outside`. Made once a process, what is handed in too."""
+    if isinstance(kind, str) and kind not in LENSES.names():
+        raise InputError(f"lens '{kind}' is unknown, expected one of {', '.join(LENSES.names())}")
+    if not (isinstance(kind, str) and kind in OWN):
+        return lens_from_outside(kind, decoder, vocabulary, states_dtype)
     kept = _read.setdefault(decoder, {})
     key = kind, states_dtype, seed
     if key not in kept:

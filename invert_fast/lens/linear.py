@@ -134,11 +134,11 @@ def two_row_map(hidden: Tensor, first: Tensor, both: Tensor, constant: Tensor) -
 
 
 def best_tokens(
-    proxies: Tensor, best_two: BestTwo, first: Tensor, rest: Tensor, scale: Tensor | float
+    proxies: Tensor, best_two: BestTwo, first: Tensor, rest: Tensor, scale: Tensor | float | None
 ) -> tuple[Tensor, Tensor]:
     """argmax over tokens of proxy·e_v + bias_v, with a bias of its own at position 0, and its lead over the second
     largest: `[b, T, D_e] → [b, T]` each. The lead tells how likely the token is right (`Repair.error`). scale: of the
-    bias of a likelihood in `rest`."""
+    bias of a likelihood in `rest`, None where it is none."""
     b, T, _ = proxies.shape
     opening, later = best_two(proxies[:, 0], first), best_two(proxies[:, 1:].flatten(0, 1), rest, scale)
     ids, leads = (torch.cat([one[:, None], more.view(b, T - 1)], 1) for one, more in zip(opening, later, strict=True))

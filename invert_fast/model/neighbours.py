@@ -89,7 +89,7 @@ class Neighbours:
         """The candidates nearest to `rows [n, D]` in the projection: places among the candidates `[n, count]`, −1 where
         there are fewer; and `beyond [n]`: no other candidate's row is nearer than that, in full."""
         inside = rows @ self._directions if self.projects else rows
-        found = ops.nearest_tokens(inside, self._projected, count, "l2")[1]
+        found = ops.nearest_tokens(inside, self._projected, count, "l2", backend="own")[1]
         last = (self._projected[found[:, -1].clamp_min(0)] - inside).square().sum(-1)
         return found, (last - _ROUNDING * inside.square().sum(-1)).clamp_min(0).sqrt()
 

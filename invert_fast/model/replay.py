@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from ..ops import draft_attention, fan_out_attention
+from ..ops import draft_attention, fan_out_attention, outside
 from .decoder import Decoder
 from .gradient import loss_and_gradient
 from .prefix import PrefixCall
@@ -68,6 +68,7 @@ class Programs:
     def _program(self, decoder: Decoder, kind: str, embeds: Tensor, call: PrefixCall) -> Pass | None:
         if (
             not fan_out_attention.available()
+            or outside.serves_passes("cpu")
             or embeds.device.type != "cpu"
             or not embeds.dtype == decoder.dtype == torch.float32
         ):

@@ -183,7 +183,7 @@ def _first_wrong(
     neighbours, since a single one of a coarse pass may."""
     if ours.shape != own.shape:
         return 0, float("inf")
-    off = ops.residuals(ours[:, None].float(), own.float())[:, 0].nan_to_num(nan=torch.inf)
+    off = ops.residuals(ours[:, None].float(), own.float(), backend="own")[:, 0].nan_to_num(nan=torch.inf)
     off = torch.where(own.isfinite().all(-1), off, 0.0)
     if not len(off):
         return None

@@ -68,7 +68,7 @@ class Wide:
         near = self.neighbours
         best, found = rows.new_empty(len(rows), 0), near.representative.new_empty(len(rows), 0)
         for start, part in zip(itertools.count(0, BLOCK), near.candidates.split(BLOCK)):
-            distance, at = ops.nearest_tokens(rows, near.rows[part], min(count, len(part)), "l2")
+            distance, at = ops.nearest_tokens(rows, near.rows[part], min(count, len(part)), "l2", backend="own")
             best = torch.cat([best, distance], 1)
             found = torch.cat([found, torch.where(at < 0, at, at + start)], 1)
             best, order = best.sort(dim=-1, stable=True)

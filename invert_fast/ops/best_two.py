@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import native
+from . import native, outside
 from .linear import MOST_BYTES, linear, pack, pack_parts
 from .native import _C, address
 from .table import backend as backend_of
@@ -110,6 +110,8 @@ class BestTwo:
         which the first is all but always the best of all; where it is not, its lead is small.
         """
         x = self._scaled(x)
+        if outside.serving("best_two", x.device.type) is not None:
+            return best_two(x, self.matrix, bias)
         if self._in_stages:
             return best_two(x, self.matrix, bias, self._coarse(), backend="triton")
         if not (self._compiled and x.dtype == bias.dtype == torch.float32):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import native
+from . import native, outside
 from .native import _C, NATIVE_DTYPES, _cuda, address, rows
 from .table import backend as backend_of
 
@@ -38,7 +38,8 @@ def nearest_tokens(
             f"nearest_tokens with banned {list(banned.shape)} {banned.dtype}: "
             f"expected [{len(queries)}, {len(table)}] torch.bool"
         )
-    if backend == "auto" and count == 1 and queries.device.type == "cuda" and native._cuda is not None:
+    ours = backend == "own" or (backend == "auto" and not outside.serving("nearest_tokens", queries.device.type))
+    if ours and count == 1 and queries.device.type == "cuda" and native._cuda is not None:
         backend = "cuda"  # twice as fast as Triton's there; of more than one it would write the ranks of all
     call = backend_of("nearest_tokens", backend, queries.device)
     return call(queries.detach(), table.detach(), count, metric, banned)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from invert_fast.kernels import attention
 
-from . import draft_attention, fan_out_attention
+from . import draft_attention, fan_out_attention, outside
 from .table import backend as backend_of
 
 _TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -39,7 +39,7 @@ def prefix_attention(
         )
     plain = causal and query.shape[2] > 1 and prefix_key is None  # PyTorch's own kernels are made for that
     if backend == "auto" and query.device.type == "cuda" and (plain or query.dtype not in _TRITON_DTYPES):
-        backend = "fused"
+        backend = "auto" if outside.serving("prefix_attention", "cuda") else "fused"
     return backend_of("prefix_attention", backend, query.device)(
         query,
         key,

@@ -20,7 +20,7 @@ def residuals(predictions: Tensor, targets: Tensor, *, backend: str = "auto") ->
             "expected [B, C, D] and [B, D]"
         )
     plain = predictions.dtype in NATIVE_DTYPES and targets.dtype in NATIVE_DTYPES
-    if backend == "auto" and (predictions.requires_grad or not plain):
+    if backend in ("auto", "own") and (predictions.requires_grad or not plain):
         backend = "reference"
     return backend_of("residuals", backend, predictions.device)(predictions, targets)
 

@@ -2,7 +2,7 @@
 
 Backends: triton (GPUs), cuda (CUDA C++, for one op, and where asked for), cpp (C++ on CPUs), fused (PyTorch's own op),
 reference (`kernels/reference.py`: the formula, and the contract that all others are tested against). A place is named
-and not imported: not every machine has Triton, a compiler or a GPU.
+and not imported: not every machine has Triton, a compiler or a GPU. Those of other packages are in `outside.py`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from functools import cache
 
 import torch
 
-from . import native
+from . import native, outside
 
 BACKENDS: dict[str, dict[str, str]] = {
     "residuals": {
@@ -74,13 +74,24 @@ def choose(op: str, device: str) -> str:
 
 
 def backend(op: str, name: str, device: torch.device) -> Callable:
-    """The function that computes `op`; name: `auto`, or one of its row. ValueError for a name that is not in it."""
-    return _function(op, choose(op, device.type) if name == "auto" else name)
+    """The function that computes `op`; name: `auto`, `own` (as `auto`, but of our own whatever is in use), one of its
+    row, or that of a backend of another package. ValueError where that does not have it."""
+    if name == "auto" and (theirs := outside.serving(op, device.type)) is not None:
+        return theirs
+    if name in ("auto", "own"):
+        return _function(op, choose(op, device.type))
+    if name in outside.OWN or name not in outside.names():
+        return _function(op, name)
+    theirs = outside.function_of(outside.backend_named(name), op, device.type)
+    if theirs is None:
+        raise ValueError(f"backend '{name}' does not have {op} on {device.type}, expected auto or another backend")
+    return theirs
 
 
 @cache
 def _function(op: str, name: str) -> Callable:
     if name not in BACKENDS[op]:
-        raise ValueError(f"backend '{name}' does not have {op}, expected auto or one of {sorted(BACKENDS[op])}")
+        known = [*sorted(BACKENDS[op]), *outside.names()]
+        raise ValueError(f"backend '{name}' does not have {op}, expected auto or one of {known}")
     module, _, function = BACKENDS[op][name].partition(":")
     return getattr(importlib.import_module(f"invert_fast.{module}"), function)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from ..lens.base import Lens
+from ..lens.outside import LensMaker
 from .chain import Chain
 from .exhaustive import Exhaustive
 from .lens_order import LensOrder
@@ -11,6 +13,7 @@ from .speculative import Speculative
 _A_FEW_STEPS = PerStepProjection(candidates_per_step=8, largest_block=32, max_steps=64, rest_block=None)
 
 
-def auto() -> Chain:
-    """What no strategy before it finds, the last one does: noise-free states always end exact."""
-    return Chain(Speculative(), _A_FEW_STEPS, LensOrder(), Exhaustive(), name="auto")
+def auto(lens: str | Lens | LensMaker = "auto") -> Chain:
+    """What no strategy before it finds, the last one does: noise-free states always end exact. lens: see
+    `Speculative`."""
+    return Chain(Speculative(lens=lens), _A_FEW_STEPS, LensOrder(lens=lens), Exhaustive(), name="auto")

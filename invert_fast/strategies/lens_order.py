@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..engine.protocol import Block, Context, Run
+from ..lens.base import Lens
 from ..lens.choose import choose_lens
+from ..lens.outside import LensMaker
 from ..ops.best_two import MANY_TOKENS
 from .blocks import growing_blocks
 from .candidates import Candidates
@@ -23,7 +25,7 @@ class LensOrder:
 
     part: float = 1 / 16
     block: int = 1024
-    lens: str = "auto"
+    lens: str | Lens | LensMaker = "auto"
     seed: int = 0
     name: str = "lens-order"
 

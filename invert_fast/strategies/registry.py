@@ -7,14 +7,14 @@ before it is asked for: the command line lists these names.
 
 from __future__ import annotations
 
-from functools import cache
-from importlib.metadata import EntryPoint, entry_points
+from importlib import import_module
 from typing import TYPE_CHECKING
+
+from ..lazy import Registered
 
 if TYPE_CHECKING:
     from ..engine.protocol import Strategy
 
-GROUP = "invert_fast.strategies"
 BUILT_IN = {
     "auto": "invert_fast.strategies.auto:auto",
     "speculative": "invert_fast.strategies.speculative:Speculative",
@@ -23,18 +23,12 @@ BUILT_IN = {
     "prior": "invert_fast.strategies.prior:PriorOrder",
     "exhaustive": "invert_fast.strategies.exhaustive:Exhaustive",
 }
-
-
-@cache
-def _registered() -> dict[str, EntryPoint]:
-    """By name; a package cannot replace what is built in."""
-    added = {point.name: point for point in entry_points(group=GROUP)}
-    return {**added, **{name: EntryPoint(name, value, GROUP) for name, value in BUILT_IN.items()}}
+STRATEGIES = Registered("invert_fast.strategies", "strategy", BUILT_IN)
 
 
 def names() -> tuple[str, ...]:
     """What `strategy_named` knows: the built-in ones first, then those of other packages."""
-    return (*BUILT_IN, *sorted(_registered().keys() - BUILT_IN.keys()))
+    return STRATEGIES.names()
 
 
 def strategy_named(name: str | Strategy) -> Strategy:
@@ -42,32 +36,18 @@ def strategy_named(name: str | Strategy) -> Strategy:
 
     Each of the built-in ones ends with the whole vocabulary where it does not get there by itself, except `speculative`
     and `continuous`, which stop at their own limits: alone they show what drafting and one discrete search a position
-    can do. Raises InputError for a name that is not registered, and for one whose package cannot make it.
+    can do. Raises InputError for a name that is not registered, for one whose package cannot make it, and for an object
+    that is no strategy.
     """
     from ..types import InputError
 
-    if not isinstance(name, str):
-        return name
-    point = _registered().get(name)
-    if point is None:
-        raise InputError(f"strategy '{name}' is unknown, expected one of {', '.join(names())}")
-    if name in BUILT_IN:
-        return point.load()()
-    try:
-        made = point.load()()
-    except Exception as error:  # whatever somebody else's package raises is that package's, and no bug of ours
-        raise InputError(
-            f"strategy '{name}' of {_package(point)} cannot be made ({type(error).__name__}: {error}), expected a "
-            f"callable without arguments at {point.value}: mend or uninstall that package"
-        ) from error
+    if isinstance(name, str) and name in BUILT_IN:
+        module, _, made_by = BUILT_IN[name].partition(":")
+        return getattr(import_module(module), made_by)()
+    made, said = (STRATEGIES.make(name), STRATEGIES.said(name)) if isinstance(name, str) else (name, "the strategy")
     if not (isinstance(getattr(made, "name", None), str) and callable(getattr(made, "bind", None))):
         raise InputError(
-            f"strategy '{name}' of {_package(point)} is a {type(made).__name__}, expected an object with a `name` and "
-            "`bind(context)` (invert_fast.engine.protocol.Strategy)"
+            f"{said} is a {type(made).__name__}, expected an object with a `name` and `bind(context)` "
+            "(invert_fast.extend.Strategy)"
         )
     return made
-
-
-def _package(point: EntryPoint) -> str:
-    dist = getattr(point, "dist", None)
-    return "an unnamed package" if dist is None else f"{dist.name} {dist.version}"

@@ -18,6 +18,7 @@ from ..engine.protocol import Behind, Block, Context, Run
 from ..lens.base import Lens
 from ..lens.choose import choose_lens
 from ..lens.linear import LinearLens
+from ..lens.outside import LensMaker
 from ..lens.repair import GROWTH, GROWTH_OF_LARGE
 from ..lens.sharpen import Sharpener, sharpener_of
 from .blocks import Ranked, growing_blocks
@@ -37,7 +38,8 @@ class Speculative:
     """first_block: candidates in the first repair block of a position (None: as many as the fit found cheapest), each
     later one is `growth` times the one before (None: 4, of a large vocabulary 2), up to max_block; max_candidates:
     leave a position to the next strategy after that many, of a large vocabulary 256 (None: try all); lens: auto |
-    linear | learned (see `lens.choose_lens`); seed: of a linear lens fitted on first use.
+    linear | learned (see `lens.choose_lens`), the name of one that a package registered, a `Lens`, or what makes one of
+    `(decoder, vocabulary, states_dtype)`; seed: of a linear lens fitted on first use.
     """
 
     first_block: int | None = None
@@ -45,7 +47,7 @@ class Speculative:
     max_block: int = 1024
     max_candidates: int | None = 512
     seed: int = 0
-    lens: str = "auto"
+    lens: str | Lens | LensMaker = "auto"
     name: str = "speculative"
 
     def bind(self, context: Context) -> _Proposer:
