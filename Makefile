@@ -11,7 +11,7 @@ PYTHON ?= $(shell for python in python3 python3.12 python3.11 python3.13; do \
 	$$python -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 \
 	&& echo $$python && break; done)
 
-.PHONY: help demo test test-isa bench lint sanitize clean
+.PHONY: help demo test test-isa bench lint api sanitize clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -43,6 +43,9 @@ bench: $(INSTALLED)  ## run the benchmarks
 lint: $(INSTALLED_LINT)  ## ruff and pyright
 	@mkdir -p build/typings/invert_fast && ln -sfn ../../../kernels build/typings/invert_fast/kernels
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/pyright
+
+api: $(INSTALLED)  ## docs/api.md, from the docstrings
+	@$(VENV)/bin/python tools/api_page.py --write
 
 # A shadow of the package, with a library that the sanitizers watch. They must be loaded before Python; torch leaks by
 # their standards.

@@ -1,9 +1,12 @@
 """Hidden states of a language model back into the exact text, with a certificate for every token.
 
+```python
 from invert_fast import Inverter
+
 inverter = Inverter.from_pretrained("bundled")
 states = inverter.capture(["The mayor opened the bridge on Tuesday."])
 print(inverter.invert(states)[0].text)
+```
 """
 
 from __future__ import annotations
@@ -13,7 +16,9 @@ from typing import TYPE_CHECKING
 from .lazy import exporting
 
 if TYPE_CHECKING:
+    from .diagnose.report import Diagnosis
     from .inverter import Inverter
+    from .lens.settings import Fit, FitReport
     from .model.reading import Reading
     from .strategies import Chain, Continuous, Exhaustive, PerStepProjection, PriorOrder, Speculative
     from .types import Cost, InputError, Recovery, States, Status
@@ -23,7 +28,10 @@ __all__ = [
     "Chain",
     "Continuous",
     "Cost",
+    "Diagnosis",
     "Exhaustive",
+    "Fit",
+    "FitReport",
     "InputError",
     "Inverter",
     "PerStepProjection",
@@ -35,11 +43,18 @@ __all__ = [
     "Status",
     "__version__",
 ]
+PUBLIC = ("invert_fast", "invert_fast.extend", "invert_fast.logits", "invert_fast.extract")
+"""What is promised (docs/api.md): `__all__` of these modules. All else may change with any release."""
 
 _TYPES = ("Cost", "InputError", "Recovery", "States", "Status")
 __getattr__ = exporting(
     __name__,
     dict.fromkeys(__all__[:-1], f"{__name__}.strategies")
     | dict.fromkeys(_TYPES, f"{__name__}.types")
-    | {"Inverter": f"{__name__}.inverter", "Reading": f"{__name__}.model.reading"},
+    | dict.fromkeys(("Fit", "FitReport"), f"{__name__}.lens.settings")
+    | {
+        "Diagnosis": f"{__name__}.diagnose.report",
+        "Inverter": f"{__name__}.inverter",
+        "Reading": f"{__name__}.model.reading",
+    },
 )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .engine.calibrate import calibrate
 from .engine.engine import Engine
@@ -46,7 +46,14 @@ class Inverter:
     reading: what else happened to the states (see `Reading`, and `diagnose`).
     """
 
-    def __init__(self, model: PreTrainedModel, tokenizer=None, layer: int | str = -1, *, reading=AS_CAPTURED):
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        layer: int | str = -1,
+        *,
+        reading: Reading = AS_CAPTURED,
+    ):
         self.decoder = Decoder(model, tokenizer, layer).read_as(reading)
         self.vocabulary = Vocabulary(self.decoder)
         self._tolerances: dict[tuple[str, str, str], Tolerances] = {}
@@ -126,7 +133,7 @@ class Inverter:
         )
 
     def invert(
-        self, states: Any, strategy: str | Strategy = "auto", *, attention_mask: Any = None, **options
+        self, states: Any, strategy: str | Strategy = "auto", *, attention_mask: Any = None, **options: Any
     ) -> list[Recovery]:
         """The texts of these states, in order; options as in `invert_iter`.
 
@@ -186,7 +193,7 @@ class Inverter:
         return run_as_read(self.decoder, itertools.chain([(first[0], rows)], others), engine.run)
 
     def invert_logits(
-        self, logits: Logits | Tensor | Sequence[Logits | Tensor], strategy: str | Strategy = "auto", **options
+        self, logits: Logits | Tensor | Sequence[Logits | Tensor], strategy: str | Strategy = "auto", **options: Any
     ) -> list[Recovery]:
         """The texts whose next-token log-probs or logits these are, in order; options as in `invert_iter`.
 

@@ -42,10 +42,12 @@ class Status(enum.IntEnum):
 
     @property
     def label(self) -> str:
+        """Its name as files and tables have it: `best match`."""
         return self.name.lower().replace("_", " ")
 
     @property
     def sentence(self) -> str:
+        """What it means, and what to do next."""
         return _SENTENCES[self]
 
 

@@ -67,6 +67,9 @@ class Working:
 
 
 class Proposer(Protocol):
+    """What a strategy is on the lanes of one engine. It reads its `Context`, keeps tables of its own, and proposes;
+    what it proposes is verified, and whatever is left of a position is asked for again."""
+
     def begin(self, slots: Tensor) -> None:
         """New texts stand in these lanes."""
         ...
@@ -96,7 +99,9 @@ class Behind:
 class Observer(Protocol):
     """A proposer that wants to know what runs showed behind their first mismatches."""
 
-    def observe(self, behind: Behind) -> None: ...
+    def observe(self, behind: Behind) -> None:
+        """A run of some lanes stopped at a mismatch. Told once a run."""
+        ...
 
 
 @runtime_checkable
@@ -113,10 +118,16 @@ class Learner(Protocol):
 
 
 class Strategy(Protocol):
-    @property
-    def name(self) -> str: ...
+    """How candidates are found: settings, which may serve any number of inversions, side by side too."""
 
-    def bind(self, context: Context) -> Proposer: ...
+    @property
+    def name(self) -> str:
+        """What users call it."""
+        ...
+
+    def bind(self, context: Context) -> Proposer:
+        """The proposer that works on the lanes of this engine, which it may look at."""
+        ...
 
 
 def served(items: Sequence[Run | Block | Working], slots: Tensor) -> Tensor:

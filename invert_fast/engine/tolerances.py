@@ -110,6 +110,7 @@ class Tolerances:
         return torch.where(positions == 0, first, rest)
 
     def describe(self) -> str:
+        """One line for a log."""
         rows = zip(("first", "rest"), self.noise, self.tolerance, self.wrong, self.decades, strict=True)
         return "; ".join(
             f"{name}: noise {n:.1e}, tolerance {t:.1e}, nearest wrong {w:.1e} ({d:.1f} decades)"

@@ -1,8 +1,12 @@
 """Full next-token log-probs through APIs that do not want to give them.
 
+```python
+from invert_fast import Inverter
 from invert_fast.extract import Client, LocalApi, Restrictions, extract
+
 api = LocalApi(Inverter.from_pretrained("bundled"), Restrictions(top=5))
 print(extract(Client(api), "The river was").log_probs)
+```
 """
 
 from __future__ import annotations

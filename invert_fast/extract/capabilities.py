@@ -47,6 +47,7 @@ class Capabilities:
     queries: int
 
     def as_json(self) -> dict:
+        """What JSON can hold of it: all fields by name."""
         return asdict(self)
 
     def describe(self) -> str:

@@ -70,9 +70,11 @@ class HttpApi:
         self.untellable = frozenset() if names is None else names.untellable
 
     def close(self) -> None:
+        """Close the connections."""
         self._http.close()
 
     def ask(self, query: Query) -> Answer:
+        """See `Api`."""
         path = "chat/completions" if self.endpoint.chat else "completions"
         choice = self._choice(self._post(path, self._request(query)))
         try:

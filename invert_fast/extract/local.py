@@ -60,6 +60,7 @@ class LocalApi:
             return self._logits[prompt]
 
     def ask(self, query: Query) -> Answer:
+        """See `Api`."""
         rules = self.restrictions
         self._limit_rate()
         logits = self.logits(query.prompt)

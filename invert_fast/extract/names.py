@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from functools import cached_property
+from typing import Any
 
 from tqdm import tqdm
 
@@ -22,7 +23,7 @@ class TokenNames:
                 self._ids.setdefault(name, []).append(token)
 
     @classmethod
-    def of(cls, tokenizer, vocab_size: int) -> TokenNames:
+    def of(cls, tokenizer: Any, vocab_size: int) -> TokenNames:
         """From a Hugging Face tokenizer: byte-level and byte-fallback tokens keep their bytes, others their text."""
         if tokenizer is None:
             raise InputError("this API names tokens by text, and no tokenizer was given: give the model's own")
@@ -45,6 +46,7 @@ class TokenNames:
 
     @property
     def size(self) -> int:
+        """How many ids there are, with or without a name."""
         return len(self._names)
 
     def text_of(self, token: int) -> str:

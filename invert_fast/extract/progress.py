@@ -97,6 +97,7 @@ class Progress:
             saved.reference_log_prob = (row["reference"][0], row["reference"][1])
 
     def start(self, index: int, prompt: Prompt, found: Capabilities, spent: int) -> None:
+        """Note what the API was found to allow for this prompt, and the queries that took."""
         self.saved[index] = Saved(found, hash_of(prompt), spent=spent)
         self._write({"prompt": index, "hash": hash_of(prompt), "capabilities": found.as_json(), "spent": spent})
 
@@ -119,6 +120,7 @@ class Progress:
             self._file.flush()
 
     def close(self) -> None:
+        """Close the file."""
         self._file.close()
 
 

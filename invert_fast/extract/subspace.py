@@ -38,6 +38,7 @@ class Image:
 
     @property
     def width(self) -> int:
+        """Directions that logits can lie in: at most the width of the model's states."""
         return self.weight.shape[1]
 
 

@@ -39,4 +39,5 @@ class VectorRecovery:
 
     @property
     def verified(self) -> bool:
+        """The model gives the vector's state again for these tokens, and for nothing else that was tried."""
         return self.status == Status.CERTIFIED

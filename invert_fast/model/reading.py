@@ -49,6 +49,7 @@ class Reading:
 
     @property
     def unit(self) -> bool:
+        """Whether each row was divided by its own length."""
         return self.scale == UNIT
 
     @property

@@ -17,6 +17,7 @@ class Chain:
         self.strategies, self.name = strategies, name
 
     def bind(self, context: Context) -> _Proposer:
+        """See `Strategy`."""
         return _Proposer([s.bind(context) for s in self.strategies], context)
 
     def __repr__(self) -> str:

@@ -70,6 +70,7 @@ class Continuous:
         return replace(cls(2000, 10_000), **changes)
 
     def bind(self, context: Context) -> _Proposer:
+        """See `Strategy`."""
         return _Proposer(self, context)
 
 

@@ -19,6 +19,7 @@ class Exhaustive:
     name: str = "exhaustive"
 
     def bind(self, context: Context) -> _Proposer:
+        """See `Strategy`."""
         return _Proposer(self, context)
 
 

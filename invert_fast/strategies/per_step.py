@@ -61,6 +61,7 @@ class PerStepProjection:
         return cls(optimiser="sgd", lr=1.0, metric="l2", init="token", project_from=1, growth=1)
 
     def bind(self, context: Context) -> _Proposer:
+        """See `Strategy`."""
         if self.optimiser not in ("polyak", "sgd", "adam"):
             raise ValueError(f"optimiser '{self.optimiser}' is unknown, expected polyak, sgd or adam")
         return _Proposer(self, context)

@@ -25,6 +25,7 @@ class PriorOrder:
     name: str = "prior"
 
     def bind(self, context: Context) -> _Proposer:
+        """See `Strategy`."""
         return _Proposer(self, context)
 
 

@@ -51,6 +51,7 @@ class Speculative:
     name: str = "speculative"
 
     def bind(self, context: Context) -> _Proposer:
+        """See `Strategy`."""
         lens = choose_lens(context.decoder, context.vocabulary, self.lens, context.states_dtype, self.seed)
         sharpener = sharpener_of(context.decoder, context.vocabulary, lens, self.seed)
         return _Proposer(self, context, lens, sharpener)
