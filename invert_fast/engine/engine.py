@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -25,6 +24,8 @@ from .watched import Watched
 
 log = logging.getLogger("invert_fast")
 
+_END = object()
+
 
 @dataclass(frozen=True)
 class Engine:
@@ -43,17 +44,27 @@ class Engine:
     tokens_per_call: int
     states_dtype: str = "float32"
 
-    def run(self, texts: Iterable[tuple[int, Tensor]]) -> Iterator[tuple[int, Recovery]]:
-        """`(index, hidden [T, D])` in, `(index, Recovery)` out, in the order they are finished."""
-        return _Stream(self, iter(texts)).recoveries()
+    def run(
+        self, texts: Iterable[tuple[int, Tensor] | None], wanted: Callable[[int], bool] | None = None
+    ) -> Iterator[tuple[int, Recovery]]:
+        """`(index, hidden [T, D])` in, `(index, Recovery)` out, in the order they are finished.
+
+        texts may come while others are worked on: None says that there is none now, and the next is asked for after a
+        round (so it had better wait for one where nothing is in the lanes). wanted: asked before each round about
+        every text in the lanes; one that is not wanted any more leaves its lane, and nothing comes out of it.
+        """
+        return _Stream(self, iter(texts), wanted).recoveries()
 
 
 class _Stream:
     """One run of an engine: its lanes, and all that is known of the texts in them."""
 
-    def __init__(self, engine: Engine, source: Iterator[tuple[int, Tensor]]):
+    def __init__(
+        self, engine: Engine, source: Iterator[tuple[int, Tensor] | None], wanted: Callable[[int], bool] | None
+    ):
         decoder, vocabulary, tolerances = engine.decoder, engine.vocabulary, engine.tolerances
         self.decoder, self.source, self.tokens_per_call = decoder, source, engine.tokens_per_call
+        self.wanted, self.ended, self.more_later = wanted, False, False
         self.lanes = lanes_of(decoder, engine.slots, engine.max_len)
         self.attempts = Attempts(engine.slots, vocabulary.size, decoder.width, decoder.device)
         self.ledger = Ledger(self.lanes, self.attempts, vocabulary, tolerances)
@@ -78,20 +89,40 @@ class _Stream:
                 taken = self.ledger.take(done)
                 self.proposer.finished(done, self.ledger.status[done] == Status.CERTIFIED)
                 self.lanes.release(done)
-                self._refill()
                 yield from taken
+                self._refill()
                 continue  # a text of no tokens is finished already
+            if self.wanted is not None:
+                self._drop(self.wanted)
             active = self.lanes.active()
-            if not len(active):
+            if len(active):
+                with self.ledger.timed(active):
+                    self._step(active)
+            elif self.ended:
                 return
-            with self.ledger.timed(active):
-                self._step(active)
+            if self.more_later or not len(active):
+                self._refill()
+
+    def _drop(self, wanted: Callable[[int], bool]) -> None:
+        """Free the lanes of texts that nobody waits for any more."""
+        texts = self.lanes.text.tolist()
+        gone = [slot for slot, text in enumerate(texts) if text >= 0 and not wanted(text)]
+        if gone:
+            slots = torch.tensor(gone, device=self.lanes.text.device)
+            self.attempts.reset(slots)
+            self.ledger.forget(gone)
+            self.lanes.release(slots)
 
     @torch.no_grad()
     def _refill(self) -> None:
         """Put the next texts into the idle lanes."""
-        idle = self.lanes.idle()
-        items = list(itertools.islice(self.source, len(idle)))
+        idle, items = self.lanes.idle(), []
+        self.more_later = False
+        while len(items) < len(idle) and not (self.ended or self.more_later):
+            item = next(self.source, _END)
+            self.ended, self.more_later = item is _END, item is None
+            if isinstance(item, tuple):
+                items.append(item)
         if not items:
             return
         started = idle[: len(items)]

@@ -42,6 +42,13 @@ class Ledger:
         self.seconds.index_fill_(0, slots, 0)
         self.attempts.failed.index_fill_(0, slots, False)
 
+    def forget(self, slots: Sequence[int]) -> None:
+        """The texts in these lanes are given up."""
+        for slot in slots:
+            self.traces.drop(slot)
+        gone = set(slots)
+        self.alternatives = {at: ids for at, ids in self.alternatives.items() if at[0] not in gone}
+
     @contextmanager
     def timed(self, slots: Tensor) -> Iterator[None]:
         """Charge the time spent inside to the texts of these lanes, in equal shares."""

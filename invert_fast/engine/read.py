@@ -11,22 +11,23 @@ from torch import Tensor
 from ..model.decoder import Decoder
 from ..types import Recovery
 
-Run = Callable[[Iterable[tuple[int, Tensor]]], Iterator[tuple[int, Recovery]]]
+Texts = Iterable[tuple[int, Tensor] | None]  # None: none now, see `Engine.run`
+Run = Callable[[Texts], Iterator[tuple[int, Recovery]]]
 
 
-def run_as_read(decoder: Decoder, texts: Iterable[tuple[int, Tensor]], run: Run) -> Iterator[tuple[int, Recovery]]:
+def run_as_read(decoder: Decoder, texts: Texts, run: Run) -> Iterator[tuple[int, Recovery]]:
     """`run` of the rows `[T, D]` of each text as the decoder reads them, behind the model's own rows of the prefix.
 
     The certificate of a token holds given all before it, hence given the prefix: a wrong one gives other states, and
     nothing behind it is certified.
     """
     reading = decoder.reading
-    read = ((index, reading.rows(hidden)) for index, hidden in texts)
+    read = (item and (item[0], reading.rows(item[1])) for item in texts)
     if not reading.prefix:
         return run(read)
     ids = torch.tensor([reading.prefix], device=decoder.device)
     before = decoder.capture(ids)[0].float().cpu()
-    whole = ((index, torch.cat([before, rows.cpu()])) for index, rows in read)
+    whole = (item and (item[0], torch.cat([before, item[1].cpu()])) for item in read)
     return ((index, behind(found, len(before), decoder.decode)) for index, found in run(whole))
 
 

@@ -49,6 +49,10 @@ class Traces:
     def add(self, slot: int, position: int, trace: PositionTrace) -> None:
         self._of.setdefault(slot, {})[position] = trace
 
+    def drop(self, slot: int) -> None:
+        """The text in this lane is given up."""
+        self._of.pop(slot, None)
+
     def take(
         self, slot: int, ids: np.ndarray, discrete_loss: np.ndarray, loss_ceiling: np.ndarray, table: Embedding
     ) -> dict[str, Any] | None:
