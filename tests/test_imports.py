@@ -32,9 +32,10 @@ ALLOWED = {
     "extend": {"engine", "lens", "ops", "strategies"},  # what other packages may build on, by name alone
     "extract": {"model", "storage"},
     "lmi": {"storage"},
+    "doctor": {"__init__", "ops", "storage", "_C", "_cuda"},
     "cli": {
         *("__init__", "inverter", "intake", "strategies", "logits", "engine", "lens", "model", "storage"),
-        *("diagnose", "extract", "lmi", "baselines"),
+        *("diagnose", "extract", "lmi", "baselines", "doctor"),
     },
     "__main__": {"cli"},
     "__init__": {"diagnose", "inverter", "lens", "model", "strategies"},

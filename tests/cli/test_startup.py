@@ -58,7 +58,10 @@ def test_the_version_imports_nothing_heavy():
     assert not imported & HEAVY
 
 
-@pytest.mark.parametrize("package", ["", ".lens", ".logits", ".strategies", ".extract", ".lmi", ".cli.main"])
+PACKAGES = ("", ".lens", ".logits", ".strategies", ".extract", ".lmi", ".doctor.examine", ".cli.main")
+
+
+@pytest.mark.parametrize("package", PACKAGES)
 def test_packages_import_what_is_asked_of_them(package):
     _, imported = output(f"import invert_fast{package}")
     assert not imported & HEAVY
