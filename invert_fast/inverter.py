@@ -31,8 +31,9 @@ from .model.load import load
 from .model.reading import AS_CAPTURED, Reading
 from .model.vocabulary import Vocabulary
 from .ops.outside import name_in_use
+from .storage.precisions import rounded, stored_dtype
 from .strategies.registry import strategy_named
-from .types import InputError, Recovery, States, coarsest, dtype_named
+from .types import QUANTISED, InputError, Recovery, States, coarsest, dtype_named
 
 if TYPE_CHECKING:
     from .diagnose.report import Diagnosis
@@ -90,13 +91,17 @@ class Inverter:
         max_tokens: cut each text to that many; texts longer than the model's context are cut to it;
         special: texts get what the tokenizer adds by itself, as in the model's own use (a BOS has a row like any); a
         chat is written by the tokenizer's template, ids are taken as they are;
-        store_dtype: round the states to this precision. An empty text has `[0, D]` states.
+        store_dtype: round the states to this precision (float32, float16, bfloat16, fp8_e4m3, fp8_e5m2, int8). An empty
+        text has `[0, D]` states.
         """
         ids = [
             self.encode(text, max_tokens, special)
             for text in ([texts] if isinstance(texts, str) or is_chat(texts) else texts)
         ]
-        return [self._states(hidden) for hidden in self.capture_ids(ids, dtype_named(store_dtype), batch_size)]
+        stored_dtype(store_dtype)  # before any work
+        held = torch.float32 if store_dtype in QUANTISED else dtype_named(store_dtype)
+        captured = self.capture_ids(ids, held, batch_size)
+        return [self._states(rounded(hidden, store_dtype), store_dtype) for hidden in captured]
 
     def encode(self, text: Any, max_tokens: int | None = None, special: bool = False) -> list[int]:
         """The token ids that `capture` runs for a text (or chat, or ids); `special` as there."""
@@ -123,11 +128,11 @@ class Inverter:
                 rows.update(zip(which, hidden, strict=True))
             yield from (rows[i].to(dtype) for i in range(len(part)))
 
-    def _states(self, hidden: Tensor) -> States:
+    def _states(self, hidden: Tensor, stored: str) -> States:
         return States(
             hidden,
             self.decoder.layer.name,
-            str(hidden.dtype).removeprefix("torch."),
+            stored,
             str(self.decoder.dtype).removeprefix("torch."),
             self.decoder.fingerprint(),
         )

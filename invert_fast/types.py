@@ -10,7 +10,7 @@ import enum
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from .visible import visible
+from .storage.visible import visible
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 
 _LONGEST_MESSAGE = 2000
+
+QUANTISED = ("fp8_e4m3", "fp8_e5m2", "int8")  # what states are stored in and nobody computes in
+_FP8 = {"float8_e4m3fn": "fp8_e4m3", "float8_e5m2": "fp8_e5m2"}  # by PyTorch's names
 
 
 class InputError(ValueError):
@@ -69,10 +72,12 @@ class States:
 
     hidden: `[T, D]`, any float dtype; row t is the state of token t given tokens 0…t.
     layer: where they were taken: a Hugging Face `hidden_states` index, `block:k`, `final_norm` or `embeddings`.
-    dtype: the precision they were stored in when captured (`float32` | `float16` | `bfloat16`).
+    dtype: the precision they were stored in when captured (`float32` | `float16` | `bfloat16` | `fp8_e4m3` |
+    `fp8_e5m2` | `int8`).
     compute_dtype: the precision of the forward pass that made them, or `int8`: with weights rounded to that; taken to
-    be `dtype` where nobody says.
+    be `dtype` where nobody says, and bf16 for states in fp8 or int8.
     model: fingerprint of the model they came from, or None when unknown.
+    scale: of int8 (or fp8) codes in `hidden`, `[T]` or one for all: `hidden` is then their product, in fp32.
     """
 
     hidden: Tensor
@@ -80,6 +85,7 @@ class States:
     dtype: str = ""
     compute_dtype: str = ""
     model: str | None = None
+    scale: Tensor | None = None
 
     def __post_init__(self):
         from torch import Tensor
@@ -93,41 +99,54 @@ class States:
                 f"states have shape {list(self.hidden.shape)}, expected [tokens, width]: "
                 "give one [T, D] tensor a text (or a batch [B, T, D] of them)"
             )
-        if not self.hidden.is_floating_point():
-            raise InputError(f"states are {self.hidden.dtype}, expected floating point: save the states, not token ids")
-        if not self.dtype:
-            object.__setattr__(self, "dtype", str(self.hidden.dtype).removeprefix("torch."))
+        kind = str(self.hidden.dtype).removeprefix("torch.")
+        if not self.hidden.is_floating_point() and (self.scale is None or kind != "int8"):
+            raise InputError(
+                f"states are {self.hidden.dtype}, expected floating point: save the states, not token ids; int8 codes "
+                "come with their scales, States(codes, scale=scales)"
+            )
+        object.__setattr__(self, "dtype", _FP8.get(self.dtype or kind, self.dtype or kind))
         if not self.compute_dtype:
-            object.__setattr__(self, "compute_dtype", self.dtype)
+            object.__setattr__(self, "compute_dtype", "bfloat16" if self.dtype in QUANTISED else self.dtype)
+        if self.scale is not None or kind.startswith("float8"):
+            self._unpack()
+
+    def _unpack(self) -> None:
+        """From codes to what they stand for."""
+        from .storage.precisions import rows_of
+
+        if self.scale is not None and list(self.scale.shape) not in ([len(self)], [len(self), 1], [1], []):
+            raise InputError(
+                f"scales have shape {list(self.scale.shape)}, the codes {list(self.hidden.shape)}, expected "
+                f"[{len(self)}]: give one a row, or one for all"
+            )
+        object.__setattr__(self, "hidden", rows_of(self.hidden.detach(), self.scale))
+        object.__setattr__(self, "scale", None)
 
     def __len__(self) -> int:
         return self.hidden.shape[0]
 
     def precision(self) -> tuple[str, str]:
-        """`dtype` and `compute_dtype`, unless the numbers say otherwise: fp32 values that all are bf16 (or fp16) ones
-        were stored in that, whatever holds them now, and were computed in it where nobody said anything else."""
-        import torch
+        """`dtype` and `compute_dtype`, unless the numbers say otherwise: see `storage.precisions`."""
+        from .storage.precisions import precisions_of
 
-        rows = self.hidden.detach()
-        if self.dtype in ("float32", "float64") and rows.numel():
-            for name, dtype in (("bfloat16", torch.bfloat16), ("float16", torch.float16)):
-                # the first row mostly tells already
-                if all(torch.equal(t.to(dtype).to(t.dtype), t) for t in (rows[:1], rows)) and bool(rows.any()):
-                    return name, name if self.compute_dtype == self.dtype else self.compute_dtype
-        return self.dtype, self.compute_dtype
+        return precisions_of([self])[0]
 
 
 def coarsest(states: Iterable[States]) -> tuple[str, str]:
-    """The precision, stored and computed, of the coarsest of some states."""
-    finest = ("float64", "float32", "int8", "float16", "bfloat16")
-    order = {name: place for place, name in enumerate(finest)}
-    pairs = [s.precision() for s in states]
-    unknown = len(order)  # is refused by its name further on
-    return max(
-        pairs,
-        key=lambda pair: (order.get(pair[1], unknown), order.get(pair[0], unknown)),
-        default=("float32", "float32"),
+    """The precision, stored and computed, of the coarsest of some states: of each the coarsest there is."""
+    from .storage.precisions import precisions_of
+
+    pairs = precisions_of([*states])
+    stored = ("float64", "float32", "float16", "bfloat16", "int8", "fp8_e4m3", "fp8_e5m2")
+    computed = ("float64", "float32", "int8", "float16", "bfloat16")
+    if not pairs:
+        return "float32", "float32"
+    first, second = (
+        max(names, key=lambda name: order.index(name) if name in order else len(order))  # that is refused further on
+        for names, order in zip(zip(*pairs, strict=True), (stored, computed), strict=True)
     )
+    return first, second
 
 
 PARTS = ("draft", "repair", "rivals", "exhaustive")

@@ -7,11 +7,16 @@ import copy
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from invert_fast import Inverter, States, Status
 from invert_fast.cli import demo
+from invert_fast.intake.files import open_source
 from invert_fast.model.decoder import capture
 from invert_fast.model.numerics import model_in
+from invert_fast.storage.precisions import CODES, codes_of, rounded
+from invert_fast.storage.states import write_states
+from invert_fast.types import QUANTISED, InputError
 
 from .families import inverter, texts
 from .recovered import check
@@ -22,7 +27,7 @@ def bundled():
     return Inverter.from_pretrained("bundled")
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "fp8_e4m3", "fp8_e5m2", "int8"])
 def test_bundled_coarse_states(bundled, dtype):
     right, certified, _ = check(bundled, [bundled.encode(s) for s in demo.sentences()], store_dtype=dtype)
     assert right >= 0.99
@@ -77,6 +82,61 @@ def test_what_states_were_is_seen_from_their_numbers(bundled):
     assert exact[0].precision() == ("float32", "float32")
     assert States(torch.zeros(3, 4)).precision() == ("float32", "float32")
     assert States(exact[0].hidden.bfloat16(), compute_dtype="float32").precision() == ("bfloat16", "float32")
+
+
+@pytest.mark.parametrize("dtype", QUANTISED)
+def test_quantised_states_are_recognised_however_they_are_held(bundled, dtype):
+    """fp32 (and fp64) values that all are levels of fp8 or int8; codes with their scales; and nothing else is."""
+    (exact,) = bundled.capture(["Meet me at nine by the old mill."])
+    rows = exact.hidden * torch.logspace(-2, 4, len(exact))[:, None]  # some overflow fp8
+    codes, scale = codes_of(rows, dtype)
+    held = rounded(rows, dtype)
+    assert torch.equal(rounded(held, dtype), held) or dtype == "int8"
+    assert ((held - rows).norm(dim=-1) < 0.09 * rows.norm(dim=-1)).all()
+    for given in (held, held.double(), held * 1.0):
+        assert States(given).precision() == (dtype, "bfloat16")
+    assert States(held, compute_dtype="float16").precision() == (dtype, "float16")
+    packed = States(codes, scale=scale)
+    assert torch.equal(packed.hidden, held)
+    assert packed.precision() == (dtype, "bfloat16")
+    assert States(rows).precision() == ("float32", "float32")
+    assert States(torch.cat([held, rows])).precision() == ("float32", "float32")
+    with pytest.raises(InputError, match=r"\[3\].*expected"):
+        States(codes, scale=scale[:3])
+
+
+@pytest.mark.parametrize("dtype", QUANTISED)
+def test_quantised_files(bundled, dtype, tmp_path):
+    """As `capture` writes them, as others name their tensors, and in a mapping."""
+    ids = [bundled.encode(s) for s in demo.sentences()[:3]]
+    exact = bundled.capture(ids)
+    ours, theirs, pt = (tmp_path / name for name in ("ours.safetensors", "theirs.safetensors", "theirs.pt"))
+    write_states(ours, (s.hidden for s in exact), [*map(len, ids)], 256, CODES[dtype], {"dtype": dtype})
+    rows = torch.nn.utils.rnn.pad_sequence([s.hidden for s in exact], batch_first=True)
+    codes, scale = codes_of(rows, dtype)
+    tensors = {"acts": codes, "acts.scale": scale, "attention_mask": (rows != 0).any(-1).long()}
+    save_file(tensors, theirs)
+    torch.save(tensors, pt)
+    for path in (ours, theirs, pt):
+        source = open_source(path, bundled.decoder.layer)
+        source.check_finite()
+        found = bundled.invert([source.states(i, -1) for i in range(len(ids))])
+        assert [r.token_ids.tolist() for r in found] == ids
+        assert all(r.certified for r in found)
+    found = bundled.invert(tensors)
+    assert [r.token_ids.tolist() for r in found] == ids
+
+
+def test_codes_without_scales_and_scales_that_do_not_fit_are_refused(bundled, tmp_path):
+    codes, scale = codes_of(bundled.capture(["A few words."])[0].hidden, "int8")
+    for tensors, wanted in (({"hidden": codes}, "hidden_scale"), ({"hidden": codes, "scale": scale[:2]}, "one scale")):
+        save_file(tensors, tmp_path / "s.safetensors")
+        with pytest.raises(InputError, match=wanted):
+            open_source(tmp_path / "s.safetensors", bundled.decoder.layer)
+    with pytest.raises(InputError, match="scales"):
+        States(codes)
+    with pytest.raises(InputError, match="one for all"):
+        bundled.invert({"hidden": codes, "scale": scale[:2]})
 
 
 def test_int8_weights(bundled):

@@ -237,8 +237,8 @@ def test_more_rows_than_the_model_has_positions(inv):
 @pytest.mark.parametrize("option", ["states_dtype", "compute_dtype"])
 def test_unknown_precisions(inv, option):
     assert "int4" in refused(lambda: inv.invert(inv.capture(texts(3)), **{option: "int4"}))
-    assert "int8" in refused(lambda: inv.capture(texts(3), store_dtype="int8"))
-    assert "int8" in refused(lambda: inv.invert(States(torch.zeros(2, WIDTH), dtype="int8")))
+    assert "int4" in refused(lambda: inv.capture(texts(3), store_dtype="int4"))
+    assert "int4" in refused(lambda: inv.invert(States(torch.zeros(2, WIDTH), dtype="int4")))
 
 
 def test_a_later_text_that_is_wrong_is_refused_by_its_number(inv):

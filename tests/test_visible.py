@@ -18,7 +18,7 @@ from invert_fast import InputError
 from invert_fast.cli import main as command_line
 from invert_fast.cli.main import main
 from invert_fast.cli.terminal import Formatter
-from invert_fast.visible import visible
+from invert_fast.storage.visible import visible
 
 CLI = Path(command_line.__file__).parent
 EVIL = "\x1b]0;owned\x07\x1b[2J\u202etxt.exe\u2066\x9b31m\r\nfine\u200b"

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..storage.prompts import read_chats
-from ..types import InputError, dtype_named
-from .options import DTYPES, counted, inverter_of, model_options, positive, progress, special_option
+from ..types import InputError
+from .options import STORED, counted, inverter_of, model_options, positive, progress, special_option
 
 if TYPE_CHECKING:
     from ..inverter import Inverter
@@ -37,7 +37,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     one.add_argument("--output", type=Path, required=True, metavar="FILE", help="states.safetensors to write")
     one.add_argument("--max-tokens", type=positive, metavar="N", help="cut each text to N tokens")
     one.add_argument("--limit", type=positive, metavar="P", help="only the first P texts")
-    one.add_argument("--store-dtype", choices=DTYPES, default="float32", help="precision of the file (default float32)")
+    one.add_argument("--store-dtype", choices=STORED, default="float32", help="precision of the file (default float32)")
     special_option(one)
     one.add_argument("--batch-size", type=positive, default=32, metavar="B", help="texts a forward pass (default 32)")
     one.add_argument("--overwrite", action="store_true", help="replace an existing output")
@@ -60,6 +60,7 @@ def _capture(args: argparse.Namespace) -> int:
     if args.output.exists() and not args.overwrite:
         raise InputError(f"{args.output} exists, expected a new file: give another --output, or --overwrite")
     texts = read_chats(args.input, args.limit)
+    from ..storage.precisions import CODES, stored_dtype
     from ..storage.states import write_states
 
     inverter = inverter_of(args, args.layer)
@@ -69,7 +70,7 @@ def _capture(args: argparse.Namespace) -> int:
         log.warning(
             "%d texts fill the model's %d positions and may have been cut there", cut, inverter.decoder.max_length
         )
-    dtype, decoder = dtype_named(args.store_dtype), inverter.decoder
+    dtype, decoder = stored_dtype(args.store_dtype), inverter.decoder
     metadata = {
         "model": decoder.fingerprint(),
         "layer": decoder.layer.name,
@@ -79,7 +80,8 @@ def _capture(args: argparse.Namespace) -> int:
     }
     for line in _told(inverter, args, texts):
         log.info("%s", line)
-    hidden = inverter.capture_ids(ids, dtype, args.batch_size)
+    captured = {"dtype": dtype} if args.store_dtype not in CODES else {}  # codes are made as they are written
+    hidden = inverter.capture_ids(ids, batch_size=args.batch_size, **captured)
     with progress(total=len(ids), desc="capture", unit="text") as bar:
         write_states(args.output, counted(hidden, bar), [len(i) for i in ids], decoder.width, dtype, metadata)
     log.info(

@@ -15,7 +15,7 @@ from ..strategies import registry
 from ..types import InputError, Status, coarsest
 from .options import (
     COMPUTED,
-    DTYPES,
+    STORED,
     gib,
     inverter_of,
     loading,
@@ -51,7 +51,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     inversion_options(one)
     reading_options(one)
     one.add_argument(
-        "--states-dtype", choices=DTYPES, help="precision the states were stored in, if the file is silent"
+        "--states-dtype", choices=STORED, help="precision the states were stored in, if the file is silent"
     )
     one.add_argument("--compute-dtype", choices=COMPUTED, help="precision they were computed in, if the file is silent")
     one.set_defaults(command=_invert)

@@ -11,6 +11,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from ..types import QUANTISED
+
 if TYPE_CHECKING:
     from tqdm import tqdm
 
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from ..model.reading import Reading
 
 DTYPES = ("float32", "float16", "bfloat16")
+STORED = (*DTYPES, *QUANTISED)
 COMPUTED = (*DTYPES, "int8")  # of a pass; int8: its weights alone
 _Item = TypeVar("_Item")
 

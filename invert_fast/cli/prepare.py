@@ -7,7 +7,7 @@ import time
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from .options import DTYPES, inverter_of, model_options
+from .options import DTYPES, STORED, inverter_of, model_options
 from .terminal import say, say_json
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     model_options(one)
     one.add_argument(
         "--states-dtype",
-        choices=DTYPES,
+        choices=STORED,
         nargs="+",
         default=["float32"],
         help="precisions that states will be stored in (default float32)",

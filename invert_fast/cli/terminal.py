@@ -11,7 +11,7 @@ import logging
 import sys
 from typing import IO, Any
 
-from ..visible import visible
+from ..storage.visible import visible
 
 
 def say(text: str) -> None:

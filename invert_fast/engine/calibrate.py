@@ -15,7 +15,8 @@ from ..model.numerics import model_in
 from ..model.own_lanes import lanes_of
 from ..model.samples import sample_texts
 from ..model.vocabulary import Vocabulary
-from ..types import InputError, dtype_named
+from ..storage.precisions import rounded
+from ..types import InputError
 from . import tolerance_store
 from .noise import Metric, metric_of
 from .tolerances import FIRST, REST, Tolerances
@@ -120,7 +121,7 @@ def _noise(
 ) -> _Measured:
     """Noise of true tokens: states captured as the user's were, verified as ours will be: as a draft from nothing and,
     for `steps`, as single tokens after a prefix, since engines do both."""
-    captured = _captured(decoder, ids, compute_dtype).to(dtype_named(dtype)).float()
+    captured = rounded(_captured(decoder, ids, compute_dtype), dtype).float()
     if not bool(captured.isfinite().all()):
         raise InputError(
             f"states of this model overflow when they are computed in {compute_dtype} and stored in {dtype}, expected "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from ..storage.contents import as_tensor
+from ..storage.precisions import rows_of
+from ..storage.scaled import NAMES, SUFFIXES
 from ..types import InputError
 
 WANTED = (
@@ -64,6 +66,25 @@ def _plain(given: Tensor) -> Tensor:
             "give .dequantize() or .to_dense() of it, or capture it again"
         )
     return given.detach()
+
+
+def multiplied(given: Mapping[Any, Any]) -> Mapping[Any, Any]:
+    """The same entries, but for codes (int8, fp8) with scales beside them, named as in files: these are the rows that
+    they stand for, in fp32, and the scales are gone."""
+    made, beside = dict(given), {name for name in given if isinstance(name, str)}
+    for name in beside:
+        kind = str(getattr(given[name], "dtype", "")).removeprefix("torch.")
+        found = next((s for s in (*(name + end for end in SUFFIXES), *NAMES) if s in beside and s != name), None)
+        if found is not None and is_array(given[name]) and (kind == "int8" or kind.startswith("float8")):
+            codes, scale = tensor_of(given[name]), tensor_of(given[found])
+            if list(scale.shape) not in (list(codes.shape[:-1]), [*codes.shape[:-1], 1]) and scale.numel() != 1:
+                raise InputError(
+                    f"scales `{found}` have shape {list(scale.shape)}, the codes `{name}` {list(codes.shape)}, "
+                    f"expected {list(codes.shape[:-1])}: give one a row, or one for all"
+                )
+            made[name] = rows_of(codes, scale)
+            made.pop(found, None)
+    return made
 
 
 def leading(given: Sequence[Any]) -> set[tuple[int, ...]] | None:

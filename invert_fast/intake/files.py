@@ -16,8 +16,9 @@ from ..storage.contents import Contents
 from ..storage.joined import Joined, Source, natural, parts_of
 from ..storage.states import contents_of, first_bytes, is_torch, states_in
 from ..storage.torch_file import load_torch
+from ..storage.visible import visible
 from ..types import InputError, States
-from ..visible import visible
+from .arrays import multiplied
 from .huggingface import entry, is_output
 from .texts import member, texts_of
 
@@ -101,6 +102,7 @@ def _open(path: Path, layer: Layer, tensor: str | None) -> Source:
 def _opened(path: Path, layer: Layer, tensor: str | None) -> Source:
     if is_torch(first_bytes(path), path):
         given = load_torch(path)
+        given = multiplied(given) if isinstance(given, Mapping) and not is_output(given) else given
         meant = _meant(given, tensor)
         mask = given.get("attention_mask") if isinstance(given, Mapping) and not isinstance(meant, list) else None
         texts = texts_of(meant, layer, mask)

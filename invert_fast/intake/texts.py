@@ -12,7 +12,7 @@ from torch import Tensor
 from ..model.layer import Layer
 from ..storage.masks import spans
 from ..types import InputError, States
-from .arrays import WANTED, depth, is_array, tensor_of
+from .arrays import WANTED, depth, is_array, multiplied, tensor_of
 from .huggingface import batch_of, entry, is_layers, is_output, is_steps
 
 
@@ -39,6 +39,7 @@ def _texts(given: Any, layer: Layer, mask: Any) -> Iterator[States]:
         batch, mask = batch_of(given, layer, _mask(mask))
         yield from _cut(batch, layer, mask)
     elif isinstance(given, Mapping):
+        given = multiplied(given)
         name = member(given)
         yield from _texts(given[name], layer, given.get("attention_mask") if mask is None else mask)
     elif isinstance(given, (str, bytes, PurePath)) or not isinstance(given, Iterable):

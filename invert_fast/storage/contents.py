@@ -24,8 +24,9 @@ from ..types import InputError
 _DTYPES = {
     "F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64",
     "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool",
+    "F8_E4M3": "fp8_e4m3", "F8_E5M2": "fp8_e5m2",
 }  # fmt: skip
-FLOATS = ("float16", "bfloat16", "float32", "float64")
+FLOATS = ("float16", "bfloat16", "float32", "float64", "fp8_e4m3", "fp8_e5m2")
 _BOMB = 100, 1 << 28  # what unpacks to so many times its size, and so many bytes, is not states
 
 

@@ -14,11 +14,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..types import InputError, States
-from ..visible import visible
 from .arrow import is_arrow, open_arrow
 from .contents import FLOATS, Array, Contents, open_npy, open_npz, open_safetensors
 from .masks import spans
+from .precisions import CODES, codes_of
+from .scaled import SUFFIXES, are_codes, is_scale, unpacked
 from .tensors import write_tensors
+from .visible import visible
 
 FORMAT = "invert_fast-states-1"
 _CHECK_ROWS = 1 << 16
@@ -157,11 +159,14 @@ def states_in(
     usual: str = "hidden",
 ) -> StatesFile:
     """As `open_states`, of a file that was looked into before."""
-    path, meta, array = contents.path, contents.metadata, contents.array(choose(contents, tensor, usual))
+    path, meta, name = contents.path, contents.metadata, choose(contents, tensor, usual)
+    array = unpacked(contents, contents.array(name))
     shape = array.shape
-    if array.dtype not in FLOATS or len(shape) not in ((2, 3, 4) if entry else (2, 3)):
+    floats = array.dtype in FLOATS or are_codes(contents, name)
+    if not floats or len(shape) not in ((2, 3, 4) if entry else (2, 3)):
+        scales = f", its scales beside it as `{name}{SUFFIXES[0]}`" if array.dtype == "int8" else ""
         raise InputError(
-            f"{path}: {array}, expected floats of shape [tokens, width] or [texts, tokens, width]: name the "
+            f"{path}: {array}, expected floats of shape [tokens, width] or [texts, tokens, width]{scales}: name the "
             "tensor of the states (--tensor)"
         )
     lead = (entry(shape[0]),) if entry and len(shape) == 4 else ()
@@ -184,7 +189,11 @@ def choose(contents: Contents, tensor: str | None, usual: str) -> str:
     if tensor is None:
         if usual in names:
             return usual
-        may = [n for n, a in contents.arrays.items() if len(a.shape) >= 2 and a.dtype in FLOATS]
+        may = [
+            n
+            for n, a in contents.arrays.items()
+            if len(a.shape) >= 2 and (a.dtype in FLOATS or are_codes(contents, n)) and not is_scale(contents, n)
+        ]
         may += [
             n for n, (kind, _) in contents.columns.items() if "list" in kind and ("float" in kind or "double" in kind)
         ]
@@ -243,11 +252,14 @@ def write_states(
 ) -> None:
     """Write a states file row by row, whole or not at all: it appears under its name only when complete.
 
-    hidden: one `[T_i, width]` tensor a text, of `lengths`. The format is safetensors; its header can be written first
-    because all sizes are known, so texts need not be held in memory.
+    hidden: one `[T_i, width]` tensor a text, of `lengths`; dtype: what they are stored in; of int8 and fp8 there are
+    codes `hidden`, and their scales `hidden_scale`, one a row. The format is safetensors; its header can be written
+    first because all sizes are known, so texts need not be held in memory.
     """
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype("<i8")
-    streams = {"hidden": (dtype, [sum(lengths), width])}
-    write_tensors(
-        path, {"offsets": offsets}, streams, ({"hidden": rows} for rows in hidden), {**metadata, "format": FORMAT}
-    )
+    shape, parts = [sum(lengths), width], ({"hidden": rows} for rows in hidden)
+    streams = {"hidden": (dtype, shape)}
+    if (precision := next((name for name, kind in CODES.items() if kind == dtype), None)) is not None:
+        streams[f"hidden{SUFFIXES[0]}"] = torch.float32, shape[:1]
+        parts = (dict(zip(streams, codes_of(part["hidden"], precision), strict=True)) for part in parts)
+    write_tensors(path, {"offsets": offsets}, streams, parts, {**metadata, "format": FORMAT})
