@@ -31,6 +31,7 @@ from .model.load import load
 from .model.reading import AS_CAPTURED, Reading
 from .model.vocabulary import Vocabulary
 from .ops.outside import name_in_use
+from .reports.score import Score, score
 from .storage.precisions import rounded, stored_dtype
 from .strategies.registry import strategy_named
 from .types import QUANTISED, InputError, Recovery, States, coarsest, dtype_named
@@ -241,6 +242,26 @@ class Inverter:
 
         labelled = any(isinstance(item, States) for item in (states, *(states if isinstance(states, list) else ())))
         return diagnose(self, texts_of(states, self.decoder.layer, attention_mask), labelled)
+
+    def score(
+        self,
+        recovered: Sequence[Recovery],
+        texts: Sequence[Any],
+        *,
+        max_tokens: int | None = None,
+        special: bool = True,
+    ) -> Score:
+        """Recoveries against what was captured: exact match, token accuracy, certified share; also by text.
+
+        texts: given as to `capture`, with its `max_tokens` and `special`.
+        """
+        if len(recovered) != len(texts):
+            raise InputError(
+                f"{len(recovered)} recoveries came with {len(texts)} texts, expected one each: give the texts that "
+                "were captured, in their order"
+            )
+        ids = [self.encode(text, max_tokens, special) for text in texts]
+        return score(recovered, [(row, self.decoder.decode(row) or "") for row in ids])
 
     def calibrate(self, states_dtype: str = "float32", compute_dtype: str = "float32") -> Tolerances:
         """Noise and tolerance for states stored in one precision, computed in another; measured once, then cached."""

@@ -1,14 +1,14 @@
 """The data that passes between the parts: states in, recoveries out, and the errors a user reads.
 
-Everybody may import this file. It imports nothing heavy, and PyTorch only where it is used: the command line begins
-here.
+Everybody may import this file. It imports nothing heavy; PyTorch, and what shows a recovery, only where they are used:
+the command line begins here.
 """
 
 from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .storage.visible import visible
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     import numpy as np
     import torch
+    from pandas import DataFrame  # type: ignore[import-not-found]  # an extra
     from torch import Tensor
 
 
@@ -171,6 +172,24 @@ class Cost:
     exhaustive: int = 0
 
 
+class Spelling:
+    """Ids → their text, by a tokenizer: what shows the tokens of a recovery apart. A pickle leaves it behind:
+    tokenizers are large, and know nothing of what was recovered."""
+
+    def __init__(self, tokenizer: Any):
+        self.tokenizer = tokenizer
+
+    def __call__(self, ids: list[int]) -> str:
+        """Nothing skipped or cleaned up."""
+        return self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+    def __reduce__(self) -> tuple[type[None], tuple[()]]:
+        return type(None), ()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Spelling:
+        return self
+
+
 @dataclass(frozen=True)
 class Recovery:
     """One recovered text; arrays run over its T positions.
@@ -183,7 +202,10 @@ class Recovery:
     the discrete loss that a right token stays below by the calibrated tolerance (`trace.first_failure` asks for it);
     error_bound: how likely the noise of the states makes the token another's, at most, given all before it: 1e-9 or
     less where it is certified, 1 where it is not (docs/certificates.md says what this rests on). Where states are
-    coarse (bf16, fp16), margin is measured in the metric of their noise.
+    coarse (bf16, fp16), margin is measured in the metric of their noise. spelling: how ids are spelt, for what shows
+    tokens apart; None without a tokenizer, and in a copy that came out of a pickle.
+
+    A notebook shows the tokens marked by what is known of them; `to_pandas` has a row a position.
     """
 
     token_ids: np.ndarray
@@ -200,6 +222,7 @@ class Recovery:
     trace: dict | None = None
     loss_ceiling: np.ndarray | None = None
     error_bound: np.ndarray | None = None
+    spelling: Spelling | None = field(default=None, repr=False, compare=False)
 
     @property
     def certified(self) -> bool:
@@ -223,6 +246,17 @@ class Recovery:
             status = Status(int(self.status[at]))
             raise RuntimeError(f"position {at} is {status.label} (residual {self.residual[at]:.1e}): {status.sentence}")
         return self
+
+    def to_pandas(self) -> DataFrame:
+        """A row a position: id, token, status, residual, margin and the rest. InputError without pandas."""
+        from .reports.frames import of_recovery
+
+        return of_recovery(self)
+
+    def _repr_html_(self) -> str:
+        from .reports.html import of_recovery
+
+        return of_recovery(self)
 
 
 def dtype_named(name: str) -> torch.dtype:

@@ -14,9 +14,8 @@ PACKAGE = "invert_fast"
 # What each room imports of ours: no more, and no less. Everybody may import HELPERS, and modules of its own room.
 HELPERS = {"types", "lazy"}
 ALLOWED = {
-    "types": {
-        "storage"
-    },  # what may be shown, which every error needs; to unpack codes, to tell what rows were rounded to
+    "types": {"reports", "storage"},  # a recovery shows itself; what may be shown; what rows were rounded to
+    "reports": {"storage"},
     "lazy": set(),
     "kernels": set(),
     "baselines": set(),
@@ -28,15 +27,17 @@ ALLOWED = {
     "strategies": {"engine", "lens", "model", "ops"},
     "logits": {"engine", "lens", "model", "storage"},
     "intake": {"model", "storage"},
-    "diagnose": {"engine", "lens", "model", "ops"},
-    "inverter": {"diagnose", "intake", "strategies", "logits", "engine", "lens", "model", "ops", "storage"},
+    "diagnose": {"engine", "lens", "model", "ops", "reports"},
+    "inverter": {
+        *("diagnose", "reports", "intake", "strategies", "logits", "engine", "lens", "model", "ops", "storage"),
+    },
     "extend": {"engine", "lens", "ops", "strategies"},  # what other packages may build on, by name alone
     "extract": {"model", "storage"},
     "lmi": {"storage"},
     "doctor": {"__init__", "ops", "storage", "_C", "_cuda"},
     "cli": {
         *("__init__", "inverter", "intake", "strategies", "logits", "engine", "lens", "model", "storage"),
-        *("diagnose", "extract", "lmi", "baselines", "doctor"),
+        *("diagnose", "reports", "extract", "lmi", "baselines", "doctor"),
     },
     "__main__": {"cli"},
     "__init__": {"diagnose", "inverter", "lens", "model", "strategies"},

@@ -12,9 +12,9 @@ import numpy as np
 from invert_fast import Continuous, Inverter, PerStepProjection
 from invert_fast.baselines import continuous_loop, sipit, vma
 from invert_fast.baselines.common import BEFORE_NORM, Result, capture
-from invert_fast.cli.report import score
 from invert_fast.engine.protocol import Strategy
 from invert_fast.engine.trace import first_failure
+from invert_fast.reports.score import score
 from invert_fast.strategies.continuous import PRESETS
 from invert_fast.strategies.registry import strategy_named
 

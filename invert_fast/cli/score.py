@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import logging
-from dataclasses import asdict
 from pathlib import Path
 
+from ..reports.score import score
 from ..storage.prompts import read_chats
 from ..types import InputError
-from . import report
 from .options import counted, positive, progress, special_option
+from .report import table
 from .terminal import say, say_json
 
 log = logging.getLogger("invert_fast")
@@ -47,18 +47,19 @@ def _score(args: argparse.Namespace) -> int:
         )
     references = _references(args, [texts[index] for index in sorted(rows)])
     with progress(total=len(rows), desc="score", unit="text") as bar:
-        result = report.score(counted((rows[i] for i in sorted(rows)), bar), references)
+        result = score(counted((rows[i] for i in sorted(rows)), bar), references)
     missing = max(rows, default=-1) + 1 - len(rows)
     if missing:
         log.warning(
             "%d texts before the last one found are missing and were not scored: was the run finished?", missing
         )
     if args.json:
-        say_json({key: round(v, 6) if isinstance(v, float) else v for key, v in asdict(result).items()})
+        figures = {name: getattr(result, name) for name in ("prompts", "exact_match", "token_accuracy", "similarity")}
+        say_json({key: round(v, 6) if isinstance(v, float) else v for key, v in figures.items()})
     else:
         accuracy = "–" if result.token_accuracy is None else f"{result.token_accuracy:.4f}"
         say(
-            report.table(
+            table(
                 ["prompts", "exact match", "token accuracy", "similarity"],
                 [[str(result.prompts), f"{result.exact_match:.4f}", accuracy, f"{result.similarity:.4f}"]],
             )

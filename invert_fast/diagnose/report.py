@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
+from ..reports.frames import frame
+from ..reports.html import of_diagnosis
 from ..types import Recovery
 from .hypotheses import FAMILIES, GIVEN, Hypothesis
 
@@ -71,6 +74,21 @@ class Diagnosis:
             )
             for kind, one in sorted(self.tried.items())
         ]
+
+    def to_pandas(self) -> Any:
+        """A row a kind of hypothesis, as `table`, figures as numbers. InputError without pandas."""
+        tried = [one for _, one in sorted(self.tried.items())]
+        return frame(
+            {
+                "supposed": [row[0] for row in self.table()],
+                "option": [one.hypothesis.options(self.layer, self.labelled) for one in tried],
+                "residual": [one.residual for one in tried],
+                "certified": [one.certified for one in tried],
+            }
+        )
+
+    def _repr_html_(self) -> str:
+        return of_diagnosis(self.verdict, self.options, self.notes, HEADER, self.table(), self.recovery)
 
     def __str__(self) -> str:
         option = f" (invert with {self.options})" if self.options else ""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..model.lanes import Lanes, Span
 from ..model.vocabulary import Vocabulary
-from ..types import Cost, Recovery, Status
+from ..types import Cost, Recovery, Spelling, Status
 from .attempts import Attempts
 from .tolerances import Tolerances
 from .trace import Traces
@@ -122,6 +122,8 @@ class Ledger:
         ends = np.cumsum(counts)[:-1]
         columns = [np.split(table, ends) for table in _on_host(tables)]  # one row a text, no copy
         found, precision = [], _precision(lanes)
+        tokenizer = lanes.decoder.tokenizer
+        spelling = None if tokenizer is None else Spelling(tokenizer)
         for (slot, text, _, forward, backward, seconds, *parts), rows in zip(
             about, zip(*columns, strict=True), strict=True
         ):
@@ -135,6 +137,7 @@ class Ledger:
                 cost=Cost(int(forward), int(backward), seconds, *map(int, parts)),
                 precision=precision,
                 trace=self.traces.take(int(slot), ids, loss, ceiling, self.vocabulary.embedding),
+                spelling=spelling,
             )
             found.append((int(text), recovery))
         return found

@@ -1,0 +1,116 @@
+"""How right recovered texts are: against their references, by text and by token."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..types import Recovery, Status
+
+
+@dataclass(frozen=True)
+class ScoredText:
+    """One recovered text against its reference.
+
+    text, reference: what came out, what went in; token_ids, reference_ids: the same in tokens (reference_ids None where
+    they are not known); exact: equal, by tokens where these are known; token_accuracy: share of positions that are
+    right, of those of the longer of the two; similarity: difflib's ratio of the texts; certified: share of positions
+    with a certificate, None where nobody said; recovery: the whole of it, where it was given.
+    """
+
+    text: str
+    reference: str
+    token_ids: list[int]
+    reference_ids: list[int] | None
+    exact: bool
+    token_accuracy: float | None
+    similarity: float
+    certified: float | None = None
+    recovery: Recovery | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def tokens(self) -> int:
+        """Positions that were recovered."""
+        return len(self.token_ids)
+
+    @property
+    def wrong(self) -> dict[int, int | None]:
+        """Positions that came out wrong → the right id, None behind the reference's end. Empty without its ids."""
+        if self.reference_ids is None:
+            return {}
+        truth = [*self.reference_ids, *[None] * max(0, len(self.token_ids) - len(self.reference_ids))]
+        return {i: right for i, (found, right) in enumerate(zip(self.token_ids, truth, strict=False)) if found != right}
+
+
+@dataclass(frozen=True)
+class Score:
+    """exact_match: share of prompts recovered at every token (by text where there are no reference ids);
+    token_accuracy: share of positions, None without reference ids; similarity: mean difflib ratio of the texts;
+    certified: share of positions with a certificate, None where nobody said; texts: each by itself."""
+
+    prompts: int
+    exact_match: float
+    token_accuracy: float | None
+    similarity: float
+    certified: float | None = None
+    texts: tuple[ScoredText, ...] = field(default=(), repr=False)
+
+    def to_pandas(self) -> Any:
+        """A row a text. InputError without pandas."""
+        from .frames import of_score
+
+        return of_score(self)
+
+    def _repr_html_(self) -> str:
+        from .html import of_score
+
+        return of_score(self)
+
+
+def score(
+    rows: Iterable[Recovery | Mapping[str, Any]], references: Sequence[tuple[Sequence[int] | None, str]]
+) -> Score:
+    """rows: a `Recovery`, or a line of recovered.jsonl, of each prompt; references: its (ids or None, text), in
+    order."""
+    texts = tuple(_scored(row, ids, text) for row, (ids, text) in zip(rows, references, strict=True))
+    if not texts:
+        return Score(0, 1.0, None, 1.0)
+    known = all(one.reference_ids is not None for one in texts)
+    accuracy = _pooled(texts, [max(len(one.reference_ids or ()), one.tokens) for one in texts], "token_accuracy")
+    said = all(one.certified is not None for one in texts)
+    return Score(
+        len(texts),
+        sum(one.exact for one in texts) / len(texts),
+        accuracy if known else None,
+        sum(one.similarity for one in texts) / len(texts),
+        _pooled(texts, [one.tokens for one in texts], "certified") if said else None,
+        texts,
+    )
+
+
+def _scored(row: Recovery | Mapping[str, Any], ids: Sequence[int] | None, reference: str) -> ScoredText:
+    recovery = row if isinstance(row, Recovery) else None
+    if isinstance(row, Recovery):
+        found, text, status = row.token_ids.tolist(), row.text or "", [int(s) for s in row.status]
+        certified = [s == Status.CERTIFIED for s in status]
+    else:
+        found, text = list(row["token_ids"]), row["text"] or ""
+        certified = [s == Status.CERTIFIED.label for s in row.get("status", ())]
+    similarity = difflib.SequenceMatcher(None, text, reference, autojunk=False).ratio()
+    share = sum(certified) / len(found) if len(certified) == len(found) and found else None if found else 1.0
+    if ids is None:
+        return ScoredText(text, reference, found, None, text == reference, None, similarity, share, recovery)
+    truth = list(ids)
+    longer = max(len(truth), len(found))
+    right = sum(a == b for a, b in zip(found, truth, strict=False))
+    accuracy = right / longer if longer else 1.0
+    return ScoredText(text, reference, found, truth, found == truth, accuracy, similarity, share, recovery)
+
+
+def _pooled(texts: Sequence[ScoredText], weights: Sequence[int], name: str) -> float:
+    """The share of positions of all texts together."""
+    total = sum(weights)
+    parts = ((getattr(one, name) or 0.0) * weight for one, weight in zip(texts, weights, strict=True))
+    return sum(parts) / total if total else 1.0
