@@ -11,7 +11,7 @@ PYTHON ?= $(shell for python in python3 python3.12 python3.11 python3.13; do \
 	$$python -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 \
 	&& echo $$python && break; done)
 
-.PHONY: help demo test test-isa bench lint api sanitize clean
+.PHONY: help demo test test-isa test-integrations bench lint api sanitize clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -35,6 +35,12 @@ test-isa: $(INSTALLED)  ## the numeric tests on every narrower instruction set o
 	@test -n "$(ISAS)" || echo "no narrower instruction set: invert_fast._C was not built, or this is no x86 processor"
 	@$(foreach isa,$(ISAS),echo "INVERT_FAST_ISA=$(isa) $(CAPS_$(isa))" && \
 		env $(CAPS_$(isa)) INVERT_FAST_ISA=$(isa) $(PYTEST) -q -m "numeric and not slow" &&) true
+
+# The tools that docs/integrations.md embeds this in, in an environment of their own: it looks into .venv for the rest.
+# TransformerLens 3, the last with HookedTransformer, lies beside the newest.
+INTEGRATIONS := .venv-integrations
+test-integrations: $(INTEGRATIONS)/.installed  ## the tests of the other tools
+	@PYTHONSAFEPATH=1 $(INTEGRATIONS)/bin/python -m pytest -n auto --dist loadfile --max-worker-restart 0 tests/integrations
 
 bench: $(INSTALLED)  ## run the benchmarks
 	@$(VENV)/bin/pytest bench --benchmark-only
@@ -63,7 +69,7 @@ sanitize: $(INSTALLED_LINT)  ## the tests of the C++ ops under the address and u
 		$(VENV)/bin/pytest tests/ops -k "native or cpp or gelu or product or linear or best_two or draft_attention or isa"
 
 clean:  ## remove the environment and everything built
-	@rm -rf $(VENV) build dist *.egg-info invert_fast/*.so .pytest_cache .benchmarks .hypothesis .ruff_cache
+	@rm -rf $(VENV) $(INTEGRATIONS) build dist *.egg-info invert_fast/*.so .pytest_cache .benchmarks .hypothesis .ruff_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/bin/python:
@@ -77,6 +83,16 @@ $(INSTALLED): $(SOURCES) | $(VENV)/bin/python
 	@$(PIP) install -c constraints.txt -e '.[test]'
 	@test -e "$$(ls invert_fast/_C.*.so 2>/dev/null)" || echo "warning: invert_fast._C was not built, PyTorch does its work" \
 	"(the reason: $(VENV)/bin/pip install -v -c constraints.txt -e .)" >&2
+	@touch $@
+
+$(INTEGRATIONS)/.installed: tests/integrations/requirements.txt $(INSTALLED)
+	@echo "$(INTEGRATIONS): installing, a minute the first time"
+	@rm -rf $(INTEGRATIONS) && $(VENV)/bin/python -m venv --without-pip $(INTEGRATIONS)
+	@$(VENV)/bin/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
+		>$$($(INTEGRATIONS)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/beside.pth
+	@$(PIP) --python $(INTEGRATIONS)/bin/python install --no-deps --no-compile -r tests/integrations/requirements.txt
+	@$(PIP) --python $(INTEGRATIONS)/bin/python install --no-deps --no-compile --target $(INTEGRATIONS)/transformer_lens_3 \
+		transformer-lens==3.9.0 better-abc==0.0.3
 	@touch $@
 
 $(INSTALLED_LINT): $(INSTALLED)  # and what builds an extension by hand

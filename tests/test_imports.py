@@ -32,6 +32,7 @@ ALLOWED = {
         *("diagnose", "reports", "intake", "strategies", "logits", "engine", "lens", "model", "ops", "storage"),
     },
     "extend": {"engine", "lens", "ops", "strategies"},  # what other packages may build on, by name alone
+    "integrations": {"inverter", "model", "reports", "storage"},
     "extract": {"model", "storage"},
     "lmi": {"storage"},
     "doctor": {"__init__", "ops", "storage", "_C", "_cuda"},

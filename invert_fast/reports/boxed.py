@@ -9,7 +9,7 @@ from __future__ import annotations
 import html
 import unicodedata
 
-from ..visible import visible
+from ..storage.visible import visible
 
 _BLANK = {0x115F, 0x1160, 0x2800, 0x3164, 0xFFA0}  # letters and symbols that look like nothing at all
 _MARKS_MOST = 2  # marks on one letter; more than that cover the lines above and below

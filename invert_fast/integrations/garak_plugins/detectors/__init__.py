@@ -1,0 +1,1 @@
+"""Stands in the path of `garak.detectors`."""
