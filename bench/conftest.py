@@ -44,11 +44,21 @@ STARTUP = {
     "import_torch_seconds": "import torch, s",
     "ratio_to_import_torch": "ratio",
 }
+SERVED = {
+    "requests_per_second_alone": "requests/s of one client",
+    "requests_per_second": "of all",
+    "times_as_many_as_alone": "ratio",
+    "tokens_per_second": "tokens/s",
+    "milliseconds_alone": "ms a request, one client",
+    "milliseconds": "all",
+    "milliseconds_of_95_percent": "95 % within",
+}
 _step_rows: list[list[str]] = []
 _mode_rows: list[list[str]] = []
 _forward_rows: list[list[str]] = []
 _kernel_rows: list[list[str]] = []
 _startup_rows: list[list[str]] = []
+_serve_rows: list[list[str]] = []
 
 
 @pytest.fixture
@@ -101,6 +111,16 @@ def startup_row():
     return add
 
 
+@pytest.fixture
+def serve_row():
+    """`serve_row(name, extra_info)` adds a line to the closing table of clients of a server."""
+
+    def add(name: str, info: dict) -> None:
+        _serve_rows.append([name, *(f"{info[key]:,}" for key in SERVED)])
+
+    return add
+
+
 @pytest.fixture(autouse=True)
 def kept_at_once(request):
     """INVERT_FAST_BENCH_ROWS names a file that gets each result as it is measured: a time limit costs only the rest."""
@@ -127,3 +147,6 @@ def pytest_terminal_summary(terminalreporter):
     if _startup_rows:
         terminalreporter.section("whole commands against the import of PyTorch")
         terminalreporter.write_line(table(["invert-fast", *STARTUP.values()], _startup_rows))
+    if _serve_rows:
+        terminalreporter.section("clients of a server, together and one at a time")
+        terminalreporter.write_line(table(["clients", *SERVED.values()], _serve_rows))

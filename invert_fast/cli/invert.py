@@ -60,6 +60,16 @@ def add(commands: argparse._SubParsersAction) -> None:
 def inversion_options(parser: argparse.ArgumentParser) -> None:
     """How texts are recovered and written, whatever they are recovered from."""
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="recovered.jsonl to write")
+    search_options(parser)
+    parser.add_argument("--resume", action="store_true", help="go on with an output file that exists")
+    parser.add_argument(
+        "--shard", type=shard, default=(1, 1), metavar="i/n", help="only the i-th of n parts of the texts"
+    )
+    parser.add_argument("--json", action="store_true", help="print a summary as JSON")
+
+
+def search_options(parser: argparse.ArgumentParser) -> None:
+    """How texts are recovered, and within which memory."""
     parser.add_argument(
         "--strategy",
         choices=registry.names(),
@@ -84,11 +94,6 @@ def inversion_options(parser: argparse.ArgumentParser) -> None:
         metavar="GiB",
         help="memory to stay within, the model included (default: half of what is free beside it)",
     )
-    parser.add_argument("--resume", action="store_true", help="go on with an output file that exists")
-    parser.add_argument(
-        "--shard", type=shard, default=(1, 1), metavar="i/n", help="only the i-th of n parts of the texts"
-    )
-    parser.add_argument("--json", action="store_true", help="print a summary as JSON")
 
 
 def strategy_of(args: argparse.Namespace) -> str | Strategy:

@@ -30,6 +30,7 @@ COMMANDS = (  # files of this folder, in the order of `--help`
     "diagnose",
     "logits",
     "score",
+    "serve",
     "doctor",
 )
 log = logging.getLogger("invert_fast")

@@ -5,6 +5,7 @@ Any may be hostile or half-written: nothing is unpickled, every size is checked,
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import zipfile
@@ -16,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError, deserialize, safe_open
 from torch import Tensor
 
 from ..types import InputError
@@ -152,6 +153,35 @@ def open_safetensors(path: Path) -> Contents:
             ".arrow or .parquet: capture it again, or save it with safetensors.torch.save_file"
         ) from error
     return Contents(path, "safetensors", arrays, metadata)
+
+
+def read_safetensors(data: bytes, name: str, largest_header: int = 1 << 20) -> Contents:
+    """The tensors of a safetensors file that is in memory, such as the body of a request. name: for errors.
+
+    largest_header: bytes; a header becomes many times as large when it is read. Raises InputError for what is none.
+    """
+    path, header = Path(name), int.from_bytes(data[:8], "little")
+    try:
+        if len(data) < 8 or header > len(data) - 8:
+            raise ValueError(f"{len(data):,} bytes, a header of {header:,}")
+        if header > largest_header:
+            raise ValueError(f"a header of {header:,} bytes, more than {largest_header:,}")
+        parts, said = deserialize(data), json.loads(data[8 : 8 + header])
+    except (SafetensorError, ValueError, RecursionError) as error:
+        raise InputError(
+            f"{path} is cut short or no safetensors ({brief(error)}), expected what safetensors.torch.save "
+            "gives: send these bytes"
+        ) from error
+    arrays = {}
+    for tensor, about in parts:
+        shape, kind = tuple(about["shape"]), str(_DTYPES.get(about["dtype"], about["dtype"]))
+        arrays[tensor] = Array(tensor, shape, kind, partial(_part_of_bytes, about["data"], shape, kind))
+    return Contents(path, "safetensors", arrays, said.get("__metadata__") or {})
+
+
+def _part_of_bytes(data: bytearray, shape: tuple[int, ...], kind: str, index: Any) -> Tensor:
+    dtype = getattr(torch, kind)
+    return torch.frombuffer(data, dtype=dtype).view(shape)[index] if data else torch.zeros(shape, dtype=dtype)[index]
 
 
 def _safe_part(path: Path, name: str, index: Any) -> Tensor:

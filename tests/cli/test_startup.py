@@ -17,7 +17,7 @@ from invert_fast import __version__
 from invert_fast.cli.main import _parser
 from invert_fast.cli.options import loading
 
-HEAVY = {"torch", "transformers", "numpy", "safetensors", "tokenizers", "tqdm"}
+HEAVY = {"torch", "transformers", "numpy", "safetensors", "tokenizers", "tqdm", "fastapi", "uvicorn", "httpx"}
 RUN = """
 import atexit, sys
 atexit.register(lambda: print("imported:", *sys.modules))
@@ -58,7 +58,18 @@ def test_the_version_imports_nothing_heavy():
     assert not imported & HEAVY
 
 
-PACKAGES = ("", ".lens", ".logits", ".strategies", ".extract", ".lmi", ".doctor.examine", ".cli.main")
+PACKAGES = (
+    "",
+    ".lens",
+    ".logits",
+    ".strategies",
+    ".extract",
+    ".lmi",
+    ".serve",
+    ".serve.security",
+    ".doctor.examine",
+    ".cli.main",
+)
 
 
 @pytest.mark.parametrize("package", PACKAGES)
