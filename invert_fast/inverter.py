@@ -185,16 +185,8 @@ class Inverter:
         stored = states_dtype or shown
         tolerances = tolerances or self.calibrate(stored, compute_dtype or computed)
         work = plan(self.decoder, longest, max_memory, batch_size)
-        engine = Engine(
-            self.decoder,
-            self.vocabulary,
-            tolerances,
-            strategy_named(strategy),
-            min(work.slots, len(lengths)),
-            longest,
-            work.tokens_per_call,
-            stored,
-        )
+        lanes = min(work.slots, len(lengths)), longest, work.tokens_per_call
+        engine = Engine(self.decoder, self.vocabulary, tolerances, strategy_named(strategy), *lanes, stored)
         others = ((index, self.checked(index, item)) for index, item in source)
         return run_as_read(self.decoder, itertools.chain([(first[0], rows)], others), engine.run)
 
@@ -243,17 +235,24 @@ class Inverter:
         labelled = any(isinstance(item, States) for item in (states, *(states if isinstance(states, list) else ())))
         return diagnose(self, texts_of(states, self.decoder.layer, attention_mask), labelled)
 
-    def score(self, recovered: Sequence[Recovery], texts: Sequence[Any], **capture: Any) -> Score:
+    def score(
+        self,
+        recovered: Sequence[Recovery],
+        texts: Sequence[Any],
+        *,
+        max_tokens: int | None = None,
+        special: bool = True,
+    ) -> Score:
         """Recoveries against what was captured: exact match, token accuracy, certified share; also by text.
 
-        texts: given as to `capture`, with its options `max_tokens` and `special` (here too True unless said).
+        texts: given as to `capture`, with its `max_tokens` and `special`.
         """
         if len(recovered) != len(texts):
             raise InputError(
                 f"{len(recovered)} recoveries came with {len(texts)} texts, expected one each: give the texts that "
                 "were captured, in their order"
             )
-        ids = [self.encode(text, **{"special": True} | capture) for text in texts]
+        ids = [self.encode(text, max_tokens, special) for text in texts]
         return score(recovered, [(row, self.decoder.decode(row) or "") for row in ids])
 
     def calibrate(self, states_dtype: str = "float32", compute_dtype: str = "float32") -> Tolerances:
