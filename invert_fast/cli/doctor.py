@@ -7,6 +7,8 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+from .terminal import say
+
 
 def add(commands: argparse._SubParsersAction) -> None:
     """Declare the command and its options."""
@@ -25,7 +27,7 @@ def _doctor(args: argparse.Namespace) -> int:
     from ..doctor.examine import examine
 
     found = examine()
-    print(json.dumps(found, indent=2) if args.json else "\n".join(words(found)))
+    say(json.dumps(found, indent=2) if args.json else "\n".join(words(found)))
     return 1 if found["problems"] else 0
 
 

@@ -60,7 +60,7 @@ class _Stream:
     """One run of an engine: its lanes, and all that is known of the texts in them."""
 
     def __init__(
-        self, engine: Engine, source: Iterator[tuple[int, Tensor] | None], wanted: Callable[[int], bool] | None
+        self, engine: Engine, source: Iterator[tuple[int, Tensor] | None], wanted: Callable[[int], bool] | None = None
     ):
         decoder, vocabulary, tolerances = engine.decoder, engine.vocabulary, engine.tolerances
         self.decoder, self.source, self.tokens_per_call = decoder, source, engine.tokens_per_call

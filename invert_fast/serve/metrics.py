@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from .. import __version__
 from ..types import Recovery, Status
 from .packages import needed
 
-if TYPE_CHECKING:
-    from prometheus_client import CollectorRegistry
+with needed("prometheus_client"):
+    from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 
@@ -19,10 +19,7 @@ class Metrics:
     """One registry a server, so that several in a process do not meet. All calls may come from any thread."""
 
     def __init__(self):
-        with needed("prometheus_client"):
-            from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
-
-        self.registry: CollectorRegistry = CollectorRegistry()
+        self.registry = CollectorRegistry()
         name, to = "invert_fast_{}".format, cast(dict[str, Any], {"registry": self.registry})
         self.requests = Counter(name("requests"), "Requests answered, by path and status.", ["path", "status"], **to)
         self.texts = Counter(
@@ -67,6 +64,4 @@ class Metrics:
 
     def page(self) -> bytes:
         """All of it, in the format that Prometheus reads."""
-        from prometheus_client import generate_latest
-
         return generate_latest(self.registry)

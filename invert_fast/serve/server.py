@@ -54,7 +54,6 @@ class Server(uvicorn.Server):
         host, port = self.socket.getsockname()[:2]
         self.url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         self.app = create_app(self.worker, self.desk, self.metrics, tokens)
-        self._loop: asyncio.AbstractEventLoop | None = None
         self._ending: asyncio.Task[None] | None = None
         super().__init__(
             uvicorn.Config(
@@ -76,18 +75,18 @@ class Server(uvicorn.Server):
         return self.worker.error is None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
         log.info("listening on %s, and ready when %s/readyz says so", self.url, self.url)
         self.worker.start()
 
     async def on_tick(self, counter: int) -> bool:
+        if self.desk.stopping and self._ending is None:
+            self._ending = asyncio.create_task(self._drain())
         return await super().on_tick(counter) or self.worker.ended.is_set()
 
     def stop(self) -> None:
         """Take no more requests, let what runs finish within the grace, then end. From any thread."""
-        if self._loop is not None:
-            self._loop.call_soon_threadsafe(self._end)
+        self.desk.stopping = True  # and `on_tick` sees to the rest
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """A first signal stops with grace, a second at once."""
@@ -95,11 +94,6 @@ class Server(uvicorn.Server):
             self.worker.waiting.close()
             self.should_exit = self.force_exit = True
         self.stop()
-
-    def _end(self) -> None:
-        if self._ending is None:
-            self.desk.stopping = True
-            self._ending = asyncio.ensure_future(self._drain())
 
     async def _drain(self) -> None:
         seconds = self.desk.limits.grace

@@ -117,6 +117,15 @@ def test_what_cannot_be_served_is_said_at_once(capsys, tmp_path, monkeypatch):
             main([*model, *options])
 
 
+@pytest.mark.parametrize("package", ["fastapi", "uvicorn", "prometheus_client"])
+def test_a_missing_package_is_named_with_what_installs_it(package, capsys, monkeypatch):
+    for name in [name for name in sys.modules if name.startswith("invert_fast.serve.")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, package, None)
+    assert main(["serve", "--model", "no/such/model"]) == 2
+    assert f"needs {package}: pip install 'invert_fast[serve]'" in capsys.readouterr().err
+
+
 def test_an_address_in_use_is_said(inverter, server, capsys):
     port = server.url.rpartition(":")[2]
     assert main(["serve", "--model", "bundled", "--device", "cpu", "--port", port]) == 2
