@@ -19,6 +19,7 @@ from ..types import InputError
 from .interrupts import STATUS, Interrupts, leave
 from .options import add_commands
 from .outputs import claimed
+from .postponed import postpone
 from .terminal import Formatter, Parser, complain
 
 COMMANDS = (  # files of this folder, in the order of `--help`
@@ -112,6 +113,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def entry() -> None:
     """The console script. A closed pipe downstream is no error of ours."""
+    postpone()
     with Interrupts() as interrupts:
         try:
             status = main()

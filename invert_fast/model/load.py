@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from ..types import InputError, dtype_named
 from .footprint import check_fits
@@ -68,8 +69,21 @@ def _read(place: str, about: dict[str, Any], dtype: torch.dtype):
     text_alone = type(config) in AutoModelForCausalLM._model_mapping
     kind = AutoModelForCausalLM if text_alone else AutoModelForImageTextToText
     kept = {} if about.get("gguf_file") else {"use_safetensors": True}
-    model = kind.from_pretrained(place, dtype=dtype, trust_remote_code=False, **kept, **about)
+    with _Unwritten():
+        model = kind.from_pretrained(place, dtype=dtype, trust_remote_code=False, **kept, **about)
     return model, AutoTokenizer.from_pretrained(place, trust_remote_code=False, **about)
+
+
+class _Unwritten(TorchFunctionMode):
+    """Nothing is drawn for weights that have no memory yet: it would go nowhere, and PyTorch asks SymPy how."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        given = kwargs or {}
+        if getattr(func, "__module__", None) == nn.init.__name__:
+            tensor = given["tensor"] if "tensor" in given else args[0]
+            if tensor.is_meta:
+                return tensor
+        return func(*args, **given)
 
 
 def _downloaded(name: str) -> Path | None:
