@@ -2,32 +2,50 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
 from invert_fast import ops
 
 from ..limits import close
-from .attention import CASES, case, expected, sizes, with_gradients
+from .attention import CASES, Sizes, case, expected, sizes, with_gradients
 from .inputs import backends, random
 
 pytestmark = pytest.mark.numeric
 LOW = 5  # roundings where all is stored in low precision: scaled query, logit, weight, two parts of the sum
 
 
-@pytest.mark.parametrize("backend", backends("prefix_attention"))
-@pytest.mark.parametrize("softcap", [None, 2.0])
-@pytest.mark.parametrize("window", [None, 1, 3, 100])
-@pytest.mark.parametrize("causal", [True, False], ids=["draft", "fan-out"])
-@pytest.mark.parametrize("name", CASES)
-def test_it_equals_attention_over_whole_sequences(name, causal, window, softcap, backend):
+WINDOWS, SOFTCAPS = (None, 1, 3, 100), (None, 2.0)
+
+
+@functools.cache
+def oracle(name: str, causal: bool, window: int | None, softcap: float | None) -> tuple[tuple, dict, Tensor, Sizes]:
+    """Arguments, options, answer and its sizes: the same for every backend."""
     arguments = case(**CASES[name])
     options = {"scale": 0.3, "causal": causal, "window": window, "softcap": softcap}
-    found, size = ops.prefix_attention(*arguments, **options, backend=backend), sizes(*arguments, **options)
-    assert found.dtype == torch.float32
-    close(found, expected(*arguments, **options), scale=size.out, terms=size.terms)
+    return arguments, options, expected(*arguments, **options), sizes(*arguments, **options)
+
+
+@pytest.mark.parametrize("backend", backends("prefix_attention"))
+@pytest.mark.parametrize("causal", [True, False], ids=["draft", "fan-out"])
+@pytest.mark.parametrize("name", CASES)
+def test_it_equals_attention_over_whole_sequences(name, causal, backend):
+    """With every window and cap."""
+    for window, softcap in itertools.product(WINDOWS, SOFTCAPS):
+        arguments, options, wanted, size = oracle(name, causal, window, softcap)
+        found = ops.prefix_attention(*arguments, **options, backend=backend)
+        assert found.dtype == torch.float32
+        try:
+            close(found, wanted, scale=size.out, terms=size.terms)
+        except AssertionError as error:
+            error.add_note(f"with {options}")
+            raise
 
 
 @pytest.mark.parametrize("backend", backends("prefix_attention"))
