@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from .capabilities import argmax_rounding
 from .interface import Query
+from .rounding import argmax_rounding
 from .work import Work
 
 FIRST_BRACKET = 32.0

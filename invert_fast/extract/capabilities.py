@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -17,7 +18,7 @@ _ENTRIES = (4096, 1024, 300, 100, 30, 10, 3, 1)
 _REPEATS = 3
 _NEAR_THRESHOLD, _THRESHOLD_REPEATS = 0.2, 12
 _NAMES_CHECKED = 12
-_FLOAT32 = 2.0**-24
+FLOAT32 = 2.0**-24
 MISSING = -9000.0  # OpenAI writes −9999 for "outside the top"
 
 
@@ -29,7 +30,8 @@ class Capabilities:
     chosen: the chosen token's own log-prob is told without its bias, however unlikely it is; bias_limit: a bias up to
     this has its full effect; bias_entries: tokens that can be biased at once (measured only where a method needs it, as
     is the limit); names: `ids` or `strings`; sampled: the token is not always the argmax; noise: how far log-probs of
-    one question differ from call to call, nats; resolution: step to which they are rounded; queries: what it took.
+    one question differ from call to call, nats; resolution: step to which they are rounded; queries: what it took;
+    ignored: what it accepts and does not do, in words.
     """
 
     reference: int
@@ -45,6 +47,7 @@ class Capabilities:
     noise: float
     resolution: float
     queries: int
+    ignored: Sequence[str] = ()
 
     def as_json(self) -> dict:
         """What JSON can hold of it: all fields by name."""
@@ -61,22 +64,28 @@ class Capabilities:
             bias = "logit bias"
         bias = "bias not needed" if self.full else bias
         steady = "sampled" if self.sampled else "argmax"
-        return f"{lists}; {bias}; {steady}, noise {self.noise:.1g}; tokens as {self.names}; {self.queries} queries"
+        ignored = "".join(f"; it {what}" for what in self.ignored)
+        steady += f", noise {self.noise:.1g}"
+        return f"{lists}; {bias}; {steady}; tokens as {self.names}; {self.queries} queries{ignored}"
 
 
 def probe(client: Client, prompt: Prompt) -> Capabilities:
     """Measure with up to ~60 queries on `prompt`. Raises ApiError where not even a token comes back."""
     before = client.spent
     plain = [client.ask(Query(prompt)) for _ in range(_REPEATS)]
-    listed, noise = _listed(client, prompt)
-    top = len(listed.ids)
+    listed, noise, asked = _listed(client, prompt)
+    top, ignored = len(listed.ids), []
+    if top < asked:
+        ignored.append(f"takes a request for {asked} log-probs and gives {top}")
     full = top >= client.api.vocab_size
     sampled = len({answer.token for answer in plain}) > 1
     reference = int(listed.ids[0]) if top else _most_common(plain)
     if reference == UNKNOWN:
         raise MalformedError("several ids share the name of the most likely token: give an API that tells token ids")
     sampled = sampled or (top > 0 and noise == 0 and any(answer.token != reference for answer in plain))
-    strength, other = (0.0, UNKNOWN) if full else _bias_works(client, prompt, reference, listed)
+    strength, other, taken = (0.0, UNKNOWN, False) if full else _bias_works(client, prompt, reference, listed)
+    if taken and not strength:
+        ignored.append("takes a logit bias and does not apply it")
     after, chosen, limit, entries = False, False, strength, 1
     if strength:
         if top:
@@ -107,6 +116,7 @@ def probe(client: Client, prompt: Prompt) -> Capabilities:
         noise=noise,
         resolution=_resolution(values),
         queries=client.spent - before,
+        ignored=ignored,
     )
 
 
@@ -115,8 +125,8 @@ def _most_common(answers: list[Answer]) -> int:
     return max(tokens, key=tokens.count)
 
 
-def _listed(client: Client, prompt: Prompt) -> tuple[Answer, float]:
-    """The longest list of log-probs the API gives, and its spread over repeats."""
+def _listed(client: Client, prompt: Prompt) -> tuple[Answer, float, int]:
+    """The longest list of log-probs the API gives, its spread over repeats, and how many were asked for."""
     refused: ApiError | None = None
     for top in (client.api.vocab_size, *(t for t in _TOPS if t < client.api.vocab_size)):
         try:
@@ -143,29 +153,32 @@ def _listed(client: Client, prompt: Prompt) -> tuple[Answer, float]:
                 "truncation off in the request"
             )
         order = np.argsort(-first.log_probs, kind="stable")
-        return Answer(first.token, first.ids[order], first.log_probs[order], first.chosen_log_prob), spread
+        return Answer(first.token, first.ids[order], first.log_probs[order], first.chosen_log_prob), spread, top
     if isinstance(refused, RefusedError) and "logprob" not in str(refused).lower():
         raise refused  # refused for another reason than the log-probs
-    return Answer(UNKNOWN), 0.0
+    return Answer(UNKNOWN), 0.0, 0
 
 
-def _bias_works(client: Client, prompt: Prompt, reference: int, listed: Answer) -> tuple[float, int]:
-    """The first bias that moves the argmax off the reference, or 0; and the token that takes its place."""
+def _bias_works(client: Client, prompt: Prompt, reference: int, listed: Answer) -> tuple[float, int, bool]:
+    """The first bias that moves the argmax off the reference, or 0; the token that takes its place; and whether any
+    was accepted."""
+    taken = False
     for strength in _BIASES:
         try:
             tokens = [client.ask(Query(prompt, {reference: -strength})).token for _ in range(2)]
         except RefusedError:
             continue
+        taken = True
         others = [t for t in tokens if t != reference]
         if len(others) == 2:
             known = [t for t in others if t != UNKNOWN]
             if known:
-                return strength, known[0]
+                return strength, known[0], True
             second = int(listed.ids[1]) if len(listed.ids) > 1 else UNKNOWN
             if second != UNKNOWN:
-                return strength, second
+                return strength, second, True
             raise MalformedError("the second token has a name that several ids share: give an API that tells token ids")
-    return 0.0, UNKNOWN
+    return 0.0, UNKNOWN, taken
 
 
 def _after_bias(client: Client, prompt: Prompt, listed: Answer, noise: float, strength: float) -> tuple[bool, bool]:
@@ -264,7 +277,7 @@ def _resolution(log_probs: np.ndarray) -> float:
         return 0.0
     for decimals in range(6):
         scaled = log_probs * 10.0**decimals
-        fp32 = 2 * _FLOAT32 * np.abs(scaled) + 1e-6
+        fp32 = 2 * FLOAT32 * np.abs(scaled) + 1e-6
         if fp32.max() < 0.05 and bool((np.abs(scaled - scaled.round()) <= fp32).all()):
             return 0.5 * 10.0**-decimals
     return 0.0
@@ -277,15 +290,3 @@ def _more_values(client: Client, prompt: Prompt, listed: Answer, after: bool) ->
     reference = int(listed.ids[0])
     answers = client.map([Query(prompt, {reference: -0.37 * n}, len(listed.ids)) for n in range(1, 9)])
     return np.concatenate([listed.log_probs, *(answer.log_probs for answer in answers)])
-
-
-def rounding(capabilities: Capabilities, bias: float) -> float:
-    """Bound on the error of a difference of two reported log-probs: fp32 rounding of biased logits and their
-    normaliser (sizes up to bias + 64), the API's own rounding, and the noise that was seen (doubled: few repeats
-    show it)."""
-    return 8 * _FLOAT32 * (bias + 64.0) + 2 * capabilities.resolution + 2 * capabilities.noise
-
-
-def argmax_rounding(capabilities: Capabilities, bias: np.ndarray | float) -> np.ndarray:
-    """Bound on how far a biased logit may lie on the wrong side of another and still win: two fp32 sums."""
-    return 4 * _FLOAT32 * (np.asarray(bias) + 64.0) + 2 * capabilities.noise

@@ -11,22 +11,34 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from .interface import Answer, Api, ApiError, BudgetSpentError, Query, RateLimitedError, UnavailableError
+from .interface import (
+    Answer,
+    Api,
+    ApiError,
+    BudgetSpentError,
+    Query,
+    RateLimitedError,
+    UnavailableError,
+    checked,
+)
 
 log = logging.getLogger("invert_fast")
 _LONGEST_WAIT = 600.0
 _LIMITED = 10  # so many times more patience with a rate limit than with a failure
 _SLOWEST = 1.0  # seconds between two requests
+_jitter = random.Random()  # of our own: the caller's random numbers are the caller's
 
 
 @dataclass(frozen=True)
 class Patience:
     """How failures are borne. Waits double from `first_wait` to `longest_wait` seconds, with jitter, unless the API
-    says how long (`Retry-After`); after `retries` failures in a row of one query the error is raised."""
+    says how long (`Retry-After`); after `retries` failures in a row of one query, or when limits on the rate had it
+    wait for `longest_in_all` seconds, the error is raised."""
 
     retries: int = 6
     first_wait: float = 0.5
     longest_wait: float = 60.0
+    longest_in_all: float = 3600.0
 
 
 class Client:
@@ -50,15 +62,16 @@ class Client:
 
     def ask(self, query: Query) -> Answer:
         """One answer. Raises BudgetSpentError before a request too many, and the last error after all retries."""
-        attempt = limited = 0
+        attempt, limited, waited = 0, 0, 0.0
         while True:
             self._charge()
             try:
-                answer = self.api.ask(query)
+                answer = checked(self.api.ask(query), self.api)
             except UnavailableError as error:
-                if isinstance(error, RateLimitedError) and limited < _LIMITED * self.patience.retries:
+                waiting = isinstance(error, RateLimitedError) and waited < self.patience.longest_in_all
+                if waiting and limited < _LIMITED * self.patience.retries:
                     limited += 1  # the API works, and other threads may have taken the turn
-                    self._slow_down(error, limited)
+                    waited += self._slow_down(error, limited)
                     continue
                 if attempt == self.patience.retries:
                     raise type(error)(f"{error}; gave up after {attempt + 1} tries") from error
@@ -77,10 +90,14 @@ class Client:
                 yield self.ask(query)
             return
         pool = ThreadPoolExecutor(self.parallel)
+        wait = True
         try:
             yield from pool.map(self.ask, queries)
+        except KeyboardInterrupt:
+            wait = False  # what is under way may take its time, and nobody wants it any more
+            raise
         finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+            pool.shutdown(wait=wait, cancel_futures=True)
 
     def _charge(self) -> None:
         with self._lock:
@@ -96,8 +113,8 @@ class Client:
         if wait > 0:
             self._sleep(wait)
 
-    def _slow_down(self, error: RateLimitedError, limited: int) -> None:
-        """A limit on the rate is everybody's: all threads wait, and then go more slowly than before."""
+    def _slow_down(self, error: RateLimitedError, limited: int) -> float:
+        """A limit on the rate is everybody's: all threads wait so many seconds, and then go more slowly than before."""
         wait = error.retry_after
         if wait is None:
             wait = min(self.patience.first_wait * 2.0 ** min(limited - 1, 20), self.patience.longest_wait)
@@ -115,9 +132,10 @@ class Client:
             self._next_turn = max(self._next_turn, now + wait)
         if not told:
             log.warning("%s; waiting %.1f s", error, wait)
+        return wait
 
     def _back_off(self, error: UnavailableError, attempt: int) -> None:
-        wait = min(self.patience.first_wait * 2.0**attempt, self.patience.longest_wait) * random.uniform(0.75, 1.25)
+        wait = min(self.patience.first_wait * 2.0**attempt, self.patience.longest_wait) * _jitter.uniform(0.75, 1.25)
         log.warning("%s; try %d of %d in %.1f s", error, attempt + 2, self.patience.retries + 1, wait)
         with self._lock:
             self.retried += 1

@@ -10,7 +10,6 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from ..storage.json_text import parse
 from ..types import InputError
 from .interface import (
     UNKNOWN,
@@ -25,11 +24,13 @@ from .interface import (
 )
 from .names import TokenNames
 from .settings import DIALECTS, Endpoint
+from .transport import Reply, Transport, json_object
 
 _LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 # llama.cpp: log-probs after bias, of the whole vocabulary: no sampler but the temperature may touch them
 _AFTER_BIAS = {"post_sampling_probs": True, "temperature": 1.0, "samplers": ["temperature"]}
 _SHOWN = 300  # characters of an error that a server sent
+_LARGEST_VOCABULARY = 1 << 24
 
 
 class HttpApi:
@@ -37,31 +38,26 @@ class HttpApi:
     else from the tokens' bytes or text, which needs `names`, the model's own vocabulary."""
 
     def __init__(self, endpoint: Endpoint, names: TokenNames | None = None):
-        try:
-            import httpx
-        except ImportError as error:
-            raise InputError("asking an API needs httpx: pip install 'invert_fast[logits]'") from error
-        self.endpoint, self._httpx, self._tokens = endpoint, httpx, names
+        self.endpoint, self._tokens = endpoint, names
         self._key = os.environ.get(endpoint.key_variable, "").strip()
         parts = urlsplit(endpoint.url)
         _check_url(parts, bool(self._key), endpoint.key_variable)
         if endpoint.dialect not in DIALECTS:
             raise InputError(f"dialect '{endpoint.dialect}' is unknown, expected one of {', '.join(DIALECTS)}")
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
-        self._http = httpx.Client(
-            base_url=endpoint.url.rstrip("/") + "/", headers=headers, timeout=endpoint.timeout, follow_redirects=False
-        )
+        self._transport = Transport(endpoint.url, headers, endpoint.timeout)
         listed = self._models()
         self.model = endpoint.model or listed.get("id") or ""
         self.llama = endpoint.dialect == "llama.cpp" or (
             endpoint.dialect == "auto" and listed.get("owned_by") == "llamacpp"
         )
-        told = (listed.get("meta") or {}).get("n_vocab")
+        meta = listed.get("meta")
+        told = meta.get("n_vocab") if isinstance(meta, dict) else None
         size = endpoint.vocab_size or told or (names.size if names else None)
-        if not isinstance(size, int) or size < 2:
+        if not isinstance(size, int) or not 2 <= size <= _LARGEST_VOCABULARY:
             raise InputError(
-                f"{endpoint.url} does not tell the size of its vocabulary, expected at least 2 tokens: give its "
-                "tokenizer (--tokenizer) or --vocab-size"
+                f"{endpoint.url} tells of a vocabulary of {size} tokens, expected 2 to {_LARGEST_VOCABULARY:,}: give "
+                "its tokenizer (--tokenizer) or --vocab-size"
             )
         self.vocab_size = size
         self.name = f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}#{self.model}"
@@ -71,15 +67,15 @@ class HttpApi:
 
     def close(self) -> None:
         """Close the connections."""
-        self._http.close()
+        self._transport.close()
 
     def ask(self, query: Query) -> Answer:
         """See `Api`."""
         path = "chat/completions" if self.endpoint.chat else "completions"
-        choice = self._choice(self._post(path, self._request(query)))
+        choice = self._choice(self._send("POST", path, self._request(query), query.top))
         try:
             return self._answer(choice, query)
-        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
             if isinstance(error, InputError):
                 raise
             raise MalformedError(
@@ -155,20 +151,25 @@ class HttpApi:
             ids = self._send("POST", f"{root}/tokenize", {"content": text, "parse_special": True})["tokens"]
         except (ApiError, KeyError):
             return None
-        return ids[0] if len(ids) == 1 and isinstance(ids[0], int) else None
+        known = isinstance(ids, list) and len(ids) == 1 and isinstance(ids[0], int) and 0 <= ids[0] < self.vocab_size
+        return ids[0] if known else None
 
     def _id(self, row: dict[str, Any], query: Query) -> int:
         if isinstance(row.get("id"), int):
-            token = row["id"]
-            if not 0 <= token < self.vocab_size:
-                raise MalformedError(f"token id {token} is outside the vocabulary of {self.vocab_size}")
-            return token
+            return self._within(row["id"])
         data = row.get("bytes")
+        if data and not isinstance(data, list):
+            raise TypeError(f"`bytes` are a {type(data).__name__}")  # of a number, `bytes` makes as many zeros
         return self._named(bytes(data) if data else row["token"], query)
+
+    def _within(self, token: int) -> int:
+        if not 0 <= token < self.vocab_size:
+            raise MalformedError(f"token id {token} is outside the vocabulary of {self.vocab_size}")
+        return token
 
     def _named(self, name: str | bytes, query: Query) -> int:
         if isinstance(name, str) and name.startswith("token_id:"):
-            return int(name.removeprefix("token_id:"))
+            return self._within(int(name.removeprefix("token_id:")))
         if self._tokens is None:
             raise InputError(f"{self.endpoint.url} names tokens by text: give the model's tokenizer (--tokenizer)")
         if isinstance(name, str) and name.startswith("bytes:"):
@@ -178,38 +179,25 @@ class HttpApi:
     def _models(self) -> dict[str, Any]:
         """The first model that the server lists; nothing where it lists none."""
         try:
-            listed = self._send("GET", "models", None).get("data") or [{}]
+            data = self._send("GET", "models", None).get("data")
         except (RefusedError, MalformedError):
             return {}
+        listed = [row for row in data if isinstance(row, dict)] if isinstance(data, list) else []
         wanted = [row for row in listed if row.get("id") == self.endpoint.model]
-        return (wanted or listed)[0] if isinstance(listed, list) else {}
+        return (wanted or listed or [{}])[0]
 
-    def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        return self._send("POST", path, body)
-
-    def _send(self, method: str, path: str, body: dict[str, Any] | None) -> dict[str, Any]:
-        httpx, url = self._httpx, self.endpoint.url
+    def _send(self, method: str, path: str, body: dict[str, Any] | None, entries: int = 0) -> dict[str, Any]:
         try:
-            reply = self._http.request(method, path, json=body)
-        except httpx.TimeoutException as error:
-            raise UnavailableError(f"{url} did not answer within {self.endpoint.timeout:g} s") from error
-        except httpx.HTTPError as error:
-            raise UnavailableError(f"{url}: connection lost ({self._clean(repr(error))})") from error
-        if reply.status_code >= 300:
+            reply = self._transport.send(method, path, body, entries)
+        except UnavailableError as error:
+            raise UnavailableError(self._clean(str(error))) from error
+        if reply.status >= 300:
             raise self._failure(reply)
-        try:
-            answer = parse(reply.content)
-        except ValueError as error:
-            raise UnavailableError(
-                f"{url}: the answer is cut short or no JSON ({len(reply.content)} bytes, {error})"
-            ) from error
-        if not isinstance(answer, dict):
-            raise MalformedError(f"{url}: the answer is a JSON {type(answer).__name__}, expected an object")
-        return answer
+        return json_object(self.endpoint.url, reply.content)
 
-    def _failure(self, reply) -> ApiError:
-        code, url = reply.status_code, self.endpoint.url
-        said = self._clean(reply.text)[:_SHOWN].strip() or reply.reason_phrase
+    def _failure(self, reply: Reply) -> ApiError:
+        code, url = reply.status, self.endpoint.url
+        said = self._clean(reply.text)[:_SHOWN].strip() or reply.reason
         if code == 429:
             return RateLimitedError(f"{url}: too many requests (429)", _retry_after(reply.headers.get("Retry-After")))
         if code in (401, 403):
@@ -256,7 +244,7 @@ def _retry_after(value: str | None) -> float | None:
         pass
     try:
         return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    except ValueError:
+    except (ValueError, TypeError, OverflowError):
         return None
 
 

@@ -96,3 +96,26 @@ class RateLimitedError(UnavailableError):
 
 class BudgetSpentError(ApiError):
     """The query budget is used up: what is known by then is kept."""
+
+
+_MOST_LOG_PROB, _MOST_SUM = 1e-3, 1.25  # of one; of the probabilities of a list, rounded to a tenth of a nat at worst
+
+
+def checked(answer: Answer, api: Api) -> Answer:
+    """An answer that can be one, whoever gave it; MalformedError for what no distribution gives."""
+    ids, values = answer.ids, answer.log_probs
+    if ids.shape != values.shape or ids.ndim != 1:
+        raise MalformedError(f"{api.name} told {len(ids)} tokens and {len(values)} log-probs, expected one of each")
+    told = [answer.token] * (answer.token != UNKNOWN) + ([int(ids.min()), int(ids.max())] if len(ids) else [])
+    if bad := [token for token in told if not 0 <= token < api.vocab_size]:
+        raise MalformedError(f"{api.name} told token {bad[0]}, expected ids from 0 to {api.vocab_size - 1}")
+    if api.names == "ids" and len(np.unique(ids)) < len(ids):
+        raise MalformedError(f"{api.name} told a token twice in one list, expected each once")
+    for value in (answer.chosen_log_prob, *((float(values.max()),) if len(values) else ())):
+        if value > _MOST_LOG_PROB:
+            raise MalformedError(f"{api.name} told a log-prob of {value:g}, expected 0 or less: are these logits?")
+    if np.isnan(values).any():
+        raise MalformedError(f"{api.name} told log-probs that are no numbers, expected nats")
+    if len(values) and api.names == "ids" and (total := float(np.exp(values).sum())) > _MOST_SUM:
+        raise MalformedError(f"{api.name} told probabilities that sum to {total:.3g}, expected at most 1")
+    return answer

@@ -15,8 +15,8 @@ from functools import lru_cache
 import numpy as np
 
 from .bisection import FIRST_BRACKET, target_width
-from .capabilities import argmax_rounding
 from .interface import UNKNOWN, ApiError, Query
+from .rounding import argmax_rounding
 from .work import Work
 
 _GRID = 4096
@@ -44,13 +44,16 @@ def _narrow(work: Work, box: _Box) -> None:
     if work.client.parallel == 1:
         _lane(work, box)
         return
-    with ThreadPoolExecutor(work.client.parallel) as pool:
-        try:
-            for done in [pool.submit(_lane, work, box) for _ in range(work.client.parallel)]:
-                done.result()
-        except BaseException:  # an interrupt reaches this thread only
-            box.stop()
-            raise
+    pool, wait = ThreadPoolExecutor(work.client.parallel), True
+    try:
+        for done in [pool.submit(_lane, work, box) for _ in range(work.client.parallel)]:
+            done.result()
+    except BaseException as error:  # an interrupt reaches this thread only
+        box.stop()
+        wait = not isinstance(error, KeyboardInterrupt)
+        raise
+    finally:
+        pool.shutdown(wait=wait, cancel_futures=True)
 
 
 def _lane(work: Work, box: _Box) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 
 from .capabilities import MISSING
-from .interface import Query
+from .interface import MalformedError, Query
 from .work import Work
 
 _BIAS, _MOST_BIAS = 40.0, 400.0
 _BALANCED = 0.9  # a probability at most this leaves 1 − p with enough digits
 _ASKED_AGAIN = 8  # times at most, for a list that did not come
+_MOST_TRIES = 64  # of one token: an API that is consistent needs a few
 _ROUND = 256  # queries between two updates of what is kept
 
 
@@ -24,14 +25,25 @@ def one_call(work: Work) -> None:
     work.take_listed(answer.ids, answer.log_probs)
 
 
+def _reference(work: Work) -> float:
+    """The log-prob of the most likely token; asked for where it is not known yet."""
+    if not np.isfinite(work.bounds.reference_log_prob[0]):
+        one_call(work)
+    if not np.isfinite(work.bounds.reference_log_prob[0]):
+        raise MalformedError(
+            f"{work.client.api.name} told the log-prob of token {work.reference} while it was probed and now does not, "
+            "expected it in every list: it answers at random"
+        )
+    return sum(work.bounds.reference_log_prob) / 2
+
+
 def exact(work: Work) -> None:
     """k − 1 tokens a call: raise them and the reference by the same bias, and they are the top k.
 
     Differences of their log-probs are then differences of logits, whatever the bias was (Carlini et al. 2024). Tokens
     that did not reach the list are asked again with twice the bias, as far as it goes.
     """
-    if not np.isfinite(work.bounds.reference_log_prob[0]):
-        one_call(work)
+    _reference(work)
     together = max(1, min(work.capabilities.top, work.capabilities.bias_entries) - 1)
     bias = _BIAS
     while len(todo := work.open()):
@@ -46,7 +58,7 @@ def exact(work: Work) -> None:
             for part, answer in zip(group, work.client.map(queries), strict=True):
                 anchor = answer.log_prob(work.reference)
                 here = np.isin(answer.ids, part) & (answer.log_probs > MISSING)
-                if np.isnan(anchor) or not here.any():
+                if not np.isfinite(anchor) or not here.any():
                     continue
                 work.settle(answer.ids[here], anchor - answer.log_probs[here], work.error(bias))
                 told += int(here.sum())
@@ -69,9 +81,7 @@ def _parts(ids: np.ndarray, together: int, untellable: frozenset[int]) -> list[n
 
 def chosen(work: Work) -> None:
     """One token a call: raise it to the top, and its own log-prob, without the bias, comes with it."""
-    if not np.isfinite(work.bounds.reference_log_prob[0]):
-        one_call(work)
-    reference = sum(work.bounds.reference_log_prob) / 2
+    reference = _reference(work)
     for bias in (_BIAS, 2 * _BIAS, 100.0, _MOST_BIAS):
         todo = work.open()
         for first in range(0, len(todo), _ROUND):
@@ -95,11 +105,10 @@ def one_of_k(work: Work) -> None:
     less while p' is so near 1 that 1 − p' has lost its digits; then its odds are exact. About two calls a token, one
     once the gaps found so far tell where to begin.
     """
-    if not np.isfinite(work.bounds.reference_log_prob[0]):
-        one_call(work)
-    reference, limit = sum(work.bounds.reference_log_prob) / 2, work.capabilities.bias_limit
+    reference, limit = _reference(work), work.capabilities.bias_limit
     todo = work.open()
     low, bias = np.zeros(len(todo)), np.full(len(todo), min(20.0, limit))
+    tries = np.zeros(len(todo), int)
     while len(todo):
         part = slice(0, min(_ROUND, len(todo)))
         queries = [
@@ -108,10 +117,11 @@ def one_of_k(work: Work) -> None:
         ]
         answers = zip(todo[part], work.client.map(queries), strict=True)
         shown = np.array([answer.log_prob(int(token)) for token, answer in answers])
-        settled, hopeless = np.zeros(len(todo), bool), np.zeros(len(todo), bool)
+        tries[part] += 1
+        settled, hopeless = np.zeros(len(todo), bool), tries >= _MOST_TRIES
         for i, log_prob in enumerate(shown):
             if np.isnan(log_prob) or log_prob <= MISSING:
-                hopeless[i] = bias[i] >= limit
+                hopeless[i] |= bias[i] >= limit
                 low[i], bias[i] = bias[i], min(limit, bias[i] + 10.0)
                 continue
             rest = -np.expm1(min(log_prob, -1e-12))
@@ -128,4 +138,4 @@ def one_of_k(work: Work) -> None:
         fresh = np.arange(len(todo)) >= part.stop
         if len(known) > 64:  # begin at the middle of what was found
             bias[fresh] = min(limit, float(np.quantile(work.bounds.low[known], 0.5)) + 1.0)
-        todo, low, bias = todo[~drop], low[~drop], bias[~drop]
+        todo, low, bias, tries = todo[~drop], low[~drop], bias[~drop], tries[~drop]

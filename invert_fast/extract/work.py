@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from .bounds import Bounds
-from .capabilities import Capabilities, rounding
+from .capabilities import Capabilities
 from .client import Client
 from .interface import Prompt
+from .rounding import rounding
 
 
 @dataclass

@@ -6,11 +6,11 @@ import json
 from typing import Any
 
 
-def parse(text: str | bytes) -> Any:
-    """What JSON says. ValueError for what is none, for NaN and Infinity (which JSON has not), and for brackets in
-    brackets beyond what Python can follow."""
+def parse(text: str | bytes, finite: bool = True) -> Any:
+    """What JSON says. ValueError for what is none, for NaN and Infinity (which JSON has not, unless `finite` is false),
+    and for brackets in brackets beyond what Python can follow."""
     try:
-        return json.loads(text, parse_constant=_no_number)
+        return json.loads(text, parse_constant=_no_number if finite else None)
     except RecursionError as error:
         raise ValueError("brackets are nested too deeply") from error
 
