@@ -28,6 +28,7 @@ ALLOWED = {
     "logits": {"engine", "lens", "model", "storage"},
     "intake": {"model", "storage"},
     "diagnose": {"engine", "lens", "model", "ops", "reports"},
+    "defences": {"model"},  # an inverter that attacks them is handed in
     "inverter": {
         *("diagnose", "reports", "intake", "strategies", "logits", "engine", "lens", "model", "ops", "storage"),
     },
@@ -39,7 +40,7 @@ ALLOWED = {
     "doctor": {"__init__", "ops", "storage", "_C", "_cuda"},
     "cli": {
         *("__init__", "inverter", "intake", "strategies", "logits", "engine", "lens", "model", "storage"),
-        *("diagnose", "reports", "extract", "lmi", "baselines", "serve", "doctor"),
+        *("diagnose", "reports", "defences", "extract", "lmi", "baselines", "serve", "doctor"),
     },
     "__main__": {"cli"},
     "__init__": {"diagnose", "inverter", "lens", "model", "strategies"},

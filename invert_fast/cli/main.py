@@ -29,6 +29,7 @@ COMMANDS = (  # files of this folder, in the order of `--help`
     "fit",
     "invert",
     "diagnose",
+    "defend",
     "logits",
     "score",
     "serve",
