@@ -37,7 +37,8 @@ async def load(port: int, requests: list[bytes], clients: int, count: int) -> di
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         for number in left:
             start = time.perf_counter()
-            certified += (await ask(reader, writer, requests[number % len(requests)]))["certified"]
+            last = await ask(reader, writer, requests[number % len(requests)])
+            certified += last["certified"]
             took.append(time.perf_counter() - start)
         writer.close()
 
