@@ -13,6 +13,7 @@ from ..storage.prompts import read_chats
 from ..strategies import registry
 from ..types import InputError, dtype_named
 from .options import counted, inverter_of, loading, model_options, positive, progress, special_option, whole
+from .terminal import say
 
 if TYPE_CHECKING:
     from ..defences.base import Defence
@@ -82,7 +83,7 @@ def _defend(args: argparse.Namespace) -> int:
     texts = _texts(args, inverter, batch, references)
     _write(args, inverter, source, defence)
     figures = _figures(args, inverter, defence, texts, batch)
-    print(json.dumps(figures) if args.json else _said(args, figures))
+    say(json.dumps(figures) if args.json else _said(args, figures))
     return 0
 
 
