@@ -46,10 +46,10 @@ class Loaded:
     def without_model(self) -> Loaded:
         return self  # nothing that is loaded names one
 
-    def check_finite(self) -> None:
-        """InputError for NaN and Inf, by text and row, before any work is done."""
-        for index, states in enumerate(self.texts):
-            finite = states.hidden.isfinite().all(-1)
+    def check_finite(self, texts: Sequence[int] | None = None) -> None:
+        """InputError for NaN and Inf, by text and row, before any work is done. texts: of these alone."""
+        for index in range(len(self.texts)) if texts is None else texts:
+            finite = self.texts[index].hidden.isfinite().all(-1)
             if not bool(finite.all()):
                 raise InputError(
                     f"{self.path}: text {index}, row {int((~finite).int().argmax())} has NaN or Inf values, expected "

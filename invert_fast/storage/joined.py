@@ -20,8 +20,8 @@ class Source(Protocol):
 
     def states(self, index: int, layer: int | str) -> States: ...
 
-    def check_finite(self) -> None:
-        """InputError for NaN and Inf, by row, before any work is done."""
+    def check_finite(self, texts: Sequence[int] | None = None) -> None:
+        """InputError for NaN and Inf, by row, before any work is done. texts: of these alone."""
         ...
 
     def head(self, layer: int | str) -> States:
@@ -41,23 +41,28 @@ class Joined:
     names: Sequence[str]
 
     @cached_property
-    def _starts(self) -> list[int]:
+    def starts(self) -> list[int]:
+        """The first text of each source, and the one after the last."""
         return list(itertools.accumulate((len(part.lengths()) for part in self.parts), initial=0))
 
     def part(self, index: int) -> int:
         """Which source a text is of."""
-        return bisect_right(self._starts, index) - 1
+        return bisect_right(self.starts, index) - 1
 
     def lengths(self) -> list[int]:
         return [n for part in self.parts for n in part.lengths()]
 
     def states(self, index: int, layer: int | str) -> States:
         which = self.part(index)
-        return self.parts[which].states(index - self._starts[which], layer)
+        return self.parts[which].states(index - self.starts[which], layer)
 
-    def check_finite(self) -> None:
-        for part in self.parts:
-            part.check_finite()
+    def check_finite(self, texts: Sequence[int] | None = None) -> None:
+        own: dict[int, list[int]] = {}
+        for index in texts or ():
+            own.setdefault(which := self.part(index), []).append(index - self.starts[which])
+        for which, part in enumerate(self.parts):
+            if texts is None or which in own:
+                part.check_finite(own.get(which))
 
     def head(self, layer: int | str) -> States:
         return self.parts[0].head(layer)

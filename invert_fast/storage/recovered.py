@@ -17,8 +17,15 @@ from .json_text import parse
 
 def recovery_line(index: int, recovery: Recovery, source: str | None = None) -> str:
     """One line of recovered.jsonl. source: the file of a folder, or the tensor of several, that the text is from."""
+    row = {"index": index, **recovered_row(recovery)}
+    if source is not None:
+        row["source"] = source
+    return json.dumps(row, ensure_ascii=False, allow_nan=False)
+
+
+def recovered_row(recovery: Recovery) -> dict[str, Any]:
+    """What is written of a recovery."""
     row = {
-        "index": index,
         "token_ids": recovery.token_ids.tolist(),
         "text": recovery.text,
         "certified": recovery.certified,
@@ -29,13 +36,11 @@ def recovery_line(index: int, recovery: Recovery, source: str | None = None) -> 
         "forward_tokens": recovery.cost.forward_tokens,
         "seconds": round(recovery.cost.seconds, 6),
     }
-    if source is not None:
-        row["source"] = source
     if recovery.alternatives:
         row["alternatives"] = {str(position): ids for position, ids in recovery.alternatives.items()}
     if recovery.trace is not None:
         row["trace"] = _trace(recovery.trace)
-    return json.dumps(row, ensure_ascii=False, allow_nan=False)
+    return row
 
 
 def _trace(trace: dict[str, Any]) -> dict[str, Any]:

@@ -80,11 +80,10 @@ class StatesFile:
         """The same file, what it says of its model and layer disregarded because the caller insists."""
         return replace(self, model=None, layer=None)
 
-    def check_finite(self) -> None:
-        """Refuse NaN and Inf by row number, before any work is done."""
-        for start, stop in tqdm(
-            list(self._blocks()), desc=f"check {visible(self.path.name)}", unit="block", delay=2, leave=False
-        ):
+    def check_finite(self, texts: Sequence[int] | None = None) -> None:
+        """Refuse NaN and Inf by row number, before any work is done. texts: of these alone."""
+        blocks = list(self._blocks() if texts is None else (self.spans[i] for i in texts))
+        for start, stop in tqdm(blocks, desc=f"check {visible(self.path.name)}", unit="block", delay=2, leave=False):
             finite = self.rows(start, stop).isfinite().all(-1)
             if not bool(finite.all()):
                 raise InputError(
