@@ -34,13 +34,14 @@ ALLOWED = {
     },
     "extend": {"engine", "lens", "ops", "strategies"},  # what other packages may build on, by name alone
     "integrations": {"inverter", "model", "reports", "storage"},
+    "distributed": {"__init__", "inverter", "intake", "engine", "model", "storage"},
     "extract": {"model", "storage"},
     "lmi": {"storage"},
     "serve": {"__init__", "inverter", "intake", "strategies", "engine", "storage"},
     "doctor": {"__init__", "ops", "storage", "_C", "_cuda"},
     "cli": {
         *("__init__", "inverter", "intake", "strategies", "logits", "engine", "lens", "model", "storage"),
-        *("diagnose", "reports", "defences", "extract", "lmi", "baselines", "serve", "doctor"),
+        *("diagnose", "reports", "defences", "extract", "lmi", "baselines", "serve", "distributed", "doctor"),
     },
     "__main__": {"cli"},
     "__init__": {"diagnose", "inverter", "lens", "model", "strategies"},
@@ -112,7 +113,7 @@ def test_the_table_itself_runs_one_way():
         ["engine", "lens"],
         ["strategies", "logits", "intake", "diagnose"],
         ["inverter"],
-        ["serve"],
+        ["serve", "distributed"],
         ["cli"],
     ]
     for below, above in itertools.pairwise(floors):

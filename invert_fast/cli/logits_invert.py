@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 from ..logits.recorded import KINDS
 from ..storage.atomic import partial_name
-from .invert import check_output, done_before, inversion_options, recover, strategy_of, todo
 from .options import DTYPES, inverter_of, model_options, progress
+from .recovering import check_output, inversion_options, left_of, recover, strategy_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,9 +51,11 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 def _invert(args: argparse.Namespace) -> int:
     check_output(args)
-    strategy_of(args)  # before any work
+    strategy = strategy_of(args)  # before any work
     import torch
 
+    from ..distributed.job import About
+    from ..distributed.session import found, identified, settings_of
     from ..logits.files import open_logits
     from ..logits.states import UNEXPLAINED, StateSolver
     from ..storage.states import open_states, write_states
@@ -62,19 +64,28 @@ def _invert(args: argparse.Namespace) -> int:
     inverter = inverter_of(args, None)
     if args.insist:
         source = replace(source, rows=source.rows.without_model())
-    lengths = source.rows.lengths()
+    lengths, decoder = source.rows.lengths(), inverter.decoder
     inverter.check_lengths(lengths)
-    done = done_before(args.output, lengths)
-    wanted = set(todo(args, lengths, done))
-    solver = StateSolver(inverter.decoder, 1.0 if args.insist else UNEXPLAINED)
+    said = {name: getattr(args, name) or "told by the file" for name in ("kind", "stored_dtype", "compute_dtype")}
+    settings = settings_of(decoder, identified(source.rows, "final_norm")[1], str(strategy)) | said
+    about = About(lengths, [None], [0], settings, str(decoder.device))
+    left = left_of(args, about)
+    solver = StateSolver(decoder, 1.0 if args.insist else UNEXPLAINED)
     start = time.perf_counter()
     with _beside(args.output) as folder:
-        states, found = folder / "states.safetensors", []
-        rows = _solved(args, source, solver, wanted, found)
-        width = inverter.decoder.width
-        write_states(states, rows, lengths, width, torch.float32, {"layer": "final_norm", "dtype": "float32"})
-        tolerances = _tolerances(args, inverter, source, solver, wanted, found)
-        return recover(args, inverter, open_states(states), tolerances, done, start)
+        path, solved, wanted = folder / "states.safetensors", [], set(left.texts)
+        rows = _solved(args, source, solver, wanted, solved)
+        write_states(path, rows, lengths, decoder.width, torch.float32, {"layer": "final_norm", "dtype": "float32"})
+        tolerances, states = _tolerances(args, inverter, source, solver, wanted, solved), open_states(path)
+        recovered = inverter.invert_iter(
+            ((i, states.states(i, "final_norm")) for i in left.texts),
+            strategy,
+            lengths=[lengths[i] for i in left.texts],
+            batch_size=args.batch_size,
+            max_memory=args.max_memory,
+            tolerances=tolerances,
+        )
+        return recover(args, about, left, (found(index, recovery, None) for index, recovery in recovered), start)
 
 
 @contextmanager

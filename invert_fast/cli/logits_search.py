@@ -12,8 +12,8 @@ from pathlib import Path
 
 from ..logits.recorded import KINDS
 from ..logits.vector import VectorRecovery, VectorSearch
-from .invert import check_output
 from .options import DTYPES, inverter_of, model_options, positive, progress
+from .recovering import check_output
 from .terminal import say, say_json
 
 log = logging.getLogger("invert_fast")

@@ -147,7 +147,19 @@ def reading_of(args: argparse.Namespace) -> Reading:
     with loading():
         from ..model.reading import Reading
 
-    return Reading(args.position_offset, args.centered, args.scale, args.prefix)
+    return Reading(*reading_told(args))
+
+
+def reading_told(args: argparse.Namespace) -> tuple:
+    """The same, for a process that is to make it."""
+    return args.position_offset, args.centered, args.scale, args.prefix
+
+
+def devices(text: str) -> list[str]:
+    named = [name.strip() for name in text.split(",")]
+    if not all(named):
+        raise argparse.ArgumentTypeError(f"'{text}' is not names of devices with commas, for example cuda:0,cuda:1")
+    return named
 
 
 def whole(text: str) -> int:

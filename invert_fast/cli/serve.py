@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .invert import search_options, strategy_of
 from .options import (
     COMPUTED,
     DTYPES,
@@ -21,6 +20,7 @@ from .options import (
     reading_options,
     whole,
 )
+from .recovering import search_options, strategy_of
 
 if TYPE_CHECKING:
     from ..serve.limits import Limits

@@ -27,6 +27,17 @@ class Plan:
     tokens_per_call: int
 
 
+def shared_out(decoder: Decoder, max_memory: float | None, processes: int) -> float | None:
+    """The GiB to stay within, its own copy of the model included, of each of several processes that share a device:
+    see `plan`. max_memory: of all of them together; None for the default, that of one process shared out."""
+    if processes == 1:
+        return max_memory
+    if max_memory is not None:
+        return max_memory / processes
+    free = min(_DEFAULT_MOST, _DEFAULT_SHARE * available_gib(decoder.device))
+    return held_bytes(decoder) / _GIB + free / processes
+
+
 def plan(decoder: Decoder, max_len: int, max_memory: float | None, batch_size: int | None) -> Plan:
     """Lanes and tokens a call within `max_memory` GiB, the model and all that is kept of it included (default: half of
     what is free beside the model, at most 16). A model that takes more leaves one lane and the smallest calls.
