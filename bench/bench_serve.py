@@ -65,7 +65,8 @@ def load(tmp_path_factory):
             assert found.certified
     made = Load(server, [packed(one) for one in states], tmp_path_factory.mktemp("load"))
     yield made
-    made.process.stdin.close()
+    if made.process.stdin is not None:
+        made.process.stdin.close()
     made.process.wait(60)
     server.stop()
     thread.join(60)

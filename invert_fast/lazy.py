@@ -84,4 +84,4 @@ def _installed() -> EntryPoints:
     """Of all packages, read once: a look at each takes milliseconds in all."""
     from importlib.metadata import entry_points  # brings the parser of e-mails along
 
-    return entry_points()
+    return entry_points()  # type: ignore[return-value]

@@ -11,6 +11,7 @@ import ast
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import griffe
 
@@ -27,7 +28,7 @@ class Surface:
     def __init__(self, root: Path = ROOT):
         self.package = griffe.load("invert_fast", search_paths=[root], try_relative_path=False, allow_inspection=False)
         self.problems: list[str] = []
-        self.modules = {
+        self.modules: dict[str, Any] = {
             name: self.package[name.partition(".")[2]] if "." in name else self.package for name in self._public()
         }
 
@@ -44,7 +45,9 @@ class Surface:
     def parts(self, path: str, item: griffe.Class) -> Iterator[tuple[str, griffe.Object]]:
         """Methods, properties and fields of a class that are no secret, in the order of its source."""
         for name, member in item.members.items():
-            if not name.startswith("_") and not member.is_alias and not _is_set_in_init(item, member):
+            if name.startswith("_") or isinstance(member, griffe.Alias):
+                continue
+            if not _is_set_in_init(item, member):
                 yield f"{path}.{name}", member
 
     def everything(self) -> Iterator[tuple[str, griffe.Object]]:
@@ -107,7 +110,13 @@ def _signature(path: str, item: griffe.Object) -> str:
         kind = parameter.kind
         if kind is griffe.ParameterKind.keyword_only and seen not in (kind, griffe.ParameterKind.var_positional):
             parts.append("*")
-        stars = {griffe.ParameterKind.var_positional: "*", griffe.ParameterKind.var_keyword: "**"}.get(kind, "")
+        stars = (
+            "*"
+            if kind is griffe.ParameterKind.var_positional
+            else "**"
+            if kind is griffe.ParameterKind.var_keyword
+            else ""
+        )
         text = stars + parameter.name + (f": {parameter.annotation}" if parameter.annotation is not None else "")
         given = parameter.default is not None and not stars
         parts.append(text + (f" = {parameter.default}" if given else ""))
@@ -157,7 +166,11 @@ def names() -> list[str]:
 
 def _named(item: griffe.Object) -> list[griffe.Parameter]:
     """What can be given by name."""
-    return [p for p in _parameters(item) if p.kind.value in ("positional or keyword", "keyword-only")]
+    return [
+        p
+        for p in _parameters(item)
+        if p.kind in (griffe.ParameterKind.positional_or_keyword, griffe.ParameterKind.keyword_only)
+    ]
 
 
 def main() -> None:

@@ -68,8 +68,8 @@ class Client:
             try:
                 answer = checked(self.api.ask(query), self.api)
             except UnavailableError as error:
-                waiting = isinstance(error, RateLimitedError) and waited < self.patience.longest_in_all
-                if waiting and limited < _LIMITED * self.patience.retries:
+                patient = waited < self.patience.longest_in_all and limited < _LIMITED * self.patience.retries
+                if isinstance(error, RateLimitedError) and patient:
                     limited += 1  # the API works, and other threads may have taken the turn
                     waited += self._slow_down(error, limited)
                     continue

@@ -110,7 +110,7 @@ def read(output: Path) -> Shard:
             shard.part,
             shard.parts,
             shard.texts,
-            *([] if whole is None else [*asdict(shard.whole).values()][:3]),
+            *([] if shard.whole is None else [*asdict(shard.whole).values()][:3]),
         ]
         if not all(type(number) is int and number >= 0 for number in numbers):
             raise ValueError(f"numbers {numbers}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from garak import _config
+from garak import _config  # type: ignore[attr-defined]
 from garak.attempt import Message
 from garak.exception import PluginConfigurationError
 from garak.probes.base import Probe
