@@ -45,7 +45,7 @@ def test_options_of_the_continuous_search_are_refused_elsewhere(options, tmp_pat
 
 def test_the_presets_that_are_offered_are_those_of_the_strategy():
     """Two lists, since the first is read without PyTorch."""
-    from invert_fast.cli import invert
+    from invert_fast.cli import recovering
     from invert_fast.strategies import continuous
 
-    assert tuple(continuous.PRESETS) == invert.PRESETS
+    assert tuple(continuous.PRESETS) == recovering.PRESETS
