@@ -53,10 +53,16 @@ class _Proposer:
         # a new position starts from the top
         self.stage[slots] = self.stage[slots].masked_fill(self.context.attempts.tries[slots] == 0, 0)
         items: list[Run | Block | Working] = []
+        stages = self.stage[slots].tolist()  # a device is waited for here, and once for each strategy that is asked
         for number, proposer in enumerate(self.proposers):
-            asked = slots[self.stage[slots] == number]
-            if len(asked):
-                part = proposer.propose(asked)
-                self.stage[asked] += ~served(part, asked)
-                items += part
+            rows = [row for row, stage in enumerate(stages) if stage == number]
+            if not rows:
+                continue
+            asked = slots if len(rows) == len(stages) else slots[rows]
+            part = proposer.propose(asked)
+            unserved = ~served(part, asked)
+            self.stage[asked] += unserved
+            for row, moves_on in zip(rows, unserved.tolist(), strict=True):
+                stages[row] += moves_on
+            items += part
         return items

@@ -40,7 +40,8 @@ class _Proposer:
         self.drafted: set[int] = set()  # lanes whose text the candidates have seen
 
     def begin(self, slots: Tensor) -> None:
-        self.drafted -= {*slots.tolist()}
+        if self.drafted:
+            self.drafted -= {*slots.tolist()}
 
     def propose(self, slots: Tensor) -> list[Run | Block]:
         context, settings = self.context, self.settings

@@ -116,7 +116,7 @@ def test_nothing_is_left_behind(states, alone, tmp_path, how):
     output, temporary = tmp_path / "out.jsonl", tmp_path / "tmp"
     temporary.mkdir()
     command = [sys.executable, "-m", "invert_fast", "invert", "--model", "bundled", "--device", "cpu", "--workers", "2",
-               states, "--output", output, "--strategy", "prior", "--batch-size", "1"]  # fmt: skip
+               states, "--output", output, "--strategy", "exhaustive", "--batch-size", "1"]  # fmt: skip
     environment = os.environ | {"TMPDIR": str(temporary)}
     run = subprocess.Popen(
         [*map(str, command)], env=environment, start_new_session=True, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL

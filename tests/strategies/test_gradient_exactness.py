@@ -20,7 +20,7 @@ from .modes import LENGTHS, MODES, QUICK, SIPIT, modes
 def test_what_drafting_gives_up_a_few_steps_find(family, monkeypatch):
     """`auto` whose drafts give up at once: the steps come before all of the vocabulary, and find most."""
     truth, inv = texts(9, 4, 1), inverter(family)
-    first, steps, last = strategy_named("auto").strategies
+    first, steps, _, last = strategy_named("auto").strategies
     assert isinstance(steps, PerStepProjection)
     assert isinstance(last, Exhaustive)
     found = inv.invert(inv.capture(truth), Chain(replace(first, max_candidates=0), steps, last))
