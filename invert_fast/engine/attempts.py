@@ -17,6 +17,7 @@ class Attempts:
     near_state `[S, D]`: the state that the nearest one gives;
     steps `[S]`: optimisation steps taken; rivals `[S]`: candidates tried for being rivals of one that fitted;
     rivals_due `[S]` bool: the best fits, and tokens that may fit as well have to be tried before it is believed;
+    nothing_left `[S]` bool: the strategy has no more candidates for this position;
     failed `[S]` bool: an earlier position of this text was not found.
     """
 
@@ -29,6 +30,7 @@ class Attempts:
         self.near_rank = torch.zeros_like(self.near_ids)
         self.near_state = torch.zeros(slots, width, device=device)
         self.rivals_due = torch.zeros(slots, dtype=torch.bool, device=device)
+        self.nothing_left = torch.zeros_like(self.rivals_due)
         self.failed = torch.zeros(slots, dtype=torch.bool, device=device)
 
     def reset(self, slots: Tensor) -> None:
@@ -36,7 +38,7 @@ class Attempts:
         used = slots[(self.tries[slots] > 0) | (self.steps[slots] > 0)]
         if not len(used):  # most lanes move on untried, and with nothing to forget
             return
-        for table in (self.tried, self.tries, self.steps, self.rivals, self.rivals_due):
+        for table in (self.tried, self.tries, self.steps, self.rivals, self.rivals_due, self.nothing_left):
             table.index_fill_(0, used, 0)
         self.near.index_fill_(0, used, float("inf"))
         self.near_ids.index_fill_(0, used, -1)

@@ -16,6 +16,7 @@ from ..model.vocabulary import Vocabulary
 from ..types import Recovery, Status
 from .attempts import Attempts
 from .ledger import Ledger
+from .memory import ran_out
 from .protocol import Behind, Block, Context, Run, Strategy, Working, served
 from .rivals import try_rivals
 from .tolerances import Tolerances
@@ -145,8 +146,18 @@ class _Stream:
         for item in items:
             if not isinstance(item, Working):
                 self._work(item)
-        if len(exhausted):  # nothing is left to try there: commit the nearest, honestly named
-            self._commit_best(exhausted, torch.zeros_like(exhausted), torch.full_like(exhausted, -1))
+        if len(exhausted):
+            self._settle_for_best(exhausted)
+
+    def _settle_for_best(self, slots: Tensor) -> None:
+        """Nothing is left to try at these lanes' positions: commit the nearest, honestly named. One that fits, but was
+        too loud to be believed, has its rivals tried before."""
+        self.attempts.nothing_left[slots] = True
+        fits = self.judge.believable(slots)
+        self.attempts.rivals_due[slots] = self.attempts.nothing_left[slots] = fits
+        given_up = slots[~fits]
+        if len(given_up):
+            self._commit_best(given_up, torch.zeros_like(given_up), torch.full_like(given_up, -1))
 
     def _work(self, item: Run | Block) -> None:
         """Verify one item in as many calls as memory asks for. What a cut leaves over is proposed again later."""
@@ -169,13 +180,11 @@ class _Stream:
 
     def _with_less(self, error: BaseException, tokens: int) -> None:
         """After a call of so many tokens ran out of memory: half as many from now on. Raises whatever else it was."""
-        if not _out_of_memory(error) or tokens <= 2:
+        if not ran_out(error) or tokens <= 2:
             raise error
         self.tokens_per_call = max(2, tokens // 2)
-        log.warning(
-            "out of memory: going on with %d tokens a call (--max-memory sets less from the start)",
-            self.tokens_per_call,
-        )
+        now = self.tokens_per_call
+        log.warning("out of memory: going on with %d tokens a call (--max-memory sets less from the start)", now)
 
     def _verify_run(self, run: Run) -> None:
         """One causal pass: everything before the first mismatch is certified by it."""
@@ -287,7 +296,3 @@ def _behind(run: Run, found: RunVerdict, stopped: Tensor, position: Tensor, hidd
     at, column = after.nonzero(as_tuple=True)
     near = found.near[at, column]
     return Behind(run.slots[at], position[at, column], run.ids[at, column], (at, column), hidden, near)
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in str(error)

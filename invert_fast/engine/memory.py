@@ -70,3 +70,8 @@ def plan(decoder: Decoder, max_len: int, max_memory: float | None, batch_size: i
     token = size * (8 * config.hidden_size + 3 * inner) + 12 * heads * max_len + kept_kv
     most = _TOKENS_MOST if decoder.device.type != "cpu" else max(_CPU_TOKENS_LEAST, _CPU_CALL // (size * inner))
     return Plan(slots, int(max(64, min(most, budget / 2 * _GIB // token))))
+
+
+def ran_out(error: BaseException) -> bool:
+    """Whether this is how a device or a machine says that it has no more memory."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in str(error)

@@ -85,11 +85,12 @@ class Judge:
     def believable(self, slots: Tensor) -> Tensor:
         """`[b]` bool: the best token tried there is within the tolerance, though it may not be alone. The ceiling of
         coarse states' noise lies above many wrong tokens' residuals: the louder the noise would have to be, the more
-        tokens must have been tried."""
+        tokens must have been tried, as long as there are more to try."""
         best, at = self.attempts.near[slots, 0], self.tolerances.at(self.lanes.length[slots])
         loudness = at.loudness(best)
         others = _BEFORE_LOUD * loudness.pow(_AS_LOUD)
-        return (best <= at.tolerance) & ((loudness <= 1) | (self.attempts.tries[slots] >= others))
+        enough = (self.attempts.tries[slots] >= others) | self.attempts.nothing_left[slots]
+        return (best <= at.tolerance) & ((loudness <= 1) | enough)
 
     def of_best(self, slots: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Status, margin and error `[b]` of the best token of each lane's position, from everything tried there."""

@@ -16,7 +16,10 @@ from ..types import InputError
 from .protocol import Behind, Block, Context, Learner, Observer, Run, Strategy, Working
 
 _OF_LANES = ("targets", "target_length", "ids", "length", "text")
-_OF_ATTEMPTS = ("tried", "tries", "near", "near_ids", "near_rank", "near_state", "rivals", "rivals_due", "failed")
+_OF_ATTEMPTS = (
+    *("tried", "tries", "near", "near_ids", "near_rank", "near_state"),
+    *("rivals", "rivals_due", "nothing_left", "failed"),
+)
 
 
 class Watched:

@@ -17,7 +17,7 @@ from invert_fast.model.numerics import model_in
 from invert_fast.model.own_lanes import lanes_of
 from invert_fast.model.vocabulary import RIVALS_MOST
 
-from ..adversary import drafted, judge
+from ..adversary import Draft, drafted, judge
 from ..families import build, embedding_table, make, texts
 
 pytestmark = pytest.mark.numeric
@@ -154,6 +154,18 @@ def test_a_loud_token_does_not_have_all_its_rivals_tried_before_others():
         assert [r.token_ids.tolist() for r in found] == truth
         assert all(r.certified for r in found)
         assert sum(r.cost.rivals for r in found) <= 4 * 120
+
+
+def test_a_loud_token_has_its_rivals_tried_once_nothing_else_is_left(monkeypatch):
+    """A strategy that tries few tokens must not leave what is loud and right without a certificate."""
+    inv, truth = with_twins(0.1), texts(*[10] * 12, vocab=40, seed=8)
+    states = coarse_states(inv, truth)
+    monkeypatch.setattr(At, "loudness", lambda self, residual: torch.full_like(residual, 2.0))
+    for row, state, recovery in zip(truth, states, inv.invert(states, Draft(truth)), strict=True):
+        judge(inv, state, recovery, row, sure=False)
+        assert recovery.token_ids.tolist() == row
+        assert (recovery.status == Status.CERTIFIED).sum() >= 5
+        assert recovery.cost.rivals > 0
 
 
 def test_a_position_that_is_lost_has_no_more_rivals_tried():
