@@ -265,7 +265,7 @@ class Inverter:
 
     def fit(
         self,
-        lens: str = "learned",
+        lens: str = "auto",
         settings: Fit | None = None,
         *,
         text: Iterable[str | Sequence[int]] = (),
@@ -273,20 +273,16 @@ class Inverter:
     ) -> FitReport:
         """Fit a lens for this layer, on text that the model writes itself; later inversions draft with it.
 
-        lens: `learned` (minutes) or `linear` (seconds; fitted on first use anyway); settings: see `Fit`; text: texts
-        (or token ids) like those to be recovered, half of the training if given; output: also write the lens there. It
-        is kept in the cache folder. Interrupted fits go on where they were. Raises InputError for what is out of range.
+        lens: `learned` (minutes); `linear` (seconds; fitted on first use anyway; with `Fit.minutes` it is made better
+        for so long); `auto`: the learned one, or for a large vocabulary, where drafts need the model's own prior, 15
+        minutes of the linear one. settings: see `Fit`; text: texts (or token ids) like those to be recovered, half of
+        the training if given; output: also write the learned lens there. It is kept in the cache folder. Interrupted
+        fits go on where they were. Raises InputError for what is out of range.
         """
-        from .lens.train import fit_learned, fit_linear_again  # and with it what generates text
+        from .lens.fit import fit_lens  # and with it what generates text
 
-        settings = settings or Fit()
-        if lens == "linear":
-            report = fit_linear_again(self.decoder, self.vocabulary, settings.seed)
-        elif lens == "learned":
-            ids = [self.encode(item) for item in text]
-            report = fit_learned(self.decoder, self.vocabulary, settings, ids, output)
-        else:
-            raise InputError(f"lens '{lens}' is unknown, expected learned or linear")
+        ids = [self.encode(item) for item in text]
+        report = fit_lens(self.decoder, self.vocabulary, lens, settings, ids, output)
         forget(self.decoder)  # and look for the new one
         return report
 

@@ -25,11 +25,14 @@ def add(commands: argparse._SubParsersAction) -> None:
     model_options(one)
     one.add_argument(
         "--lens",
-        choices=("learned", "linear"),
-        default="learned",
-        help="learned: a small transformer, minutes (default); linear: closed form, seconds, made on first use anyway",
+        choices=("auto", "learned", "linear"),
+        default="auto",
+        help="learned: a small transformer, minutes; linear: closed form, seconds, made on first use anyway, and made "
+        "better for --minutes; auto (default): learned, or for a large vocabulary linear for 15 minutes",
     )
-    one.add_argument("--minutes", type=_minutes, metavar="m", help="train for at most so long (sampling comes before)")
+    one.add_argument(
+        "--minutes", type=_minutes, metavar="m", help="for at most so long (of the learned lens, sampling comes before)"
+    )
     one.add_argument("--steps", type=positive, metavar="N", help="optimisation steps at most (default 1500)")
     one.add_argument(
         "--text", type=Path, metavar="FILE", help="prompts.txt or .jsonl like those to recover: half of the training"
@@ -58,8 +61,8 @@ def _noise(text: str) -> float:
 
 
 def _fit(args: argparse.Namespace) -> int:
-    if args.lens == "linear" and (args.minutes or args.steps or args.text or args.noise or args.output):
-        raise InputError("--minutes, --steps, --text, --noise and --output are of the learned lens: leave them out")
+    if args.lens == "linear" and (args.steps or args.noise or args.output):
+        raise InputError("--steps, --noise and --output are of the learned lens: leave them out")
     texts = read_prompts(args.text, None) if args.text else []
     inverter = inverter_of(args, args.layer)
     settings = Fit(
@@ -69,11 +72,16 @@ def _fit(args: argparse.Namespace) -> int:
     if args.json:
         say_json(asdict(report))
         return 0
-    rows = [
-        [name, f"{report.linear[name]:.4f}", f"{report.top1[name]:.4f}", f"{report.top16[name]:.4f}"]
-        for name in report.top1
-    ]
-    say(table(["held-out tokens", "linear top-1", f"{args.lens} top-1", "top-16"], rows))
+    columns = {
+        "before" if report.deeper else "linear top-1": report.linear,
+        "top-1": report.top1,
+        "top-16": report.top16,
+    }
+    columns = {title: shares for title, shares in columns.items() if shares}
+    rows = [[name, *(f"{shares[name]:.4f}" for shares in columns.values())] for name in report.top1]
+    say(table(["held-out tokens", *columns], rows))
     kept = f"kept in {report.path}" if report.path else "kept nowhere: INVERT_FAST_CACHE is off, or cannot be written"
-    say(f"{report.steps} steps, {report.seconds:.0f} s; {kept}")
+    if not report.better:
+        kept = "no better than the lens before, which stays; what was learned waits for the next fit"
+    say(f"{report.steps} {'rounds of texts' if report.deeper else 'steps'}, {report.seconds:.0f} s; {kept}")
     return 0

@@ -43,11 +43,11 @@ def _fit(mixture: Mixture, bar: tqdm) -> LinearLens:
     parts = {"first": _fit_first(mixture)}
     sums = NormalEquations(vocabulary.embedding.shape[1], decoder.width, decoder.width + 1, device)
     if mixture.length > 1:
-        _add(sums, vocabulary, kept.ids, kept.states)
+        add_texts(sums, vocabulary, kept.ids, kept.states)
         rest = ids[mixture.held_rows + mixture.kept_rows :]
         for part in (*rest.split(64), *mixture.long_texts(ids[mixture.held_rows :]).split(1)):
             if len(part):  # of no texts at all, `split` makes one part
-                _add(sums, vocabulary, part, mixture.run(part))
+                add_texts(sums, vocabulary, part, mixture.run(part))
         bar.set_description("fit the lens: solve")
         parts["rest"] = sums.solve()
     else:  # a model of one position: there is no later one
@@ -59,7 +59,13 @@ def _fit(mixture: Mixture, bar: tqdm) -> LinearLens:
     project, gram = _fit_change(mixture, lens, kept)
     lens.parts["change"] = Part(project, gram, token_bias(vocabulary, gram))
     bar.set_description("fit the lens: measure")
-    if vocabulary.size >= MANY_TOKENS:
+    measure(decoder, lens, test)
+    return lens
+
+
+def measure(decoder: Decoder, lens: LinearLens, test: Held) -> None:
+    """Give a lens that was solved what held-out texts tell: its prior and lists, its accuracy, the sizes of repairs."""
+    if lens.vocabulary.size >= MANY_TOKENS:
         lists = fit_prior(decoder, lens, test.ids, test.states)
         drafted = lists.proxies, lists.ids[..., 0], lists.leads
     else:
@@ -70,10 +76,9 @@ def _fit(mixture: Mixture, bar: tqdm) -> LinearLens:
         lens.repair = measure_orders(decoder, lens, test.ids, test.states, test.lanes, lists)
     else:
         lens.repair = measure_repair(decoder, lens, test.ids, test.states, test.lanes, drafted)
-    return lens
 
 
-def _add(sums: NormalEquations, vocabulary: Vocabulary, ids: Tensor, states: Tensor) -> None:
+def add_texts(sums: NormalEquations, vocabulary: Vocabulary, ids: Tensor, states: Tensor) -> None:
     """Every token of texts `[b, T]` but the first of each."""
     embeds = vocabulary.embedding[ids[:, 1:].flatten()]
     sums.add(embeds, states[:, 1:].flatten(0, 1), states[:, :-1].flatten(0, 1))

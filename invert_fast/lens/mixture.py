@@ -46,16 +46,22 @@ class Held:
 
 
 class Mixture:
-    """The texts of one fit, deterministic from the seed. cheap: the model is small enough to run as much as we want."""
+    """The texts of one fit, deterministic from the seed. cheap: the model is small enough to run as much as we want.
 
-    def __init__(self, decoder: Decoder, vocabulary: Vocabulary, seed: int, noise: float, bar: tqdm):
+    more: so many tokens instead, for a lens that has had the package's prose already: the model writes in its place.
+    """
+
+    def __init__(
+        self, decoder: Decoder, vocabulary: Vocabulary, seed: int, noise: float, bar: tqdm, more: int | None = None
+    ):
         self.decoder, self.vocabulary, self.seed, self.noise, self.bar = decoder, vocabulary, seed, noise, bar
         self.generator = torch.Generator().manual_seed(seed)
         self.cheap = decoder.device.type == "cuda" or decoder.parameters <= _CHEAP
         self.length = min(LENGTH, decoder.max_length)
         self.allowed = vocabulary.allowed.nonzero().flatten()
         tokens = _A_NUMBER_DEAR * decoder.width if not self.cheap else max(_A_NUMBER * decoder.width, _LEAST)
-        self.tokens = min(max(tokens, _LEAST_DEAR), _MOST)
+        self.tokens = more or min(max(tokens, _LEAST_DEAR), _MOST)
+        self.shares = _SHARES[self.cheap] if more is None else (1 - _SHARES[self.cheap][2], 0.0, _SHARES[self.cheap][2])
         self.rows = max(8, self.tokens // self.length)
         held = min(self.rows // _HELD, (_HELD_TOKENS if self.cheap else _HELD_TOKENS_DEAR) // self.length)
         self.held_rows = max(1, held)
@@ -63,12 +69,12 @@ class Mixture:
         self.long = min(decoder.max_length, _LONG)
         self.singles = min(len(self.allowed), _SINGLES if self.cheap else max(_SINGLES_DEAR, 2 * decoder.width))
         asked = self.kept_rows * self.length  # what else might have stood there
-        self.work = round((1 + _SHARES[self.cheap][0]) * self.rows * self.length) + self.singles + asked
+        self.work = round((1 + self.shares[0]) * self.rows * self.length) + self.singles + asked
         self._offset = 0
 
     def texts(self) -> Tensor:
         """Ids `[rows, length]` of all short texts, shuffled."""
-        written, prose, _ = (round(share * self.rows) for share in _SHARES[self.cheap])
+        written, prose, _ = (round(share * self.rows) for share in self.shares)
         ids = self.random(self.rows, self.length)
         starts = self._openings(self.rows)
         if not self.cheap:  # every kind of beginning is written by itself, and is as dear as all of them together

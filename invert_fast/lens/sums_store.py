@@ -51,8 +51,8 @@ def read_sums(decoder: Decoder, vocabulary: Vocabulary, seed: int) -> tuple[Norm
     return read_or_warn(path, lambda path: _whole(path, out, width, width + 1, decoder.device), _THEN)
 
 
-def add_to_sums(decoder: Decoder, seed: int, fresh: NormalEquations) -> int | None:
-    """Add pairs from use to those on disk, whoever else does so too. Returns as `tokens_used`."""
+def add_to_sums(decoder: Decoder, seed: int, fresh: NormalEquations, of_use: bool = True) -> int | None:
+    """Add pairs, from use or from more texts, to those on disk, whoever else does so too. Returns as `tokens_used`."""
     name = sums_name(decoder, seed)
     path = cache.path(name)
     if path is None:
@@ -63,8 +63,9 @@ def add_to_sums(decoder: Decoder, seed: int, fresh: NormalEquations) -> int | No
             return None
         kept, used = found
         kept.join(fresh)
-        _write_sums(name, kept, used + fresh.count)
-        return used + fresh.count
+        used += fresh.count if of_use else 0
+        _write_sums(name, kept, used)
+        return used
 
 
 def write_sums(decoder: Decoder, seed: int, sums: NormalEquations) -> None:

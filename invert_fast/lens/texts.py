@@ -30,7 +30,7 @@ class TrainingTexts:
         self.tokens = vocabulary.allowed.nonzero().flatten()
         self.length = min(_LENGTH, decoder.max_length)
         rows = self_samples(decoder, vocabulary, _POOL + _HELD, self.length, fit.seed, shares=(0.0,))
-        given = _windows(text, self.length, decoder.device)
+        given = windows(text, self.length, decoder.device)
         if len(given):
             order = torch.randperm(len(given), generator=torch.Generator().manual_seed(fit.seed)).to(decoder.device)
             given = given[order.repeat(-(-len(rows) // len(order)))]
@@ -49,7 +49,7 @@ class TrainingTexts:
         if length <= self.length:
             return self.rows[:0]
         rows = self_samples(self.decoder, vocabulary, _LONG_POOL, length, self.fit.seed + 1, shares=(0.0,))
-        given = _windows([ids for ids in text if len(ids) >= length // 4], length, rows.device)[: len(rows) // 2]
+        given = windows([ids for ids in text if len(ids) >= length // 4], length, rows.device)[: len(rows) // 2]
         rows[: len(given)] = given
         return vocabulary.representative[rows]
 
@@ -85,7 +85,7 @@ class TrainingTexts:
         return torch.cat([ids.flatten(), sample]).unique()
 
 
-def _windows(text: Sequence[Sequence[int]], length: int, device: torch.device) -> Tensor:
+def windows(text: Sequence[Sequence[int]], length: int, device: torch.device) -> Tensor:
     """Texts cut into rows of `length` tokens, `[n, length]`; texts are run together, so that short ones count too."""
     joined = torch.tensor([i for ids in text for i in ids], dtype=torch.long, device=device)
     return joined[: len(joined) // length * length].view(-1, length)

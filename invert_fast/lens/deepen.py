@@ -1,0 +1,148 @@
+"""A linear lens made better for a stated time: the sums that it is solved from take in more and more texts.
+
+On models that run slowly the first fit makes do with a tenth of the tokens that a lens can use. Here the model writes
+more of them, half beside texts of the user's where there are any, until the time is up; then the sums are solved
+again. What was summed is kept once a minute, so that a fit that is cut short is gone on from by the next.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ..model.decoder import Decoder
+from ..model.samples import opening_of
+from ..model.vocabulary import Vocabulary
+from ..storage import cache
+from ..storage.checkpoint import step_seed
+from ..types import InputError
+from . import store
+from .linear import LinearLens
+from .linear_fit import add_texts, measure
+from .mixture import LENGTH, Held, Mixture
+from .normal_equations import NormalEquations
+from .prior import draft_lists
+from .settings import Fit, FitReport
+from .sharpen import solved_again
+from .sums_store import add_to_sums, learns, read_sums
+from .texts import windows
+
+log = logging.getLogger("invert_fast")
+
+MINUTES = 15.0
+_ROUND = 8192  # tokens of texts that are written at once
+_KEEP_SECONDS, _TO_SOLVE = 60.0, 0.05  # what is left of the time for solving and measuring
+_TOP = 16
+
+
+class _Clock(tqdm):
+    """Runs with the time, whatever is told of tokens."""
+
+    def update(self, n: float | None = 1) -> bool | None:
+        return super().update(round(min(self.total, self.format_dict["elapsed"])) - self.n)
+
+
+@torch.no_grad()
+def deepen_linear(
+    decoder: Decoder, vocabulary: Vocabulary, fit: Fit | None = None, text: Sequence[Sequence[int]] = ()
+) -> FitReport:
+    """Give the linear lens of this model and layer `fit.minutes` (15) of more texts; it is kept if it then drafts more
+    held-out tokens right. text: token ids of texts like those to be recovered; half of what is added is then theirs.
+
+    Raises InputError where the cache folder keeps no sums, or the lens has nothing to gain.
+    """
+    fit, started = fit or Fit(), time.perf_counter()
+    lens = store.linear_lens(decoder, vocabulary, fit.seed)
+    if not learns(lens.accuracy):
+        raise InputError(
+            f"the linear lens drafts {lens.accuracy:.1%} right, or INVERT_FAST_SHARPEN is off: more texts would teach "
+            "it nothing; leave out --minutes, or train the learned lens"
+        )
+    if read_sums(decoder, vocabulary, fit.seed) is None:  # of an older version, or thrown away
+        lens = store.linear_lens(decoder, vocabulary, fit.seed, again=True)
+    minutes = fit.minutes or MINUTES
+    seconds = 60 * minutes
+    log.info("the linear lens of %s gets %g minutes of more texts (what it has by then is kept)", _of(decoder), minutes)
+    with _Clock(total=round(seconds), desc="fit the lens", unit="s", leave=False) as bar:
+        test = _held_out(decoder, vocabulary, fit.seed, bar)
+        before = _right(decoder, lens, test)
+        rounds = _add_rounds(decoder, vocabulary, fit, text, bar, started + seconds * (1 - _TO_SOLVE))
+        bar.set_description("fit the lens: solve")
+        found = read_sums(decoder, vocabulary, fit.seed)
+        deeper = None if found is None else solved_again(lens, *found)
+        if deeper is None:
+            raise InputError(
+                "the sums of the linear lens are gone or cannot be solved: fit it again, without --minutes"
+            )
+        measure(decoder, deeper, test)
+    after = _right(decoder, deeper, test)
+    better = after[0] > before[0]
+    if better:
+        store.keep_linear(deeper, decoder, fit.seed)
+    path = cache.path(store.linear_name(decoder, fit.seed))
+    top1, top16, linear = ({"held out": round(share, 5)} for share in (*after, before[0]))
+    named = None if path is None else str(path)
+    return FitReport(top1, top16, linear, rounds, time.perf_counter() - started, named, deeper=True, better=better)
+
+
+def _of(decoder: Decoder) -> str:
+    return f"{decoder.fingerprint()}, {decoder.layer.name}"
+
+
+def _held_out(decoder: Decoder, vocabulary: Vocabulary, seed: int, bar: tqdm) -> Held:
+    """The texts that the first fit held out, too."""
+    bar.set_description("fit the lens: hold out texts")
+    mixture = Mixture(decoder, vocabulary, seed, 0.0, bar)
+    return mixture.hold(mixture.texts()[: mixture.held_rows])
+
+
+def _right(decoder: Decoder, lens: LinearLens, test: Held) -> tuple[float, float]:
+    """Shares of held-out tokens that are drafted right, and that are among the first sixteen."""
+    ids = draft_lists(decoder, lens, test.states).ids
+    right = ids == test.ids[..., None]
+    return right[..., 0].float().mean().item(), right[..., :_TOP].any(-1).float().mean().item()
+
+
+def _add_rounds(
+    decoder: Decoder, vocabulary: Vocabulary, fit: Fit, text: Sequence[Sequence[int]], bar: tqdm, until: float
+) -> int:
+    """Add to the sums on disk until it is time to solve them. Returns how many rounds of texts there was time for."""
+    found = read_sums(decoder, vocabulary, fit.seed)
+    if found is None:
+        raise InputError(
+            "a lens is made better from its sums, and the cache keeps none: set INVERT_FAST_CACHE to a folder"
+        )
+    sums, rounds = found[0], 0
+    drawn = sums.count  # other texts than those that are in them already
+    fresh = NormalEquations(sums.rows, sums.width, sums.context, decoder.device)
+    begun = kept = now = time.perf_counter()
+    given = _given(decoder, text)
+    while rounds == 0 or now + (now - begun) / rounds < until:  # the next one would end in time
+        mixture = Mixture(decoder, vocabulary, step_seed(fit.seed, drawn), 0.0, bar, more=_ROUND)
+        bar.set_description(f"fit the lens: {drawn:,} tokens")
+        ids = mixture.texts()
+        if len(given):
+            at = torch.arange(len(ids[::2])) + rounds * len(ids[::2])
+            ids[::2] = vocabulary.representative[given[at % len(given)]]
+        for part in ids.split(64):
+            add_texts(fresh, vocabulary, part, mixture.run(part))
+        rounds, drawn, now = rounds + 1, drawn + ids.numel(), time.perf_counter()
+        if now - kept > _KEEP_SECONDS:
+            add_to_sums(decoder, fit.seed, fresh, of_use=False)
+            fresh, kept = NormalEquations(sums.rows, sums.width, sums.context, decoder.device), now
+    if fresh.count:
+        add_to_sums(decoder, fit.seed, fresh, of_use=False)
+    return rounds
+
+
+def _given(decoder: Decoder, text: Sequence[Sequence[int]]) -> Tensor:
+    """The user's texts as rows of the mixture's length, each behind what the tokenizer puts before a text."""
+    length, opening = min(LENGTH, decoder.max_length), opening_of(decoder)
+    rows = windows(text, max(1, length - len(opening)), decoder.device)
+    begun = torch.tensor([opening], dtype=torch.long, device=decoder.device).expand(len(rows), -1)
+    return torch.cat([begun, rows], 1)[:, :length]
