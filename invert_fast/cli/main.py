@@ -31,6 +31,7 @@ COMMANDS = (  # files of this folder, in the order of `--help`
     "merge",
     "diagnose",
     "defend",
+    "audit",
     "logits",
     "score",
     "serve",

@@ -86,9 +86,31 @@ def next_token_losses(
     return nn.functional.cross_entropy(logits.float(), wanted, reduction="none").double().cpu()
 
 
+@torch.no_grad()
+def losses_of_texts(
+    decoder: Decoder, ids: Sequence[Sequence[int]], batch: Sequence[Tensor], batch_size: int = 64
+) -> list[Tensor]:
+    """`next_token_losses` of several texts, all of whose rows are there: those of equal length share a pass."""
+    found: dict[int, Tensor] = {}
+    for length in {*map(len, ids)}:
+        every = [i for i, text in enumerate(ids) if len(text) == length]
+        for start in range(0, len(every), batch_size):
+            which = every[start : start + batch_size]
+            if length < 2 or len(which) == 1:  # and whatever is wrong is said there
+                found |= {i: next_token_losses(decoder, ids[i], batch[i]) for i in which}
+                continue
+            tokens = torch.tensor([list(ids[i]) for i in which], device=decoder.device)
+            rows = torch.stack([batch[i] for i in which]).to(decoder.device, decoder.dtype)
+            with _going_on_from(decoder, rows):
+                logits = decoder.model(input_ids=tokens, use_cache=False).logits[:, :-1]
+            losses = nn.functional.cross_entropy(logits.float().transpose(1, 2), tokens[:, 1:], reduction="none")
+            found.update(zip(which, losses.double().cpu(), strict=True))
+    return [found[i] for i in range(len(ids))]
+
+
 @contextmanager
 def _going_on_from(decoder: Decoder, rows: Tensor) -> Iterator[None]:
-    """While this is open the model's states of the decoder's layer are these rows `[1, T, D]`, whatever came before."""
+    """While this is open the model's states of the decoder's layer are these rows `[b, T, D]`, whatever came before."""
     layer, body = decoder.layer, body_of(decoder.model)
 
     def last(_module, _args, out):

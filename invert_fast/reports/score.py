@@ -98,7 +98,7 @@ def _scored(row: Recovery | Mapping[str, Any], ids: Sequence[int] | None, refere
     else:
         found, text = list(row["token_ids"]), row["text"] or ""
         certified = [s == Status.CERTIFIED.label for s in row.get("status", ())]
-    similarity = difflib.SequenceMatcher(None, text, reference, autojunk=False).ratio()
+    similarity = 1.0 if text == reference else difflib.SequenceMatcher(None, text, reference, autojunk=False).ratio()
     share = sum(certified) / len(found) if len(certified) == len(found) and found else None if found else 1.0
     if ids is None:
         return ScoredText(text, reference, found, None, text == reference, None, similarity, share, recovery)

@@ -1,0 +1,107 @@
+"""The first screen of the page: what was found, in a sentence, and the four figures that matter most."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from .advice import CHEAP, compares, nats, percent
+from .settings import UNDEFENDED
+
+
+def verdict(summary: Mapping[str, Any]) -> dict[str, Any]:
+    cells = summary["cells"]
+    plain = [row for row in cells if row["defence"] == UNDEFENDED]
+    defended = [row for row in cells if row["defence"] != UNDEFENDED]
+    wrong = sum(row["certified_wrong"] for row in cells)
+    least = min(plain, key=lambda row: row["exact_match"]["value"])
+    most = max(plain, key=lambda row: row["exact_match"]["value"])
+    certified = min(plain, key=lambda row: row["certified"]["value"])
+    cost = max(plain, key=lambda row: row["forward_tokens_per_token"]["value"])
+    tiles = [
+        _tile(
+            "Texts back word for word, undefended",
+            _between(least["exact_match"], most["exact_match"]),
+            _where(
+                least,
+                len(plain),
+                f"95 %: {percent(least['exact_match']['low'])} to {percent(least['exact_match']['high'])}",
+            ),
+        ),
+        _tile("Tokens certified, undefended", percent(certified["certified"]["value"]), _where(certified, len(plain))),
+        _tile(
+            "Certified and wrong",
+            f"{wrong}",
+            f"of {sum(round(r['certified']['value'] * r['tokens']) for r in cells):,} certified, in all cells",
+        ),
+        _tile(
+            "Forward tokens a token",
+            f"{cost['forward_tokens_per_token']['value']:.2f}",
+            f"1 is one pass of the model; {cost['layer']}, {cost['precision']}, where it is most",
+        ),
+    ]
+    return {
+        "title": _title(least, most, len(plain)),
+        "lead": _lead(defended) if defended else "No defence was tried.",
+        "wrong": wrong,
+        "tiles": tiles,
+        "counts": _counts(cells),
+    }
+
+
+def _title(least: Mapping[str, Any], most: Mapping[str, Any], cells: int) -> str:
+    low, high = least["exact_match"]["value"], most["exact_match"]["value"]
+    where = ", at every layer and precision" if cells > 1 else ""
+    if low == 1:
+        return f"Undefended, every text came back word for word{where}."
+    if high == 0:
+        return f"Undefended, no text came back whole{where}."
+    if percent(low) == percent(high):
+        return f"Undefended, {percent(low)} of the texts came back word for word."
+    return (
+        f"Undefended, {percent(low)} to {percent(high)} of the texts came back word for word, by layer and precision."
+    )
+
+
+def _lead(defended: list[Mapping[str, Any]]) -> str:
+    """Of the last layer and first precision: what is left at little loss, and the least that is left at all."""
+    layer, precision = defended[-1]["layer"], defended[0]["precision"]
+    own = [row for row in defended if (row["layer"], row["precision"]) == (layer, precision)]
+    own = [row for row in own if compares(row)] or own
+    cheap = [row for row in own if compares(row) and row["loss_added"]["value"] <= CHEAP]
+    strong = min(own, key=lambda row: row["token_accuracy"]["value"])
+    said = []
+    if cheap:
+        best = min(cheap, key=lambda row: row["token_accuracy"]["value"])
+        said.append(
+            f"At {layer}, {best['defence']} protected best of what costs the model at most {CHEAP:g} nats a token: "
+            f"{percent(best['token_accuracy']['value'])} of the tokens still came back."
+        )
+    else:
+        said.append(f"At {layer} no defence that was tried costs the model less than {CHEAP:g} nats a token.")
+    if not cheap or strong is not best:
+        price = f", at {nats(strong['loss_added']['value'])} nats a token" if strong["loss_added"] else ""
+        said.append(f"The strongest, {strong['defence']}, left {percent(strong['token_accuracy']['value'])}{price}.")
+    return " ".join(said)
+
+
+def _tile(name: str, value: str, note: str) -> dict[str, str]:
+    return {"name": name, "value": value, "note": note}
+
+
+def _between(least: Mapping[str, float], most: Mapping[str, float]) -> str:
+    low, high = percent(least["value"]), percent(most["value"])
+    return low if low == high else f"{low.removesuffix(' %')} – {high}"
+
+
+def _where(row: Mapping[str, Any], cells: int, also: str = "") -> str:
+    place = f"{row['layer']}, {row['precision']}" + (", where it is least" if cells > 1 else "")
+    return f"{also}; {place}" if also else place
+
+
+def _counts(cells: list[Mapping[str, Any]]) -> str:
+    counts = {
+        name: len(dict.fromkeys(row[name] for row in cells if row[name] != UNDEFENDED))
+        for name in ("layer", "precision", "defence")
+    }
+    return ", ".join(f"{n} {name}{'' if n == 1 else 's'}" for name, n in counts.items())
