@@ -35,7 +35,7 @@ ALLOWED = {
     "extend": {"engine", "lens", "ops", "strategies"},  # what other packages may build on, by name alone
     "integrations": {"inverter", "model", "reports", "storage"},
     "audit": {
-        *("__init__", "inverter", "defences", "strategies", "engine", "lens", "model", "reports", "storage"),
+        *("__init__", "inverter", "defences", "strategies", "engine", "lens", "model", "ops", "reports", "storage"),
     },
     "distributed": {"__init__", "inverter", "intake", "engine", "model", "storage"},
     "extract": {"model", "storage"},

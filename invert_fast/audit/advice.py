@@ -143,15 +143,15 @@ def _defences(defended: Sequence[Mapping[str, Any]]) -> Iterator[Advice]:
         price = f"for {interval(best['loss_added'], nats)} nats a token ({_of(best)})"
         figure = f"{interval(best['token_accuracy'])} of the tokens came back, {price}"
         yield Advice(
-            f"To keep all but {percent(LITTLE)} of the tokens back at {last}, {best['defence']} was the cheapest that "
-            "was tried; an attacker who knows the defence may do better.",
+            f"To keep all but {100 * LITTLE:.0f} % of the tokens back at {last}, {best['defence']} was the cheapest "
+            "that was tried; an attacker who knows the defence may do better.",
             figure,
         )
     elif own:
         best = min(own, key=lambda row: row["token_accuracy"]["value"])
         figure = f"least came back under {best['defence']}: {interval(best['token_accuracy'])} ({_of(best)})"
         yield Advice(
-            f"Nothing that was tried brought what comes back at {last} below {percent(LITTLE)}: try more strength, "
+            f"Nothing that was tried brought what comes back at {last} below {100 * LITTLE:.0f} %: try more strength, "
             "or do not give the states away.",
             figure,
         )

@@ -72,7 +72,10 @@ def powers(title: str, values: Sequence[float]) -> Axis:
 
 def lines(name: str, title: str, told: str, series: Sequence[Line], x: Axis, y: Axis) -> Markup:
     """Lines of marked points. name: an id of the page's own; title, told: what is heard instead."""
-    parts = [_frame(x, y)]
+    parts, taken = [_frame(x, y)], _Taken()
+    for line in series:
+        for point in line.points:
+            taken.marked(_across(x, point.x), _up(y, point.y))
     for number, line in enumerate(series):
         at = [(_across(x, p.x), _up(y, p.y)) for p in line.points]
         path = " ".join(f"{px:.1f},{py:.1f}" for px, py in at)
@@ -83,7 +86,7 @@ def lines(name: str, title: str, told: str, series: Sequence[Line], x: Axis, y: 
                 drawn.append(f'<path class="error" d="M{px:.1f} {_up(y, point.low):.1f}V{_up(y, point.high):.1f}"/>')
             drawn.append(mark(number, px, py))
             if point.label:
-                drawn.append(_named(point.label, px, py))
+                drawn.append(_named(point.label, px, py, taken))
         parts.append(f'<g class="{colour}">{"".join(drawn)}</g>')
     return _svg(name, title, told, "".join(parts), HEIGHT)
 
@@ -142,13 +145,32 @@ def _up(axis: Axis, value: float) -> float:
     return HEIGHT - _BOTTOM - (HEIGHT - _TOP - _BOTTOM) * axis.scale(value)
 
 
-def _named(label: str, x: float, y: float) -> str:
-    """The label of a point, where it stays inside."""
-    end = x > WIDTH - 90
-    below = y < _TOP + 18
-    place = f'x="{x + (-9 if end else 9):.1f}" y="{y + (18 if below else -8):.1f}"'
-    anchor = "end" if end else "start"
-    return f'<text class="label" {place} text-anchor="{anchor}">{escape(label)}</text>'
+class _Taken:
+    """Where something is written or marked already."""
+
+    def __init__(self):
+        self.boxes: list[tuple[float, float, float, float]] = []
+
+    def marked(self, x: float, y: float) -> None:
+        self.boxes.append((x - 6, y - 6, x + 6, y + 6))
+
+    def free(self, box: tuple[float, float, float, float]) -> bool:
+        left, top, right, bottom = box
+        inside = left >= _LEFT and right <= WIDTH and top >= 0 and bottom <= HEIGHT - _BOTTOM
+        return inside and not any(left < c and right > a and top < d and bottom > b for a, b, c, d in self.boxes)
+
+
+def _named(label: str, x: float, y: float, taken: _Taken) -> str:
+    """The label of a point, beside it where nothing else is; where there is no room it is left to the words."""
+    width = 7.5 * len(label)
+    for dx, dy in ((9, -8), (9, 17), (-9, -8), (-9, 17), (-width / 2, -13), (-width / 2, 22)):
+        anchor = "end" if dx == -9 else "start"
+        left, base = x + dx - (width if anchor == "end" else 0), y + dy
+        box = left, base - 10, left + width, base + 3
+        if taken.free(box):
+            taken.boxes.append(box)
+            return f'<text class="label" x="{x + dx:.1f}" y="{base:.1f}" text-anchor="{anchor}">{escape(label)}</text>'
+    return ""
 
 
 def _frame(x: Axis, y: Axis) -> str:

@@ -18,7 +18,7 @@ from ..reports.pieces import pieces
 from ..reports.score import score
 from ..storage.precisions import rounded
 from ..types import Recovery, States, Status
-from .read_off import ReadOff
+from .read_off import read_off
 from .settings import READ_OFF, UNDEFENDED, Cell, Settings
 
 LETTERS = dict(zip(Status, "cbanf", strict=True))  # of `status`, a letter a position
@@ -66,7 +66,10 @@ class Bench:
         """What came of each text. What is random follows from the seed and the text's number among all."""
         defence = None if cell.defence == UNDEFENDED else parse_defence(cell.defence)
         given = self._states(cell, defence)
-        found = self.inverter.invert(given, ReadOff() if cell.strategy == READ_OFF else cell.strategy)
+        if cell.strategy == READ_OFF:
+            found = read_off(self.inverter, given)
+        else:
+            found = self.inverter.invert(given, cell.strategy)
         losses = self._losses(given, defence)
         for at, (text, recovery) in enumerate(zip(self.texts, found, strict=True)):
             yield {**vars(cell), **self._row(text, recovery, self._kept(text, defence)), **losses.get(at, {})}

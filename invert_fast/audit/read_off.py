@@ -2,20 +2,107 @@
 
 Under noise that calibration was not told of, the state of no token fits, so that a search goes through all the
 candidates that it has at every position, and commits the nearest, which nearly always is the draft. Here a token costs
-one forward pass: where tokens fit, runs of them are verified at once, where they do not, one at a time.
+one forward pass of all texts at once. Only texts with a token that fits are given to the engine, which alone certifies,
+and commits the same drafts.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..engine.protocol import Context, Run
+from ..inverter import Inverter
+from ..lens.base import Lens
 from ..lens.choose import choose_lens
+from ..lens.prior import draft_lists
+from ..lens.second_look import doubtful, look_again
+from ..model.decoder import Decoder
+from ..ops.best_two import MANY_TOKENS
 from ..strategies.candidates import Candidates
+from ..types import Cost, Recovery, States, Status, coarsest
 from .settings import READ_OFF
+
+_AT_ONCE = 4096  # tokens of a pass
+_CLOSE = 2.0  # tolerances: passes that are cut otherwise differ by rounding, and nothing near the edge is left out
+
+
+@torch.no_grad()
+def read_off(inverter: Inverter, batch: Sequence[States]) -> list[Recovery]:
+    """What `ReadOff` recovers of some texts. A text in which no draft comes near to fitting, in its own context, has no
+    token that the engine could certify behind the same drafts: it is not asked."""
+    decoder, vocabulary = inverter.decoder, inverter.vocabulary
+    stored, computed = coarsest(batch)
+    tolerances = inverter.calibrate(stored, computed)
+    lens = choose_lens(decoder, vocabulary, "auto", stored)
+    found: dict[int, Recovery] = {}
+    for length in sorted({len(states) for states in batch}):
+        every = [i for i, states in enumerate(batch) if len(states) == length]
+        if not length:
+            continue
+        for start in range(0, len(every), max(1, _AT_ONCE // length)):
+            begun, which = time.perf_counter(), every[start : start + max(1, _AT_ONCE // length)]
+            hidden = torch.stack([batch[i].hidden.float() for i in which]).to(decoder.device)
+            ids = drafted(decoder, lens, hidden)
+            position = torch.arange(length, device=ids.device).expand(ids.shape)
+            plain, residual = tolerances.row_residuals(decoder.states(ids).float(), hidden, position)
+            at = tolerances.at(position)
+            close = (residual <= _CLOSE * at.tolerance).any(-1)
+            near = residual < at.bound(vocabulary.separation_of(ids), at.typical) / 2
+            loss = plain.square() * hidden.square().mean(-1)
+            taken = (time.perf_counter() - begun) / len(which)
+            for row, i in enumerate(which):
+                made = _unverified(decoder, ids[row], plain[row], loss[row], near[row], taken)
+                found[i] = made if not close[row] else replace(made, status=np.full(length, -1))
+    asked = [i for i in range(len(batch)) if i not in found or (found[i].status < 0).any()]
+    options = {"states_dtype": stored, "compute_dtype": computed}
+    again = inverter.invert([batch[i] for i in asked], ReadOff(), **options) if asked else []
+    for i, recovery in zip(asked, again, strict=True):
+        cost, before = recovery.cost, found[i].cost if i in found else Cost()
+        both = replace(
+            cost, forward_tokens=cost.forward_tokens + before.forward_tokens, seconds=cost.seconds + before.seconds
+        )
+        found[i] = replace(recovery, cost=both)
+    return [found[i] for i in range(len(batch))]
+
+
+def drafted(decoder: Decoder, lens: Lens, hidden: Tensor) -> Tensor:
+    """The tokens `[b, T]` that the lens makes of texts `[b, T, D]`: as strategies that draft begin with."""
+    if len(decoder.embedding) >= MANY_TOKENS:
+        return draft_lists(decoder, lens, hidden).ids[..., 0]
+    proxies = lens.proxies(hidden)
+    drafts, leads = lens.best(proxies)
+    if decoder.layer.near_head and lens.repair.second_look > 0:
+        rows = doubtful(lens.repair.error(leads))
+        drafts[rows] = look_again(decoder, lens, hidden, proxies, *rows)[0]
+    return drafts
+
+
+def _unverified(
+    decoder: Decoder, ids: Tensor, residual: Tensor, loss: Tensor, near: Tensor, seconds: float
+) -> Recovery:
+    """A text none of whose tokens fits: nearer than half-way to any other token is a best match, as the engine has it,
+    and behind the first that is not everything is a guess."""
+    failed = (~near).cumsum(-1)
+    status = torch.where(near, int(Status.BEST_MATCH), int(Status.NOT_FOUND))
+    status[(failed > 1) | ((failed == 1) & near)] = int(Status.AFTER_FAILURE)
+    count, none = len(ids), np.zeros(len(ids))
+    return Recovery(
+        ids.cpu().numpy(),
+        residual.cpu().numpy(),
+        loss.cpu().numpy(),
+        none,
+        status.cpu().numpy(),
+        none.astype(int),
+        none.astype(int),
+        decoder.decode(ids.tolist()),
+        cost=Cost(forward_tokens=count, seconds=seconds, draft=count),
+    )
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ def row_of(cell: Cell, rows: Sequence[Mapping[str, Any]], bare: float) -> dict[s
     estimates = {
         "exact_match": wilson(sum(bool(row["exact"]) for row in rows), len(rows)),
         "token_accuracy": share(column("right"), tokens),
-        "similarity": bootstrap(column("similarity")),
+        "similarity": share(column("similarity"), [1.0] * len(rows)),
         "certified": share(column("certified"), tokens),
         "ambiguous": share(column("ambiguous"), tokens),
         "wrong": share(wrong, tokens),

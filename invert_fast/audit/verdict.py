@@ -18,26 +18,27 @@ def verdict(summary: Mapping[str, Any]) -> dict[str, Any]:
     most = max(plain, key=lambda row: row["exact_match"]["value"])
     certified = min(plain, key=lambda row: row["certified"]["value"])
     cost = max(plain, key=lambda row: row["forward_tokens_per_token"]["value"])
+    said = f"95 %: {percent(least['exact_match']['low'])} to {percent(least['exact_match']['high'])}"
     tiles = [
         _tile(
             "Texts back word for word, undefended",
             _between(least["exact_match"], most["exact_match"]),
-            _where(
-                least,
-                len(plain),
-                f"95 %: {percent(least['exact_match']['low'])} to {percent(least['exact_match']['high'])}",
-            ),
+            f"{said}; {_where(least, plain, 'exact_match', 'fewest')}",
         ),
-        _tile("Tokens certified, undefended", percent(certified["certified"]["value"]), _where(certified, len(plain))),
+        _tile(
+            "Tokens certified, undefended",
+            percent(certified["certified"]["value"]),
+            _where(certified, plain, "certified", "fewest"),
+        ),
         _tile(
             "Certified and wrong",
             f"{wrong}",
-            f"of {sum(round(r['certified']['value'] * r['tokens']) for r in cells):,} certified, in all cells",
+            f"of {sum(round(row['certified']['value'] * row['tokens']) for row in cells):,} certified, in all cells",
         ),
         _tile(
             "Forward tokens a token",
             f"{cost['forward_tokens_per_token']['value']:.2f}",
-            f"1 is one pass of the model; {cost['layer']}, {cost['precision']}, where it is most",
+            f"1 is one pass of the model; {_where(cost, plain, 'forward_tokens_per_token', 'most')}",
         ),
     ]
     return {
@@ -94,14 +95,19 @@ def _between(least: Mapping[str, float], most: Mapping[str, float]) -> str:
     return low if low == high else f"{low.removesuffix(' %')} – {high}"
 
 
-def _where(row: Mapping[str, Any], cells: int, also: str = "") -> str:
-    place = f"{row['layer']}, {row['precision']}" + (", where it is least" if cells > 1 else "")
-    return f"{also}; {place}" if also else place
+def _where(row: Mapping[str, Any], plain: list[Mapping[str, Any]], name: str, how: str) -> str:
+    if len(plain) > 1 and len({one[name]["value"] for one in plain}) == 1:
+        return "alike in all undefended cells"
+    return f"{row['layer']}, {row['precision']}" + (f", with {how}" if len(plain) > 1 else "")
 
 
 def _counts(cells: list[Mapping[str, Any]]) -> str:
-    counts = {
-        name: len(dict.fromkeys(row[name] for row in cells if row[name] != UNDEFENDED))
-        for name in ("layer", "precision", "defence")
-    }
-    return ", ".join(f"{n} {name}{'' if n == 1 else 's'}" for name, n in counts.items())
+    def told(count: int, name: str) -> str:
+        return f"{count} {name}{'' if count == 1 else 's'}"
+
+    parts = [told(len({row[name] for row in cells}), name) for name in ("layer", "precision")]
+    specs = {row["defence"] for row in cells} - {UNDEFENDED}
+    if specs:
+        families = {spec.partition(":")[0] for spec in specs}
+        parts.append(f"{told(len(families), 'defence')} at {told(len(specs), 'strength')} in all")
+    return ", ".join(parts)

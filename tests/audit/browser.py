@@ -7,7 +7,6 @@ import os
 import select
 import shutil
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -137,4 +136,3 @@ def page(binary: str, profile: Path) -> Iterator[Page]:
             process.wait()
         os.close(our_out)
         os.close(our_in)
-        time.sleep(0)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 
+import numpy as np
 import pytest
-import torch
 
-from invert_fast import InputError, Inverter
+from invert_fast import InputError, Inverter, Status
 from invert_fast.audit import Settings, audit, join
-from invert_fast.audit.read_off import ReadOff
+from invert_fast.audit.read_off import ReadOff, read_off
 from invert_fast.audit.tokens import KINDS, kind_of
 from invert_fast.cli.main import main
 from invert_fast.defences import parse_defence, utility_of
@@ -27,7 +27,9 @@ def rows(folder, name="results.jsonl"):
 
 
 def timeless(value, without=TIMES):
-    """Without what no two runs share."""
+    """Without what no two runs share: times, and how sums are rounded in passes that are cut otherwise."""
+    if isinstance(value, float):
+        return round(value, 3)
     if isinstance(value, dict):
         return {k: timeless(v, without) for k, v in value.items() if k not in without}
     return [timeless(v, without) for v in value] if isinstance(value, list) else value
@@ -79,17 +81,24 @@ def test_figures_are_those_of_inverting_by_hand(layer, whole, bundled):
     assert by_defence["gaussian:0.5"]["predicted"] == 1 > by_defence["drop:0.4"]["predicted"]
 
 
-def test_reading_off_costs_about_a_pass_and_finds_what_fits(bundled):
-    states = bundled.capture(PROMPTS)
-    found = bundled.invert(states, ReadOff())
-    assert all(recovery.certified for recovery in found)
-    noisy = bundled.invert(parse_defence("gaussian:0.3").apply_all(states), ReadOff())
-    tokens = sum(map(len, states))
-    assert sum(recovery.cost.forward_tokens for recovery in noisy) <= 2.5 * tokens
-    assert not any((recovery.status == 0).any() for recovery in noisy)
-    given = torch.cat([torch.from_numpy(recovery.token_ids) for recovery in noisy])
-    truth = torch.tensor([token for text in PROMPTS for token in bundled.encode(text, special=True)])
-    assert (given == truth).float().mean() > 0.8
+def test_reading_off_costs_a_pass_and_is_what_the_engine_finds(bundled):
+    """Told apart by nothing but whether the engine was asked."""
+    batch = bundled.capture(PROMPTS, max_tokens=9)
+    truth = np.concatenate([bundled.encode(text, 9, special=True) for text in PROMPTS])
+    for spec in ("gaussian:0", "drop:0.4", "gaussian:0.3", "gaussian:3"):
+        given = parse_defence(spec).apply_all(batch, 2)
+        found, engine = read_off(bundled, given), bundled.invert(given, ReadOff())
+        for one, other in zip(found, engine, strict=True):
+            assert np.array_equal(one.token_ids, other.token_ids)
+            assert np.array_equal(one.status == Status.CERTIFIED, other.status == Status.CERTIFIED)
+            assert np.allclose(one.discrete_loss, other.discrete_loss, rtol=1e-3, atol=1e-9)
+        cost = sum(one.cost.forward_tokens for one in found)
+        if spec == "gaussian:0":
+            assert all(one.certified for one in found)
+        elif spec.startswith("gaussian"):
+            assert cost == len(truth)
+            right = np.concatenate([one.token_ids for one in found]) == truth
+            assert (right.mean() > 0.8) == (spec == "gaussian:0.3")
 
 
 def test_a_run_that_is_stopped_goes_on_where_it_was(whole, bundled, tmp_path):
