@@ -70,7 +70,8 @@ def joined(folders: Sequence[Path]) -> Report:
                     f"{first} and {folder} differ in {name}, expected shards of one audit: give those that belong "
                     "together"
                 )
-        own = tuple(part.about.get("shard") or (1, 1))
+        number, of = part.about.get("shard") or (1, 1)
+        own = number, of
         if own in shards:
             raise InputError(f"{shards[own]} and {folder} are both shard {own[0]}/{own[1]}, expected each once")
         shards[own] = folder

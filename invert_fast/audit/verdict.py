@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .advice import CHEAP, compares, nats, percent
+from .advice import CHEAP, compares, nats, percent, undefended
 from .settings import UNDEFENDED
 
 
 def verdict(summary: Mapping[str, Any]) -> dict[str, Any]:
     cells = summary["cells"]
-    plain = [row for row in cells if row["defence"] == UNDEFENDED]
+    plain = undefended(cells)
     defended = [row for row in cells if row["defence"] != UNDEFENDED]
     wrong = sum(row["certified_wrong"] for row in cells)
     least = min(plain, key=lambda row: row["exact_match"]["value"])
@@ -68,8 +68,11 @@ def _lead(defended: list[Mapping[str, Any]]) -> str:
     """Of the last layer and first precision: what is left at little loss, and the least that is left at all."""
     layer, precision = defended[-1]["layer"], defended[0]["precision"]
     own = [row for row in defended if (row["layer"], row["precision"]) == (layer, precision)]
-    own = [row for row in own if compares(row)] or own
-    cheap = [row for row in own if compares(row) and row["loss_added"]["value"] <= CHEAP]
+    if not any(map(compares, own)):
+        left = sorted(row["token_accuracy"]["value"] for row in own)
+        return f"At {layer} the defences that were tried left {percent(left[0])} to {percent(left[-1])} of the tokens."
+    own = [row for row in own if compares(row)]
+    cheap = [row for row in own if row["loss_added"]["value"] <= CHEAP]
     strong = min(own, key=lambda row: row["token_accuracy"]["value"])
     said = []
     if cheap:
@@ -81,8 +84,8 @@ def _lead(defended: list[Mapping[str, Any]]) -> str:
     else:
         said.append(f"At {layer} no defence that was tried costs the model less than {CHEAP:g} nats a token.")
     if not cheap or strong is not best:
-        price = f", at {nats(strong['loss_added']['value'])} nats a token" if strong["loss_added"] else ""
-        said.append(f"The strongest, {strong['defence']}, left {percent(strong['token_accuracy']['value'])}{price}.")
+        left, price = strong["token_accuracy"]["value"], strong["loss_added"]["value"]
+        said.append(f"The strongest, {strong['defence']}, left {percent(left)}, at {nats(price)} nats a token.")
     return " ".join(said)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from invert_fast.audit.advice import advice, nats, percent
 from invert_fast.audit.page import page
 from invert_fast.audit.summary import summary
+from invert_fast.audit.verdict import verdict
 from invert_fast.reports.boxed import name_of
 
 from .reports import HOSTILE, report
@@ -104,7 +106,7 @@ def test_advice_follows_from_the_figures():
     assert "Most texts did not come back whole" in sentences(report({"none": 2}))
     cheap = sentences(report({"gaussian:1": 3}, loss=10.0))
     assert "gaussian:1 is the strongest protection that costs at most 0.1 nats" in cheap
-    assert "Nothing that was tried brought what comes back" in cheap
+    assert "Nothing that was tried is sure to bring what comes back" in cheap
     weak = sentences(report({"gaussian:1": 6, "gaussian:0.1": 6}, loss=10.0))
     assert "Do not rely on any of these defences" in weak
     assert "expensive" in usual
@@ -114,6 +116,22 @@ def test_advice_follows_from_the_figures():
 def test_rows_that_are_left_out_are_no_cheap_protection():
     given = report({"gaussian:1": 6, "gaussian:0.1": 6, "drop:0.2": 1}, loss=10.0, predicted=4)
     assert "drop" not in sentences(given)
+
+
+def test_a_secret_key_is_no_cheap_protection_either():
+    """It costs nothing, and known rows undo it, which is not tried here."""
+    given = report({"gaussian:1": 6, "gaussian:0.1": 6})
+    renamed = {
+        replace(cell, defence=cell.defence.replace("drop:0.2", "rotation:7")): r for cell, r in given.results.items()
+    }
+    for cell, rows in renamed.items():
+        if cell.defence == "rotation:7":
+            renamed[cell] = [
+                {**row, "defence": "rotation:7", "right": 0, "loss": row["loss_undefended"]} for row in rows
+            ]
+    found = summary(replace(given, results=renamed))
+    assert "rotation" not in " ".join(one.sentence for one in advice(found))
+    assert "rotation" not in verdict(found)["lead"]
 
 
 def test_every_sentence_has_a_figure():
