@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
+import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -19,6 +20,7 @@ import torch
 from .. import __version__
 from ..defences.utility import losses_of_texts
 from ..inverter import Inverter
+from ..lens.sums_store import SWITCH
 from ..types import InputError
 from .folder import FORMAT, Folder, opened
 from .measure import Bench, Original, original
@@ -26,7 +28,6 @@ from .publish import publish
 from .settings import Cell, Settings
 from .tokens import describe
 
-log = logging.getLogger("invert_fast")
 _ROUNDS, _AT_ONCE = 3, 64
 
 
@@ -69,7 +70,9 @@ def audit(
             describe(inverter, sorted({token for text in originals for token in text.ids})),
             resume,
         )
-        _work(inverter, originals, settings, [c for c in cells if c not in folder.done], folder, planned, tick)
+        left = [cell for cell in cells if cell not in folder.done]
+        with _nothing_learned():
+            _work(inverter, originals, settings, left, folder, planned, tick)
         return publish(folder.path)
 
 
@@ -96,6 +99,21 @@ def _work(
         folder.add(cell, bench.rows(cell))
         if tick:
             tick(str(cell), tokens)
+
+
+@contextmanager
+def _nothing_learned() -> Iterator[None]:
+    """A lens that learned from texts of one cell would know them in the next: what comes back would hang on the order
+    of the cells, and be more than whoever has not seen the texts gets."""
+    before = os.environ.get(SWITCH)
+    os.environ[SWITCH] = "off"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[SWITCH]
+        else:
+            os.environ[SWITCH] = before
 
 
 def own_losses(inverter: Inverter, texts: Sequence[Original]) -> list[torch.Tensor]:

@@ -14,6 +14,7 @@ from invert_fast.audit.read_off import ReadOff, read_off
 from invert_fast.audit.tokens import KINDS, kind_of
 from invert_fast.cli.main import main
 from invert_fast.defences import parse_defence, utility_of
+from invert_fast.lens.sums_store import SWITCH, learns
 
 from .conftest import OPTIONS, PROMPTS
 
@@ -101,7 +102,9 @@ def test_reading_off_costs_a_pass_and_is_what_the_engine_finds(bundled):
             assert (right.mean() > 0.8) == (spec == "gaussian:0.3")
 
 
-def test_a_run_that_is_stopped_goes_on_where_it_was(whole, bundled, tmp_path):
+def test_a_run_that_is_stopped_goes_on_where_it_was(whole, bundled, tmp_path, monkeypatch):
+    monkeypatch.setenv(SWITCH, "on")
+
     class StoppedError(Exception):
         pass
 
@@ -109,6 +112,7 @@ def test_a_run_that_is_stopped_goes_on_where_it_was(whole, bundled, tmp_path):
 
     def stop(cell, tokens):
         done.append(cell)
+        assert not learns(0.5), "a lens would know the texts in the next cell"
         if len(done) == 2:
             raise StoppedError
 
@@ -116,6 +120,7 @@ def test_a_run_that_is_stopped_goes_on_where_it_was(whole, bundled, tmp_path):
     with pytest.raises(StoppedError):
         audit(*given, folder, SETTINGS, name="bundled", tick=stop)
     assert not (folder / "index.html").exists()
+    assert learns(0.5)
     with (folder / "results.jsonl").open("a") as file:  # what kill -9 leaves of the third cell
         file.write('{"layer": "embeddings", "precision": "float32"}\n{"layer": "emb')
     with (folder / "cells.jsonl").open("a") as file:
