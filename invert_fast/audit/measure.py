@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -149,8 +149,3 @@ class Bench:
                 shown = iter(spelt(self.inverter.decoder, recovery.token_ids.tolist()))
                 found["pieces"] = ["" if mark == MISSING else next(shown) for mark in marks]
         return found
-
-
-def only_known(row: Mapping[str, Any]) -> bool:
-    """Whether a line of results.jsonl has what is read of it."""
-    return all(name in row for name in ("layer", "precision", "defence", "strategy", "text", "tokens", "status"))

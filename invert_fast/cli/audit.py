@@ -25,11 +25,10 @@ def add(commands: argparse._SubParsersAction) -> None:
         description="Capture the states of prompts, defend and round them, invert them, and compare what comes back "
         "with what went in: in each cell of layer × defence × precision. Writes a folder: index.html (one page that "
         "needs no network), summary.json (a row a cell, with intervals) and results.jsonl (a line a text and cell, the "
-        "texts in it). A run that was stopped goes on with --resume. With --join, makes the page of several shards.",
+        "texts in it). A run that was stopped goes on with --resume. With --join, makes the page of several shards. "
+        "Exit status: 1 if a token was certified and wrong.",
     )
-    model_options(one, layer=False)
-    for action in one._actions:
-        action.required = False if action.dest == "model" else action.required  # --join needs none
+    model_options(one, layer=False, required=False)  # --join needs none
     one.add_argument("--input", type=Path, metavar="FILE", help="prompts.txt (one a line) or .jsonl")
     one.add_argument(
         "--layers",

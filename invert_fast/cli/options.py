@@ -32,10 +32,10 @@ def add_commands(parser: argparse.ArgumentParser, names: Iterable[str]) -> None:
         import_module(f".{name}", __package__).add(commands)
 
 
-def model_options(parser: argparse.ArgumentParser, layer: bool = True) -> None:
+def model_options(parser: argparse.ArgumentParser, layer: bool = True, required: bool = True) -> None:
     """--model, --layer (where there is a choice), --device, --dtype, --insist."""
     parser.add_argument(
-        "--model", required=True, metavar="M", help="Hugging Face id, local folder, .gguf file, or `bundled`"
+        "--model", required=required, metavar="M", help="Hugging Face id, local folder, .gguf file, or `bundled`"
     )
     if layer:
         parser.add_argument(
