@@ -12,7 +12,7 @@ PYTHON ?= $(shell for python in python3 python3.12 python3.11 python3.13; do \
 	$$python -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 \
 	&& echo $$python && break; done)
 
-.PHONY: help demo test test-isa test-integrations bench lint api wheel test-wheel sanitize clean
+.PHONY: help demo test test-isa test-integrations test-page bench lint api wheel test-wheel sanitize clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -42,6 +42,18 @@ test-isa: $(INSTALLED)  ## the numeric tests on every narrower instruction set o
 INTEGRATIONS := .venv-integrations
 test-integrations: $(INTEGRATIONS)/.installed  ## the tests of the other tools
 	@PYTHONSAFEPATH=1 $(INTEGRATIONS)/bin/python -m pytest -n auto --dist loadfile --max-worker-restart 0 tests/integrations
+
+# The page of an audit in a browser. As root, where apt is, the browser is installed; else, without one, the tests skip.
+test-page: $(INSTALLED) build/axe/node_modules/axe-core/axe.min.js  ## the tests of the audit's page, in Chromium
+	@for one in "$$CHROMIUM" chromium chromium-browser google-chrome chrome; do \
+		command -v "$$one" >/dev/null && exit; done; \
+		test "$$(id -u)" = 0 && command -v apt-get >/dev/null || exit 0; \
+		{ apt-get -qq update && apt-get -qq install -y chromium; } >build/chromium.log 2>&1 || tail -n 3 build/chromium.log
+	@$(VENV)/bin/pytest tests/audit/test_page.py
+
+build/axe/node_modules/axe-core/axe.min.js:  # not ours to ship, and nothing that a user needs
+	@mkdir -p build/axe && npm install --no-audit --no-fund --silent --prefix build/axe axe-core@4 \
+		|| echo "axe-core could not be fetched: what needs it is skipped"
 
 bench: $(INSTALLED)  ## run the benchmarks
 	@$(VENV)/bin/pytest bench --benchmark-only
