@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .lens.settings import Fit, FitReport
     from .model.reading import Reading
     from .strategies import Chain, Continuous, Exhaustive, PerStepProjection, PriorOrder, Speculative
-    from .types import Cost, InputError, Recovery, States, Status
+    from .types import Cost, InputError, Mended, Recovery, States, Status
 
 __version__ = "0.1.0"
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "FitReport",
     "InputError",
     "Inverter",
+    "Mended",
     "PerStepProjection",
     "PriorOrder",
     "Reading",
@@ -46,7 +47,7 @@ __all__ = [
 PUBLIC = ("invert_fast", "invert_fast.extend", "invert_fast.logits", "invert_fast.extract")
 """What is promised (docs/api.md): `__all__` of these modules. All else may change with any release."""
 
-_TYPES = ("Cost", "InputError", "Recovery", "States", "Status")
+_TYPES = ("Cost", "InputError", "Mended", "Recovery", "States", "Status")
 __getattr__ = exporting(
     __name__,
     dict.fromkeys(__all__[:-1], f"{__name__}.strategies")

@@ -19,6 +19,7 @@ from .engine.read import run_as_read
 from .engine.tolerances import Tolerances
 from .intake.checks import check_lengths, checked
 from .intake.prompts import encode, is_chat
+from .intake.rows import captured
 from .intake.texts import texts_of
 from .lens.choose import forget
 from .lens.settings import Fit, FitReport
@@ -114,20 +115,7 @@ class Inverter:
         self, ids: Sequence[Sequence[int]], dtype: torch.dtype = torch.float32, batch_size: int = 32
     ) -> Iterator[Tensor]:
         """States `[T_i, D]` of each row of ids, in order. Rows of equal length share a pass, so none is padded."""
-        for start in range(0, len(ids), batch_size):
-            part = ids[start : start + batch_size]
-            rows: dict[int, Tensor] = {}
-            for length in {len(row) for row in part}:
-                which = [i for i, row in enumerate(part) if len(row) == length]
-                hidden = (
-                    torch.empty(len(which), 0, self.decoder.width)
-                    if not length
-                    else self.decoder.capture(
-                        torch.tensor([list(part[i]) for i in which], device=self.decoder.device)
-                    ).to("cpu", dtype)
-                )
-                rows.update(zip(which, hidden, strict=True))
-            yield from (rows[i].to(dtype) for i in range(len(part)))
+        return captured(self.decoder, ids, dtype, batch_size)
 
     def _states(self, hidden: Tensor, stored: str) -> States:
         return States(
@@ -234,6 +222,18 @@ class Inverter:
 
         labelled = any(isinstance(item, States) for item in (states, *(states if isinstance(states, list) else ())))
         return diagnose(self, texts_of(states, self.decoder.layer, attention_mask), labelled)
+
+    def mend(
+        self, states: Any, edit: str, *, missing: Sequence[int] = (), direction: Any = None, **options: Any
+    ) -> list[Recovery]:
+        """The texts of states, given as to `invert`, that were edited: each says in `mended` what was done
+        (docs/edited.md). edit: `gap`, `front`, `order`, `steering`, or `mixed`, which gives several texts; missing:
+        positions without rows, of a gap; direction `[D]`: of a steering vector; options: attention_mask, as in
+        `invert`, states_dtype, compute_dtype. Raises InputError for what does not go together."""
+        from .mend.mending import mend_all
+
+        batch = texts_of(states, self.decoder.layer, options.pop("attention_mask", None))
+        return mend_all(self, batch, edit, missing=missing, direction=direction, **options)
 
     def score(
         self,

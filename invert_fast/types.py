@@ -172,6 +172,23 @@ class Cost:
     exhaustive: int = 0
 
 
+@dataclass(frozen=True)
+class Mended:
+    """What was done to edited states before they were inverted (docs/edited.md). The certificates are of the states so
+    mended.
+
+    edit: `gap`, `front`, `order`, `steering` or `mixed`; sentence: what was done, in words, and what was not; rows: of
+    each position the row that was given for it, −1 where there was none and its token was searched for; front: ids that
+    stood before the first row; vector: `[D]`, what was taken out of every row.
+    """
+
+    edit: str
+    sentence: str
+    rows: tuple[int, ...] = ()
+    front: tuple[int, ...] = ()
+    vector: np.ndarray | None = field(default=None, repr=False, compare=False)
+
+
 class Spelling:
     """Ids → their text, by a tokenizer: what shows the tokens of a recovery apart. A pickle leaves it behind:
     tokenizers are large, and know nothing of what was recovered."""
@@ -203,7 +220,8 @@ class Recovery:
     error_bound: how likely the noise of the states makes the token another's, at most, given all before it: 1e-9 or
     less where it is certified, 1 where it is not (docs/certificates.md says what this rests on). Where states are
     coarse (bf16, fp16), margin is measured in the metric of their noise. spelling: how ids are spelt, for what shows
-    tokens apart; None without a tokenizer, and in a copy that came out of a pickle.
+    tokens apart; None without a tokenizer, and in a copy that came out of a pickle. mended: what was done to the states
+    first, where they were edited.
 
     A notebook shows the tokens marked by what is known of them; `to_pandas` has a row a position.
     """
@@ -223,6 +241,7 @@ class Recovery:
     loss_ceiling: np.ndarray | None = None
     error_bound: np.ndarray | None = None
     spelling: Spelling | None = field(default=None, repr=False, compare=False)
+    mended: Mended | None = None
 
     @property
     def certified(self) -> bool:

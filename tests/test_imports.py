@@ -27,10 +27,11 @@ ALLOWED = {
     "strategies": {"engine", "lens", "model", "ops"},
     "logits": {"engine", "lens", "model", "storage"},
     "intake": {"model", "storage"},
-    "diagnose": {"engine", "lens", "model", "ops", "reports"},
+    "mend": {"engine", "lens", "model", "ops"},
+    "diagnose": {"engine", "lens", "mend", "model", "ops", "reports"},
     "defences": {"model"},  # an inverter that attacks them is handed in
     "inverter": {
-        *("diagnose", "reports", "intake", "strategies", "logits", "engine", "lens", "model", "ops", "storage"),
+        *("diagnose", "mend", "reports", "intake", "strategies", "logits", "engine", "lens", "model", "ops", "storage"),
     },
     "extend": {"engine", "lens", "ops", "strategies"},  # what other packages may build on, by name alone
     "integrations": {"inverter", "model", "reports", "storage"},

@@ -20,8 +20,9 @@ def add(commands: argparse._SubParsersAction) -> None:
         "diagnose",
         help="why states do not certify, and the option with which they do",
         description="Look at the first rows of the longest text of a states file: try another layer, shifted "
-        "positions, a BOS, centred, scaled or normalised rows and other precisions, cheapest first, and name the one "
-        "under which the rows certify. Exit status: 0 where there is one, 1 where there is none.",
+        "positions, a BOS, centred, scaled or normalised rows and other precisions, cheapest first, then edits (rows "
+        "missing, shuffled, mixed or steered), and name the one under which the rows certify. Exit status: 0 where "
+        "there is one, 1 where there is none.",
     )
     model_options(one)
     states_arguments(one)
@@ -54,7 +55,8 @@ def show(found: Diagnosis, args: argparse.Namespace) -> str:
     parts = [found.verdict]
     if found.options:
         states = f"{args.states} --tensor '{args.tensor}'" if args.tensor else args.states
-        parts.append(f"    invert-fast invert --model {args.model} {states} --output recovered.jsonl {found.options}")
+        command = f"invert-fast {found.command} --model {args.model}"
+        parts.append(f"    {command} {states} --output recovered.jsonl {found.options}")
     if found.tried:
         parts.append(f"\n{table(HEADER, found.table())}\n")
     return "\n".join([*parts, *found.notes]).rstrip()
@@ -76,6 +78,7 @@ def as_json(found: Diagnosis) -> dict:
     return {
         "explained": found.explained,
         "verdict": found.verdict,
+        "command": found.command,
         "options": found.options,
         "certified": found.certified,
         "rows": found.rows,

@@ -28,6 +28,7 @@ COMMANDS = (  # files of this folder, in the order of `--help`
     "prepare",
     "fit",
     "invert",
+    "mend",
     "merge",
     "diagnose",
     "defend",

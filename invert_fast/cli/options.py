@@ -175,6 +175,13 @@ def token_ids(text: str) -> tuple[int, ...]:
     return tuple(map(int, parts))
 
 
+def positions(text: str) -> tuple[int, ...]:
+    parts = text.split(",")
+    if not all(part.isdecimal() for part in parts):
+        raise argparse.ArgumentTypeError(f"'{text}' is not positions with commas, for example 7 or 7,8")
+    return tuple(map(int, parts))
+
+
 def factor(text: str) -> float | str:
     return text if text == "unit" else number(text, "`unit` or a number above 0", lambda v: 0 < v < float("inf"))
 

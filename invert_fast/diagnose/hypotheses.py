@@ -19,6 +19,15 @@ FAMILIES = (
 )
 GIVEN, LAYER, FACTOR, CENTERED, LENGTH, PREFIX, OFFSET, PRECISION = range(len(FAMILIES))
 
+# What `mend` undoes, tried where no hypothesis holds.
+EDITS = {
+    "gap": "rows inside the text are missing",
+    "front": "one or two tokens stood before the first row",
+    "order": "the rows are of one text, in another order",
+    "steering": "one vector was added to all rows",
+    "mixed": "the rows are of several texts, one after the other in turns",
+}
+
 
 @dataclass(frozen=True)
 class Hypothesis:

@@ -8,7 +8,7 @@ from typing import Any
 from ..reports.frames import frame
 from ..reports.html import of_diagnosis
 from ..types import Recovery
-from .hypotheses import FAMILIES, GIVEN, Hypothesis
+from .hypotheses import EDITS, FAMILIES, GIVEN, Hypothesis
 
 HEADER = ("supposed", "option", "residual", "certified")
 
@@ -31,7 +31,9 @@ class Diagnosis:
     layer: what they were said to be of; hypothesis: under which they do certify, None where none of those tried does;
     certified: share of the rows looked at that is certified under it; rows: how many were; tried: by kind, in the order
     of `FAMILIES`, whatever was compared; notes: what else showed, in sentences; recovery: of those rows, under the
-    hypothesis, else None; labelled: the states said themselves what they are of, which an option must overrule.
+    hypothesis, else None; edit: what was done to the rows, where `mend` undoes it (recovery is the first text of what
+    that gives then, and notes say what it did), else empty; labelled: the states said themselves what they are of,
+    which an option must overrule.
     """
 
     layer: str
@@ -42,20 +44,33 @@ class Diagnosis:
     notes: tuple[str, ...] = ()
     recovery: Recovery | None = None
     labelled: bool = False
+    edit: str = ""
 
     @property
     def explained(self) -> bool:
-        """States certify as they are, or there is an option with which they do."""
-        return self.hypothesis is not None
+        """States certify as they are, or there is an option or an edit with which they do."""
+        return self.hypothesis is not None or bool(self.edit)
+
+    @property
+    def command(self) -> str:
+        """What recovers the texts: `invert`, or `mend` of edited states."""
+        return "mend" if self.edit else "invert"
 
     @property
     def options(self) -> str:
-        """What to add to `invert-fast invert`; empty where nothing is to be."""
+        """What to add to `invert-fast` and the command; empty where nothing is to be."""
+        if self.edit:
+            return f"--edit {self.edit}"
         return "" if self.hypothesis is None else self.hypothesis.options(self.layer, self.labelled)
 
     @property
     def verdict(self) -> str:
         """One sentence, and what to do next."""
+        if self.edit:
+            share, there = f"{100 * self.certified:.0f} % of the first {self.rows} rows", ""
+            if self.edit == "gap":
+                there = " that are there"
+            return f"{EDITS[self.edit]}: mended so, {share}{there} certify"
         if self.hypothesis is None:
             return "none of the following explains it" if self.tried else "nothing to try"
         share = f"{100 * self.certified:.0f} % of the first {self.rows} rows"
@@ -88,8 +103,9 @@ class Diagnosis:
         )
 
     def _repr_html_(self) -> str:
-        return of_diagnosis(self.verdict, self.options, self.notes, HEADER, self.table(), self.recovery)
+        command = self.command, self.options
+        return of_diagnosis(self.verdict, command, self.notes, HEADER, self.table(), self.recovery)
 
     def __str__(self) -> str:
-        option = f" (invert with {self.options})" if self.options else ""
+        option = f" ({self.command} with {self.options})" if self.options else ""
         return "\n".join([self.verdict + option, *self.notes])

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..engine.protocol import Strategy
 from ..engine.tolerances import Tolerances
 from ..lens.choose import choose_lens
+from ..mend.known import Known
 from ..model.decoder import Decoder
 from ..model.reading import AS_CAPTURED, Reading
 from ..model.samples import sample_texts
@@ -21,7 +22,6 @@ from ..ops.best_two import MANY_TOKENS
 from ..types import Recovery, States
 from .evidence import states_everywhere
 from .hypotheses import Hypothesis
-from .known import Known
 
 MOST = 0.5  # of the positions have to be certified
 _TRIED = 1024  # tokens tried, at most, where the draft of a position is wrong

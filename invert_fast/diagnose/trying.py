@@ -15,7 +15,8 @@ from typing import Any
 from ..model.decoder import Decoder
 from ..model.reading import UNIT, Reading
 from ..model.samples import opening_of, opening_of_chat
-from ..types import InputError, Recovery, States, coarsest
+from ..types import InputError, Recovery, States, Status, coarsest
+from .edits import CHEAP, DEAR, GAPS, edit_of
 from .evidence import Fit, best_offsets, fits, shifts_show
 from .hypotheses import GIVEN, Hypothesis
 from .notes import notes_on, repeated
@@ -58,9 +59,31 @@ def diagnose(inverter: Inverts, batch: Sequence[States], labelled: bool) -> Diag
         raise InputError(
             f"states are {rows.shape[1]} wide, this model's are {inverter.decoder.width}: they are of another model"
         )
-    if not bool(rows.isfinite().all()):
-        raise InputError("states have NaN or Inf values, expected finite numbers: capture them again")
-    return _Search(Trials(inverter, rows, coarsest([longest])), longest, labelled).diagnosis()
+    gone = (~rows.isfinite().all(-1) | (rows == 0).all(-1)).tolist()
+    if all(gone):
+        raise InputError(
+            "states have NaN or Inf values, or zeros alone, in every row, expected numbers: capture them again"
+        )
+    there = (
+        longest if not any(gone) else replace(longest, hidden=longest.hidden[: len(rows)][[not out for out in gone]])
+    )
+    trials = Trials(inverter, rows, coarsest([there]))
+    if any(gone):
+        return _edited(Diagnosis(trials.layer, len(rows), labelled=labelled), edit_of(trials, rows, GAPS, gone))
+    search = _Search(trials, longest, labelled)
+    found = search.diagnosis()
+    if not found.explained and search.edited is None and len(rows) > 1 and not repeated(rows):
+        search.edited = edit_of(trials, rows, DEAR)
+    return _edited(found, search.edited)
+
+
+def _edited(found: Diagnosis, told: tuple[str, list[Recovery], float] | None) -> Diagnosis:
+    """What was found, and the edit that was found out."""
+    if told is None or found.explained:
+        return found
+    edit, mended, share = told
+    said = tuple(one.mended.sentence for one in mended if one.mended is not None)
+    return replace(found, edit=edit, certified=share, recovery=mended[0], notes=said)
 
 
 class _Search:
@@ -72,6 +95,7 @@ class _Search:
         self.tried: dict[int, Tried] = {}
         self.nearest: tuple[Fit, Draft] | None = None
         self.given = float("inf")  # residual as given
+        self.edited: tuple[str, list[Recovery], float] | None = None  # what `edit_of` says
 
     def diagnosis(self) -> Diagnosis:
         found = None if repeated(self.rows) else next(self._verified(), None)
@@ -96,6 +120,11 @@ class _Search:
         yield from self._with_texts(drafts, self.layer, openings)
         near = self.nearest and self.nearest[0]
         right = near is not None and near.hypothesis.reading == Reading() and float(near.residuals.median()) < _RIGHT
+        if len(self.rows) > 1:  # before lenses of other layers are fitted, and a slight edit is taken for noise
+            begun = GAPS if recovery.status[0] == Status.CERTIFIED else ()
+            self.edited = edit_of(self.trials, self.rows, CHEAP if right else (*CHEAP, *begun))
+            if self.edited is not None:
+                return
         if right:
             yield from self._in_another_precision()
             return

@@ -53,7 +53,8 @@ class Loaded:
             if not bool(finite.all()):
                 raise InputError(
                     f"{self.path}: text {index}, row {int((~finite).int().argmax())} has NaN or Inf values, expected "
-                    "finite numbers: capture it again, in bfloat16 or float32 if float16 overflowed"
+                    "finite numbers: capture it again, in bfloat16 or float32 if float16 overflowed; "
+                    "where NaN stands for missing rows, `invert-fast mend --edit gap` recovers the rest"
                 )
 
 

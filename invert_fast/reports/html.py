@@ -36,7 +36,9 @@ def of_recovery(found: Recovery) -> str:
     """One recovered text, its tokens marked, with a legend of the marks that occur."""
     seconds, tokens = found.cost.seconds, len(found.token_ids)
     share = f"{int((found.status == Status.CERTIFIED).sum())} of {tokens} tokens certified"
-    return f"<div>{_marked(found, {})}<small>{share}; {seconds:.3g} s. {_legend(_kinds(found, {}))}</small></div>"
+    mended = "" if found.mended is None else f"<p>Mended: {boxed(found.mended.sentence)}.</p>"
+    legend = _legend(_kinds(found, {}))
+    return f"<div>{_marked(found, {})}<small>{share}; {seconds:.3g} s. {legend}</small>{mended}</div>"
 
 
 def of_score(score: Score) -> str:
@@ -64,14 +66,15 @@ def of_score(score: Score) -> str:
 
 def of_diagnosis(
     verdict: str,
-    options: str,
+    command: tuple[str, str],
     notes: Sequence[str],
     header: Sequence[str],
     tried: Sequence[Sequence[str]],
     recovery: Recovery | None,
 ) -> str:
     """A `Diagnosis`: the verdict, what else showed, what was tried, and the rows that were inverted under it."""
-    option = f" Invert with <code>{boxed(options)}</code>." if options else ""
+    verb, options = command
+    option = f" {verb.capitalize()} with <code>{boxed(options)}</code>." if options else ""
     listed = f"<ul>{''.join(f'<li>{boxed(note)}</li>' for note in notes)}</ul>" if notes else ""
     table = _table(header, [[boxed(cell) for cell in row] for row in tried]) if tried else ""
     rows = "" if recovery is None else of_recovery(recovery)

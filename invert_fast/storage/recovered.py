@@ -15,9 +15,10 @@ from ..types import InputError, Recovery, Status
 from .json_text import parse
 
 
-def recovery_line(index: int, recovery: Recovery, source: str | None = None) -> str:
-    """One line of recovered.jsonl. source: the file of a folder, or the tensor of several, that the text is from."""
-    row = {"index": index, **recovered_row(recovery)}
+def recovery_line(index: int, recovery: Recovery, source: str | None = None, of: int | None = None) -> str:
+    """One line of recovered.jsonl. source: the file of a folder, or the tensor of several, that the text is from; of:
+    the text of the states file, where several may come of one."""
+    row = {"index": index, **({} if of is None else {"of": of}), **recovered_row(recovery)}
     if source is not None:
         row["source"] = source
     return json.dumps(row, ensure_ascii=False, allow_nan=False)
@@ -38,6 +39,9 @@ def recovered_row(recovery: Recovery) -> dict[str, Any]:
     }
     if recovery.alternatives:
         row["alternatives"] = {str(position): ids for position, ids in recovery.alternatives.items()}
+    if (mended := recovery.mended) is not None:
+        row["mended"] = {"edit": mended.edit, "sentence": mended.sentence, "rows": list(mended.rows)}
+        row["mended"] |= {"front": list(mended.front)} if mended.front else {}
     if recovery.trace is not None:
         row["trace"] = _trace(recovery.trace)
     return row

@@ -88,7 +88,8 @@ class StatesFile:
             if not bool(finite.all()):
                 raise InputError(
                     f"{self.path}: row {start + int((~finite).int().argmax())} has NaN or Inf values, "
-                    "expected finite numbers: capture it again, in bfloat16 or float32 if float16 overflowed"
+                    "expected finite numbers: capture it again, in bfloat16 or float32 if float16 overflowed; "
+                    "where NaN stands for missing rows, `invert-fast mend --edit gap` recovers the rest"
                 )
 
     def _blocks(self) -> Iterator[tuple[int, int]]:
