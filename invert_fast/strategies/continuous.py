@@ -20,17 +20,20 @@ from ..model.cuda_graph import Rows
 from .blocks import growing_blocks
 from .proxies import Proxies, graphed_steps
 
+_NEVER = 1 << 40  # steps over which a rate that falls to 0 does not fall
+
 
 @dataclass(frozen=True)
 class Continuous:
     """The paper's Baseline operating point (Table 1); `fast()` and `high_accuracy()` are the others.
 
     steps: budget K of a position; candidates: C nearest rows that are verified once it is spent (at most V);
-    lr: α₀ of Adam, annealed to 0 on a cosine over K; weight_decay: L2, added to the gradient; clip: gradient norm of a
-    lane; loss_threshold: MSE below which a lane stops early; init: zeros | token | gaussian; metric: l1 | l2 | cosine |
-    dot, in whose order candidates are tried; first_block, growth, max_block: how many are verified at once; round:
-    steps between two looks at the lanes that are done; seed: of random starts; trace: keep loss curves, and proxies
-    every `trace_stride` steps; cuda_graph: a step is one graph (None: on CUDA, unless traced), see `model.cuda_graph`;
+    lr: α₀ of Adam, annealed to 0 on a cosine over K, or (anneal=False, the paper's plain Adam) left as it is;
+    weight_decay: L2, added to the gradient; clip: gradient norm of a lane, None for any; loss_threshold: MSE below
+    which a lane stops early; init: zeros | token | gaussian; metric: l1 | l2 | cosine | dot, in whose order candidates
+    are tried; first_block, growth, max_block: how many are verified at once; round: steps between two looks at the
+    lanes that are done; seed: of random starts; trace: keep loss curves, and proxies every `trace_stride` steps;
+    cuda_graph: a step is one graph (None: on CUDA, unless traced), see `model.cuda_graph`;
     search_dtype: precision of the search, float32 | tf32 (on CUDA) | bfloat16 (None: the model's; verification always
     is in the model's).
     """
@@ -53,6 +56,7 @@ class Continuous:
     cuda_graph: bool | None = None
     search_dtype: str | None = None
     name: str = "continuous"
+    anneal: bool = True
 
     @classmethod
     def fast(cls, **changes: Any) -> Continuous:
@@ -140,7 +144,8 @@ class _Proposer:
 
     def _adam(self, *tables: Tensor) -> None:
         s = self.settings
-        ops.adam_step(*tables, lr=s.lr, total_steps=s.steps, clip=s.clip, weight_decay=s.weight_decay)
+        total = s.steps if s.anneal else _NEVER
+        ops.adam_step(*tables, lr=s.lr, total_steps=total, clip=s.clip, weight_decay=s.weight_decay)
 
     def _advance(self, rows: Rows, loss: Tensor, grad: Tensor) -> None:
         """The same step, of `GraphedSteps`."""
