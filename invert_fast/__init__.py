@@ -44,7 +44,7 @@ __all__ = [
     "Status",
     "__version__",
 ]
-PUBLIC = ("invert_fast", "invert_fast.extend", "invert_fast.logits", "invert_fast.extract")
+PUBLIC = ("invert_fast", "invert_fast.explain", "invert_fast.extend", "invert_fast.logits", "invert_fast.extract")
 """What is promised (docs/api.md): `__all__` of these modules. All else may change with any release."""
 
 _TYPES = ("Cost", "InputError", "Mended", "Recovery", "States", "Status")

@@ -30,6 +30,7 @@ COMMANDS = (  # files of this folder, in the order of `--help`
     "invert",
     "mend",
     "merge",
+    "explain",
     "diagnose",
     "defend",
     "audit",

@@ -32,16 +32,24 @@ def add_commands(parser: argparse.ArgumentParser, names: Iterable[str]) -> None:
         import_module(f".{name}", __package__).add(commands)
 
 
-def model_options(parser: argparse.ArgumentParser, layer: bool = True, required: bool = True) -> None:
-    """--model, --layer (where there is a choice), --device, --dtype, --insist."""
-    parser.add_argument(
-        "--model", required=required, metavar="M", help="Hugging Face id, local folder, .gguf file, or `bundled`"
-    )
+def model_options(
+    parser: argparse.ArgumentParser,
+    layer: bool = True,
+    required: bool = True,
+    *,
+    default: str | None = None,
+    states: bool = True,
+) -> None:
+    """--model, --layer (where there is a choice), --device, --dtype, and of commands that are given states --insist.
+    default: the model where none is named; None asks for one, where one is required."""
+    named = "Hugging Face id, local folder, .gguf file, or `bundled`" + (f" (default: {default})" if default else "")
+    parser.add_argument("--model", required=required and default is None, default=default, metavar="M", help=named)
     if layer:
+        usual = "the file's, else -1" if states else "-1"
         parser.add_argument(
             "--layer",
             metavar="L",
-            help="hidden_states index, block:k, final_norm or embeddings (default: the file's, else -1)",
+            help=f"hidden_states index, block:k, final_norm or embeddings (default: {usual})",
         )
     parser.add_argument("--device", metavar="DEVICE", help="cpu, cuda, cuda:1 … (default: cuda when there is one)")
     parser.add_argument(
@@ -50,11 +58,12 @@ def model_options(parser: argparse.ArgumentParser, layer: bool = True, required:
         default="float32",
         help="precision of our forward passes (default float32, which certifies best)",
     )
-    parser.add_argument(
-        "--insist",
-        action="store_true",
-        help="use states that say they are of another model or layer",
-    )
+    if states:
+        parser.add_argument(
+            "--insist",
+            action="store_true",
+            help="use states that say they are of another model or layer",
+        )
 
 
 def special_option(parser: argparse.ArgumentParser, note: str = "") -> None:

@@ -16,7 +16,7 @@ from .pieces import Piece, pieces
 if TYPE_CHECKING:
     from .score import Score, ScoredText
 
-TOKENS_MOST, TEXTS_MOST = 2000, 50  # a page of more is not read; `to_pandas` has them all
+TOKENS_MOST, TEXTS_MOST, POSITIONS_MOST = 2000, 50, 500  # a page of more is not read; `to_pandas` has them all
 WRONG = "wrong"
 # name → (the sign behind a token, its line, its colour)
 KINDS = {
@@ -58,8 +58,8 @@ def of_score(score: Score) -> str:
     rows = [[str(i), "yes" if one.exact else "no", _beside(one)] for i, one in enumerate(texts)]
     more = len(score.texts) - len(texts)
     return (
-        f"<div>{_table([name for name, _ in figures], [[value for _, value in figures]])}"
-        f"{_table(['text', 'exact', 'recovered'], rows) if rows else ''}"
+        f"<div>{table([name for name, _ in figures], [[value for _, value in figures]])}"
+        f"{table(['text', 'exact', 'recovered'], rows) if rows else ''}"
         f"<small>{f'{more} more texts are not shown. ' if more else ''}{_legend(kinds) if kinds else ''}</small></div>"
     )
 
@@ -76,9 +76,22 @@ def of_diagnosis(
     verb, options = command
     option = f" {verb.capitalize()} with <code>{boxed(options)}</code>." if options else ""
     listed = f"<ul>{''.join(f'<li>{boxed(note)}</li>' for note in notes)}</ul>" if notes else ""
-    table = _table(header, [[boxed(cell) for cell in row] for row in tried]) if tried else ""
+    compared = table(header, [[boxed(cell) for cell in row] for row in tried]) if tried else ""
     rows = "" if recovery is None else of_recovery(recovery)
-    return f"<div><p>{boxed(verdict)}.{option}</p>{listed}{table}{rows}</div>"
+    return f"<div><p>{boxed(verdict)}.{option}</p>{listed}{compared}{rows}</div>"
+
+
+def page(title: str, parts: Iterable[str]) -> str:
+    """A file of its own: the title, and parts that are HTML already. It asks for nothing and runs nothing."""
+    policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+    head = (
+        f'<meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{policy}">'
+        f'<meta name="viewport" content="width=device-width"><title>{attribute(title)}</title>'
+    )
+    body = "<hr>".join(parts)
+    style = "font:15px/1.5 sans-serif;max-width:90em;margin:2em auto;padding:0 1em;color:#222;background:#fff"
+    body = f'<body style="{style}"><h1>{boxed(title)}</h1>{body}</body>'
+    return f'<!doctype html>\n<html lang="en"><head>{head}</head>{body}</html>\n'
 
 
 def _beside(one: ScoredText) -> str:
@@ -146,7 +159,7 @@ def _legend(kinds: Iterable[str]) -> str:
     return f"Marks: {', '.join(marks)}." if marks else ""
 
 
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Cells are HTML already."""
     head = "".join(f'<th style="{_CELL}">{name}</th>' for name in header)
     body = "".join("<tr>" + "".join(f'<td style="{_CELL}">{c}</td>' for c in row) + "</tr>" for row in rows)

@@ -23,12 +23,15 @@ def pieces(ids: Sequence[int], spell: Callable[[list[int]], str]) -> list[Piece]
     found: list[Piece] = []
     start = 0
     for stop in range(1, len(ids) + 1):
-        before = [*ids[max(0, start - _BEFORE) : start]]
-        known, now = spell(before), spell([*before, *ids[start:stop]])
-        whole = now.startswith(known)
-        text = now[len(known) :] if whole else spell([*ids[start:stop]])
+        text = added(ids[max(0, start - _BEFORE) : start], ids[start:stop], spell)
         if text.endswith(_UNFINISHED) and stop - start < _LONGEST and stop < len(ids):
             continue
         found.append(Piece(start, stop, text))
         start = stop
     return found
+
+
+def added(before: Sequence[int], ids: Sequence[int], spell: Callable[[list[int]], str]) -> str:
+    """The text that tokens add to that of the tokens before them."""
+    known, now = spell([*before]), spell([*before, *ids])
+    return now[len(known) :] if now.startswith(known) else spell([*ids])

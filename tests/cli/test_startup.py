@@ -60,6 +60,7 @@ def test_the_version_imports_nothing_heavy():
 
 PACKAGES = (
     "",
+    ".explain",
     ".lens",
     ".logits",
     ".strategies",
