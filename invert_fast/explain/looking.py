@@ -72,7 +72,8 @@ def look(
     own = _forced(lanes, slot, token, width)
     residual = tolerances.row_residuals(own, lanes.targets, places[None])[1][0]
     rivals = _chosen(vocabulary, token, likely, token.new_tensor(also), near)
-    away = torch.cat([_tried(lanes, tolerances, part, rivals[part]) for part in places.split(max(1, width // near))])
+    parts = places.split(max(1, width // rivals.shape[1]))
+    away = torch.cat([_tried(lanes, tolerances, part, rivals[part]) for part in parts])
     away, order = away.sort(dim=-1, stable=True)
 
     at = tolerances.at(places)
@@ -99,8 +100,9 @@ def _tried(lanes: Lanes, tolerances: Tolerances, places: Tensor, ids: Tensor) ->
 
 
 def _chosen(vocabulary: Vocabulary, token: Tensor, likely: Tensor, also: Tensor, near: int) -> Tensor:
-    """The tokens to try beside each of `token [T]`: `[T, near + 1]`, −1 for none. Nearest rows of the embedding and
-    what the lens holds likeliest, `likely [T, n]`, take turns; never one of an equal row, nor one twice."""
+    """The tokens to try beside each of `token [T]`: `[T, C]`, C from 1 to near + 1, −1 for none. Nearest rows of the
+    embedding and what the lens holds likeliest, `likely [T, n]`, take turns; never one of an equal row, nor one
+    twice."""
     rows = vocabulary.neighbours.of(token)[0]
     chosen = []
     for one, first, *lists in zip(token.tolist(), also.tolist(), likely.tolist(), rows.tolist(), strict=True):
@@ -113,9 +115,9 @@ def _chosen(vocabulary: Vocabulary, token: Tensor, likely: Tensor, also: Tensor,
             if other not in seen:
                 seen.add(other)
                 fresh.append(other)
-        fresh = fresh[: near + (first in fresh)]
-        chosen.append(fresh + [-1] * (near + 1 - len(fresh)))
-    return token.new_tensor(chosen)
+        chosen.append(fresh[: near + (first in fresh)])
+    most = max(1, *map(len, chosen))
+    return token.new_tensor([some + [-1] * (most - len(some)) for some in chosen])
 
 
 def _in_turns(*lists: list[int]) -> Iterator[int]:
@@ -125,14 +127,15 @@ def _in_turns(*lists: list[int]) -> Iterator[int]:
 
 def _by_lens(vocabulary: Vocabulary, lens: Lens, hidden: Tensor, token: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """How many tokens the lens holds likelier than each of `token [T]` from states `hidden [1, T, D]`; and the
-    likeliest `count` and one, `[T, n]`."""
+    likeliest `count` and one, `[T, n]`, −1 for what is no candidate."""
     proxies, own = lens.proxies(hidden)[0], vocabulary.representative[token]
     count = min(count + 1, vocabulary.size)
     ranks, likely = [], []
     for part in _rows(len(token), vocabulary.size, token.device):
         scores = lens.scores(proxies[part], part == 0)
         ranks.append(_rank(scores, own[part]))
-        likely.append(scores.topk(count, -1).indices)
+        best = scores.topk(count, -1)
+        likely.append(best.indices.masked_fill(best.values == float("-inf"), -1))
     return torch.cat(ranks), torch.cat(likely)
 
 
