@@ -34,6 +34,7 @@ ALLOWED = {
         *("diagnose", "mend", "reports", "intake", "strategies", "logits", "engine", "lens", "model", "ops", "storage"),
     },
     "explain": {"inverter", "strategies", "engine", "lens", "model", "reports"},
+    "figures": {"inverter", "strategies", "engine", "model", "reports", "storage"},
     "extend": {"engine", "lens", "ops", "strategies"},  # what other packages may build on, by name alone
     "integrations": {"inverter", "model", "reports", "storage"},
     "audit": {
@@ -47,7 +48,7 @@ ALLOWED = {
     "cli": {
         *("__init__", "inverter", "intake", "strategies", "logits", "engine", "lens", "model", "storage"),
         *("diagnose", "reports", "defences", "extract", "lmi", "baselines", "serve", "distributed", "doctor", "audit"),
-        "explain",
+        *("explain", "figures"),
     },
     "__main__": {"cli"},
     "__init__": {"diagnose", "inverter", "lens", "model", "strategies"},

@@ -34,6 +34,7 @@ COMMANDS = (  # files of this folder, in the order of `--help`
     "diagnose",
     "defend",
     "audit",
+    "figures",
     "logits",
     "score",
     "serve",
