@@ -20,11 +20,11 @@ from typing import Any
 
 import torch
 from paper import measure, render
-from paper.store import Store
 from tqdm import tqdm
 
 from invert_fast import Inverter
 from invert_fast.cli.demo import sentences
+from invert_fast.storage.finished import Finished
 from invert_fast.storage.prompts import read_prompts
 from invert_fast.types import InputError
 
@@ -47,14 +47,16 @@ def main(argv: Sequence[str] | None = None, plan: measure.Plan | None = None) ->
     plan = plan or (QUICK if args.quick else measure.Plan())
     if args.alone:
         plan = replace(plan, baseline_texts=args.alone, one_lane_texts=args.alone)
+    if args.searched:
+        plan = replace(plan, searched_texts=args.searched)
     try:
         inverter = Inverter.from_pretrained(args.model, args.layer, args.device)
         texts = _texts(inverter, args.prompts, args.wikipedia, limit, tokens)
+        setup = _setup(inverter, args, limit, tokens, {name: len(rows) for name, rows in texts.items()})
+        store = Finished(args.output.with_name(args.output.name + ".json"), setup)
     except (InputError, OSError) as error:
         print(f"paper_tables: {error}", file=sys.stderr)
         return 2
-    setup = _setup(inverter, args, limit, tokens, {name: len(rows) for name, rows in texts.items()})
-    store = Store(args.output.with_name(args.output.name + ".json"), setup)
     todo = measure.jobs(inverter, texts, plan, args.only)
     try:
         with tqdm(todo, file=sys.stderr, dynamic_ncols=True, unit="row") as bar:
@@ -136,7 +138,11 @@ def _parser() -> argparse.ArgumentParser:
         "--alone",
         type=int,
         metavar="N",
-        help="prompts that the unbatched loops and our modes at one lane are given (default 3; 1 with --quick)",
+        help="prompts that the unbatched SIPIT and VMA and `sipit` at one lane are given (default 3; 1 with --quick); "
+        "the paper's loop and the continuous search at one lane get one",
+    )
+    parser.add_argument(
+        "--searched", type=int, metavar="N", help="prompts of the continuous search's rows (default: all of --limit)"
     )
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="parts to measure (default all)")
     parser.add_argument("--quick", action="store_true", help="a look at all tables in under three minutes on one core")

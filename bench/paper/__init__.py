@@ -1,3 +1,3 @@
-"""The tables of 2607.00852 measured on any model: `published` figures, what to `measure`, the `store` of finished rows,
-and how they are shown (`render`). `bench/paper_tables.py` is the command.
+"""The tables of 2607.00852 measured on any model: `published` figures, what to `measure`, and how rows are
+shown (`render`). `bench/paper_tables.py` is the command.
 """

@@ -28,13 +28,16 @@ ABLATED = {
 
 @dataclass(frozen=True)
 class Plan:
-    """How much is measured. lanes: texts at once; baseline_texts: prompts given to the unbatched loops, one_lane_texts
-    to our modes at one lane, ablation_texts to each ablation; steps: the budgets K that are compared, the last but one
-    being that of the other ablations."""
+    """How much is measured. lanes: texts at once; baseline_texts: prompts given to the unbatched SIPIT and VMA,
+    one_lane_texts to `sipit` at one lane, searched_texts to the operating points of the continuous search (None: all),
+    loop_texts to that at one lane and to the paper's loop, which take minutes a prompt; ablation_texts to each
+    ablation; steps: the budgets K that are compared, the last but one being that of the other ablations."""
 
     lanes: int = 64
     baseline_texts: int = 3
     one_lane_texts: int = 3
+    searched_texts: int | None = None
+    loop_texts: int = 1
     ablation_texts: int = 20
     steps: tuple[int, ...] = (250, 500, 1000, 2000)
     presets: dict[str, Callable[..., Continuous]] = field(default_factory=lambda: dict(PRESETS))
@@ -49,7 +52,7 @@ class Job:
 
 
 def jobs(inverter: Inverter, texts: dict[str, list[list[int]]], plan: Plan, only: Sequence[str]) -> list[Job]:
-    """All rows in the order of their tables. texts: `c4` and perhaps `wikipedia`, token ids; only: parts wanted, of
+    """All rows, the cheap ones first. texts: `c4` and perhaps `wikipedia`, token ids; only: parts wanted, of
     tables, modes, ablations."""
     made: list[Job] = []
     c4 = texts["c4"]
@@ -65,24 +68,26 @@ def jobs(inverter: Inverter, texts: dict[str, list[list[int]]], plan: Plan, only
         if all(job.key != key for job in made):
             made.append(Job(key, lambda: once(ids, strategy, lanes)))
 
-    def loop(key: str, name: str) -> None:
+    def loop(key: str, name: str, count: int) -> None:
         if all(job.key != key for job in made):
-            made.append(Job(key, lambda: unbatched(inverter, c4[: plan.baseline_texts], name, plan)))
+            made.append(Job(key, lambda: unbatched(inverter, c4[:count], name, plan)))
 
-    if "modes" in only or "tables" in only:
-        loop("mode: official sipit", "official sipit")
-        for preset, make in plan.presets.items():
-            add(f"{preset}, c4", c4, make(), plan.lanes)
-        if "wikipedia" in texts and "tables" in only:
-            add("fast, wikipedia", texts["wikipedia"], plan.presets["fast"](), plan.lanes)
+    searched = {name: rows[: plan.searched_texts] for name, rows in texts.items()}
     if "modes" in only:
         for name in ("auto", "speculative", "sipit"):
             add(f"mode: {name}", c4, strategy_named(name), plan.lanes)
         add("mode: sipit, released settings", c4, PerStepProjection.official(), plan.lanes)
         add("mode: sipit, 1 lane", c4[: plan.one_lane_texts], PerStepProjection(), 1)
-        add("mode: continuous baseline, 1 lane", c4[: plan.one_lane_texts], plan.presets["baseline"](), 1)
-        loop("mode: paper loop, baseline", "paper loop, baseline")
-        loop("mode: vma", "vma")
+        loop("mode: vma", "vma", plan.baseline_texts)
+    if "modes" in only or "tables" in only:
+        loop("mode: official sipit", "official sipit", plan.baseline_texts)
+        for preset, make in plan.presets.items():
+            add(f"{preset}, c4", searched["c4"], make(), plan.lanes)
+        if "wikipedia" in texts and "tables" in only:
+            add("fast, wikipedia", searched["wikipedia"], plan.presets["fast"](), plan.lanes)
+    if "modes" in only:
+        add("mode: continuous baseline, 1 lane", c4[: plan.loop_texts], plan.presets["baseline"](), 1)
+        loop("mode: paper loop, baseline", "paper loop, baseline", plan.loop_texts)
     if "ablations" in only:
         some = c4[: plan.ablation_texts]
         base = replace(plan.presets["baseline"](), steps=plan.steps[-2])
@@ -163,6 +168,7 @@ def _accuracy(inverter: Inverter, found: list[list[int]], ids: list[list[int]]) 
     result = score(rows, [(row, inverter.decoder.decode(row) or "") for row in ids])
     return {
         "texts": len(ids),
+        "tokens": max(map(len, ids)),
         "exact_match": result.exact_match,
         "similarity": result.similarity,
         "token_accuracy": result.token_accuracy,

@@ -1,6 +1,6 @@
 """What the paper prints (arXiv 2607.00852, Tables 1–5 and the text of Section 4): GPT-2 on one RTX A6000."""
 
-OPERATING_POINTS = {"fast": (600, 100), "baseline": (1000, 2000), "high-accuracy": (2000, 10_000)}  # Table 1: K, C
+from invert_fast.figures.published import EXACT_BY_STEPS, OPERATING_POINTS  # noqa: F401, Table 1: K, C
 
 # Table 2: exact match in %, mean similarity, prompts.
 ACCURACY = {
@@ -21,5 +21,5 @@ COMPARISON = {  # Tables 4 and 5, first 100 C4 prompts: exact match in %, mean s
     "official sipit": (100.0, 1.000, 0.65),
 }
 # Ablations are figures without tables, but for what the text says of them: exact match in %.
-ABLATIONS = {("steps", 250): "≈ 14", ("steps", 1000): "66.9", ("steps", 2000): "84", ("candidates", 2000): "66.9"}
+ABLATIONS = {("steps", steps): f"{exact:g}" for steps, exact in EXACT_BY_STEPS.items()} | {("candidates", 2000): "66.9"}
 ABLATION_BEST = {"lr": "0.05", "metric": "l1", "init": "zeros, token"}

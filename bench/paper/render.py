@@ -51,7 +51,7 @@ def _accuracy(rows: Rows) -> str:
     for (name, source), (exact, similarity, texts) in published.ACCURACY.items():
         row = rows.get(f"{name}, {source}")
         ours = [_percent(row), _figure(row, "similarity", ".3f"), _figure(row, "first_try", ".1%")]
-        ours.append(_figure(row, "texts", "d"))
+        ours.append(_size(row))
         body.append([name, source, *ours, f"{exact:.1f}", f"{similarity:.3f}", str(texts)])
     head = [
         "configuration",
@@ -71,8 +71,8 @@ def _runtime(rows: Rows) -> str:
     body = []
     for (name, source), seconds in published.SECONDS.items():
         row = rows.get(f"{name}, {source}")
-        body.append([name, source, _figure(row, "seconds_per_token", ".3g"), f"{seconds:.2f}"])
-    head = ["configuration", "prompts", "s/token", "s/token, paper (A6000)"]
+        body.append([name, source, _figure(row, "seconds_per_token", ".3g"), _size(row), f"{seconds:.2f}"])
+    head = ["configuration", "prompts", "s/token", "N", "s/token, paper (A6000)"]
     return _table("Table 3: runtime", head, body, needed=2)
 
 
@@ -81,10 +81,10 @@ def _comparison(rows: Rows) -> str:
     body = []
     for name, (exact, similarity, seconds) in published.COMPARISON.items():
         row = rows.get(keys[name])
-        ours = [_percent(row), _figure(row, "similarity", ".3f"), _figure(row, "seconds_per_token", ".3g")]
+        ours = [_percent(row), _figure(row, "similarity", ".3f"), _figure(row, "seconds_per_token", ".3g"), _size(row)]
         body.append([name, *ours, f"{exact:.1f}", f"{similarity:.3f}", f"{seconds:.2f}"])
     paper = ["EM %, paper", "similarity, paper", "s/token, paper"]
-    head = ["implementation", "EM %", "similarity", "s/token", *paper]
+    head = ["implementation", "EM %", "similarity", "s/token", "N", *paper]
     return _table("Tables 4 and 5: against the SIPIT reference", head, body, needed=1)
 
 
@@ -103,7 +103,7 @@ def _modes(rows: Rows) -> str:
             [
                 name,
                 str(row["lanes"]),
-                str(row["texts"]),
+                _size(row),
                 f"{row['exact_match']:.3f}",
                 detector,
                 f"{row['seconds_per_token']:.3g}",
@@ -145,6 +145,11 @@ def _percent(row: dict[str, Any] | None) -> str:
 
 def _figure(row: dict[str, Any] | None, name: str, form: str) -> str:
     return "–" if row is None or row.get(name) is None else format(row[name], form)
+
+
+def _size(row: dict[str, Any] | None) -> str:
+    """Prompts × tokens of each."""
+    return "–" if row is None else f"{row['texts']} × {row['tokens']}"
 
 
 def _table(title: str, head: Sequence[str], body: Sequence[Sequence[str]], needed: int | None = None) -> str:
