@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ..storage.prompts import read_prompts
+from ..storage.prompts import read_chats, read_prompts
 from ..types import InputError
-from .options import inverter_of, loading, model_options, positive, progress, whole
+from .options import inverter_of, loading, model_options, positive, progress, special_option, whole
 from .report import table
 from .terminal import say, say_json
+
+if TYPE_CHECKING:
+    from ..figures.data import Figure
 
 _PROMPTS, _TOKENS = 8, 4  # that end in two minutes on the bundled model
 
@@ -42,6 +46,14 @@ def add(commands: argparse._SubParsersAction) -> None:
         metavar="C",
         help="tokens tried when a search is over (default: the paper's share of the vocabulary, 2000 of 50,257)",
     )
+    one.add_argument(
+        "--recovered",
+        type=Path,
+        metavar="FILE",
+        help="draw figures 5 to 8 of this recovered.jsonl (by `invert --strategy continuous --trace`), search nothing",
+    )
+    one.add_argument("--reference", type=Path, metavar="FILE", help="with --recovered: the prompts that were captured")
+    special_option(one, ": as in the capture, with --reference")
     one.add_argument("--json", action="store_true", help="print the comparison as JSON")
     one.set_defaults(command=_figures)
 
@@ -49,11 +61,25 @@ def add(commands: argparse._SubParsersAction) -> None:
 def _figures(args: argparse.Namespace) -> int:
     if args.folder.exists() and not args.folder.is_dir():
         raise InputError(f"{args.folder} is a file, expected a folder: give another --output")
+    if args.reference is not None and args.recovered is None:
+        raise InputError("--reference came without --recovered, expected both: prompts to be searched for are --input")
+    with loading():
+        from ..figures.making import HEADER, PAGE, rows_of
+
+    made = _searched(args) if args.recovered is None else _traced(args)
+    rows = rows_of(made)
+    if args.json:
+        say_json([dict(zip(HEADER, row, strict=True)) for row in rows])
+    else:
+        say(f"{table(HEADER, rows, left=(0, 1, 2, 3))}\n{args.folder / PAGE}: {len(made)} figures")
+    return 0
+
+
+def _searched(args: argparse.Namespace) -> list[Figure]:
+    from ..figures.making import make, plan_of
+
     lines = None if args.input is None else read_prompts(args.input)
     inverter = inverter_of(args, args.layer)
-    with loading():
-        from ..figures.making import HEADER, PAGE, make, plan_of, rows_of
-
     plan = plan_of(inverter, lines, args.prompts, args.tokens, args.seed, args.candidates)
     about = {"model": args.model, "input": "the package's own prose" if args.input is None else args.input.name}
     begun: list[str] = []
@@ -66,9 +92,20 @@ def _figures(args: argparse.Namespace) -> int:
 
         made = make(inverter, plan, args.folder, about, step)
         bar.update()
-    rows = rows_of(made)
-    if args.json:
-        say_json([dict(zip(HEADER, row, strict=True)) for row in rows])
-    else:
-        say(f"{table(HEADER, rows, left=(0, 1, 2, 3))}\n{args.folder / PAGE}: {len(made)} figures")
-    return 0
+    return made
+
+
+def _traced(args: argparse.Namespace) -> list[Figure]:
+    from ..figures.making import draw_traced
+    from ..figures.runs import spelt
+    from ..figures.traced import run_of
+    from ..storage.recovered import read_recovered
+
+    rows = read_recovered(args.recovered)
+    lines = None if args.reference is None else read_chats(args.reference)
+    inverter = inverter_of(args, args.layer)
+    truth = None if lines is None else [inverter.encode(line, special=args.special) for line in lines]
+    for row in rows:
+        inverter.decoder.check_ids(row["token_ids"])
+    run = run_of(rows, truth, lambda ids: spelt(inverter, ids), str(args.recovered))
+    return draw_traced(run, args.folder, {"model": args.model, "recovered": args.recovered.name})

@@ -53,7 +53,9 @@ def positions(run: Run) -> Iterator[Searched]:
 
 
 def _curve(values: Sequence[float | None], stride: int, last: int) -> Curve:
-    """Values at 0, stride, 2·stride … and the last of all at step `last`."""
+    """Values at 0, stride, 2·stride … and the last of all at step `last`; none of a position without a search."""
+    if not values:
+        return []
     steps = [*range(0, stride * (len(values) - 1), stride), max(0, last)]
     return [(float(step), value) for step, value in zip(steps, values, strict=True) if value is not None]
 
@@ -89,10 +91,11 @@ def budget(runs: dict[str, Run], steps: int) -> Run | None:
 
 
 def settings_of(run: Run) -> str:
-    """K, C, and on how much."""
+    """K, C where it is known, and on how much."""
     s, prompts = run["settings"], run["prompts"]
-    tokens = len(prompts[0]["ids"]) if prompts else 0
-    return f"K = {s['steps']:,}, C = {s['candidates']:,}, {len(prompts)} prompts × {tokens} tokens"
+    tokens = max((len(prompt["ids"]) for prompt in prompts), default=0)
+    window = "" if s["candidates"] is None else f", C = {s['candidates']:,}"
+    return f"K = {s['steps']:,}{window}, {len(prompts)} prompts × {tokens} tokens"
 
 
 def percent(value: float) -> str:

@@ -102,9 +102,8 @@ def cumulative(runs: dict[str, Run], baseline: int) -> list[Figure]:
         if len(ends) == 2:
             gaps.append(math.log10(max(ends[False], _LEAST) / max(ends[True], _LEAST)))
     detected = sum(p["detected"] == p["wrong"] for p in prompts)
-    note = (
-        "No reference is used: a wrong token lifts the sum at its own position. Left the baseline, right a search that "
-        "is cut short so that it errs."
+    note = "No reference is used: a wrong token lifts the sum at its own position." + (
+        " Left the baseline, right a search that is cut short so that it errs." if panels[1:] else ""
     )
     rows = (
         ("mean sum of right prompts at the end", shown(min(floors, default=None), ".1e"), f"≈ {FLOOR:.0e}"),

@@ -19,7 +19,7 @@ from ..types import InputError
 from .data import Figure
 from .losses import by_position, cumulative, stabilisation
 from .ranks import at_errors, by_budget, trajectories
-from .runs import SHORT_PROMPTS, Plan, Run, papers_share, search
+from .runs import SHORT_PROMPTS, Plan, Run, by_steps, papers_share, search
 from .tokens import problematic
 
 DATA, PAGE = "data.json", "index.html"
@@ -78,6 +78,16 @@ def make(
     return draw(kept.rows, plan, folder, setup)
 
 
+def draw_traced(run: Run, folder: Path, about: dict[str, Any]) -> list[Figure]:
+    """Figures 5 to 8 of what an inversion left behind (`traced.run_of`), as files and a page. about: what it is of."""
+    folder.mkdir(parents=True, exist_ok=True)
+    steps = run["settings"]["steps"]
+    runs = {by_steps(steps): run}
+    made = [drawn for draws in (trajectories, cumulative, by_position, problematic) for drawn in draws(runs, steps)]
+    _write(made, folder, {**about, "prompts": len(run["prompts"])})
+    return made
+
+
 def draw(runs: dict[str, Run], plan: Plan, folder: Path, setup: dict[str, Any]) -> list[Figure]:
     """All figures of which there are searches, as files, and the page that shows them."""
     made = [
@@ -89,10 +99,14 @@ def draw(runs: dict[str, Run], plan: Plan, folder: Path, setup: dict[str, Any]) 
         *by_position(runs, plan.baseline),
         *problematic(runs, plan.baseline),
     ]
-    for figure in made:
-        write_whole(folder / f"{figure.name}.svg", figure.svg.encode())
-    write_whole(folder / PAGE, _page(made, setup).encode())
+    _write(made, folder, setup)
     return made
+
+
+def _write(figures: Sequence[Figure], folder: Path, setup: dict[str, Any]) -> None:
+    for figure in figures:
+        write_whole(folder / f"{figure.name}.svg", figure.svg.encode())
+    write_whole(folder / PAGE, _page(figures, setup).encode())
 
 
 def rows_of(figures: Sequence[Figure]) -> list[tuple[str, str, str, str]]:

@@ -92,11 +92,13 @@ def trajectories(runs: dict[str, Run], longest: int) -> list[Figure]:
             firsts[right] = next((step for step, _, middle, _ in rows_of if middle < 1), None)
         if is_long:
             (fast, C), (high, most) = OPERATING_POINTS["fast"], OPERATING_POINTS["high-accuracy"]
-            panel.rule(ORANGE, f"Fast: K = {fast}, C = {C} in the paper", x=fast)
-            panel.rule(GREEN, f"High-accuracy: K = {high:,}, C = {most:,} in the paper", x=high)
+            if fast <= last:
+                panel.rule(ORANGE, f"Fast: K = {fast}, C = {C} in the paper", x=fast)
+            if high <= last:
+                panel.rule(GREEN, f"High-accuracy: K = {high:,}, C = {most:,} in the paper", x=high)
             counts = [sum(one.right == right for one in found) for right in (True, False)]
             rows += [
-                ("tokens committed rightly, wrongly (K = 2,000)", f"{counts[0]}, {counts[1]}", f"{RIGHT}, {WRONG}"),
+                (f"tokens committed rightly, wrongly (K = {last:,})", f"{counts[0]}, {counts[1]}", f"{RIGHT}, {WRONG}"),
                 ("step at which the median right token is nearest", shown(firsts[True], ",.0f"),
                  f"well before {FIRST_BY}"),
             ]  # fmt: skip
@@ -107,7 +109,7 @@ def trajectories(runs: dict[str, Run], longest: int) -> list[Figure]:
         return []
     note = (
         "Median and the 10th to 90th percentile; tokens up to the first error of each prompt. A search that stopped "
-        "early stays at its last rank. Right: a search that is cut short, so that it errs."
+        "early stays at its last rank." + (" Right: a search that is cut short, so that it errs." if panels[1:] else "")
     )
     drawn = sheet("Figure 5: rank trajectories and operating points", panels, [note])
     return [Figure("figure5", "Rank trajectories of the true token", drawn, tuple(rows))]

@@ -105,12 +105,10 @@ def _prompt(inverter: Inverter, recovery: Recovery, ids: list[int], stride: int)
     wrong = None if right.all() else int(np.flatnonzero(~right)[0])
     judged = len(ids) if wrong is None else wrong + 1  # behind it every search had another prefix
     ranks = true_ranks(trace, ids, inverter.vocabulary.embedding)  # type: ignore[arg-type]
-    tokenizer = inverter.decoder.tokenizer
-    spell = (lambda some: " ".join(map(str, some))) if tokenizer is None else Spelling(tokenizer)
     return {
         "ids": ids,
         "found": recovery.token_ids.tolist(),
-        "tokens": [added(ids[max(0, t - _SPELT_AFTER) : t], [token], spell) for t, token in enumerate(ids)],
+        "tokens": spelt(inverter, ids),
         "wrong": wrong,
         "detected": first_failure(recovery.discrete_loss, recovery.loss_ceiling),
         "cumulative": _short(recovery.cumulative_loss),
@@ -118,6 +116,14 @@ def _prompt(inverter: Inverter, recovery: Recovery, ids: list[int], stride: int)
         "loss": [_short([*loss[::stride], loss[-1]]) for loss in trace["loss"][:judged]],
         "rank": [[] if rank is None else rank.tolist() for rank in ranks[:judged]],
     }
+
+
+def spelt(inverter: Inverter, ids: list[int]) -> list[str]:
+    """What each token adds to the text before it; its number without a tokenizer."""
+    if (tokenizer := inverter.decoder.tokenizer) is None:
+        return [*map(str, ids)]
+    spell = Spelling(tokenizer)
+    return [added(ids[max(0, t - _SPELT_AFTER) : t], [token], spell) for t, token in enumerate(ids)]
 
 
 def _short(values: Sequence[float] | np.ndarray) -> list[float | None]:

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from invert_fast import InputError, Inverter
+from invert_fast import Continuous, InputError, Inverter
 from invert_fast.cli.main import main
 from invert_fast.figures import making, runs
 from invert_fast.figures.data import positions, quantiles
@@ -18,6 +18,8 @@ from invert_fast.figures.ranks import at_errors, by_budget
 from invert_fast.figures.runs import PLAIN, SHORT, Plan, papers_share
 from invert_fast.figures.svg import Axis, Panel, around, sheet
 from invert_fast.figures.tokens import KINDS, kind_of, problematic
+from invert_fast.figures.traced import run_of
+from invert_fast.storage.recovered import recovery_line
 
 from ..families import VOCAB, Tokenizer, make, texts
 
@@ -194,3 +196,46 @@ def test_the_command_draws_and_compares(tmp_path, monkeypatch, capsys):
     assert "prompts have 900 tokens" in capsys.readouterr().err
     (tmp_path / "file").write_text("x", encoding="utf-8")
     assert main(["figures", "--output", str(tmp_path / "file")]) == 2
+
+
+def test_traces_of_an_inversion_are_drawn(tmp_path, capsys):
+    folder, model = tmp_path / "out", ("--model", "bundled")
+    prompts, found = tmp_path / "prompts.txt", tmp_path / "found.jsonl"
+    prompts.write_text("The password is hunter2.\nMeet me at nine.\n", encoding="utf-8")
+    inverter = Inverter.from_pretrained("bundled", device="cpu")
+    strategy = Continuous(12, 64, trace=True, trace_stride=4)
+    ids = [inverter.encode(line)[:2] for line in prompts.read_text(encoding="utf-8").splitlines()]
+    lines = [recovery_line(i, one) for i, one in enumerate(inverter.invert(inverter.capture(ids), strategy))]
+    found.write_text("\n".join(lines), encoding="utf-8")
+    given = ["figures", *model, "--recovered", str(found), "--output", str(folder)]
+    assert main([*given, "--reference", str(prompts), "--json"]) == 0
+    rows = {row["what"]: row["ours"] for row in json.loads(capsys.readouterr().out)}
+    assert rows["tokens committed rightly, wrongly (K = 12)"] == "4, 0"
+    assert sorted(path.name for path in folder.iterdir()) == [*(f"figure{i}.svg" for i in (5, 6, 7, 8)), making.PAGE]
+    assert main(given) == 0, "without a reference the discrete loss says what is right"
+    # a wrong token: nothing is said of ranks that the file does not have
+    row = json.loads(lines[0])
+    row["token_ids"][1] += 1
+    run = run_of([row], ids, lambda some: [*map(str, some)], "found.jsonl")
+    (prompt,) = run["prompts"]
+    assert (prompt["wrong"], prompt["rank"][1]) == (1, [])
+    assert run["settings"]["stride"] == 4
+    assert prompt["loss"][0][0] == row["trace"]["loss"][0][0]
+    assert len(prompt["rank"][0]) == len(row["trace"]["rank"][0])
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({}, "none of 1 texts has a trace"),
+        ({"trace": 7}, "the trace of text 0 is none"),
+        (
+            {"trace": {"first_failure": None, "loss": [], "rank": [], "cumulative_loss": []}},
+            "0 losses and 0 ranks of 2",
+        ),
+        ({"trace": {}, "index": 5}, "text 5 of 2 tokens is none of the 1 references"),
+    ],
+)
+def test_files_without_traces_are_refused(row, said):
+    with pytest.raises(InputError, match=said):
+        run_of([{"index": 0, "token_ids": [1, 2], **row}], [[1, 2]], lambda ids: [*map(str, ids)], "x.jsonl")
