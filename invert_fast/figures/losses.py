@@ -32,8 +32,8 @@ def stabilisation(runs: dict[str, Run], baseline: int) -> list[Figure]:
         panels.append(panel)
     spikes = {key: _spike(found[key]) for key in found}
     note = (
-        f"{settings_of(runs[PLAIN])}, both. Curves of the first {_CURVES} tokens; the median holds a token that "
-        "stopped early at its last loss."
+        f"{settings_of(runs[PLAIN])}, both. Curves of the first {_CURVES} tokens, a point every "
+        f"{runs[PLAIN]['settings']['stride']} steps; the median holds a token that stopped early at its last loss."
     )
     first = Figure(
         "figure1",
@@ -83,7 +83,7 @@ def cumulative(runs: dict[str, Run], baseline: int) -> list[Figure]:
     panels, gaps, floors = [], [], []
     for run in chosen:
         length = max(len(p["cumulative"]) for p in run["prompts"])
-        panel = Panel(settings_of(run), Axis("token position", 1, max(2, length)), y, 460)
+        panel = Panel(settings_of(run), Axis("token position", 1, max(2, length), whole=True), y, 460)
         ends = {}
         for right, name, colour in ((True, "recovered exactly", BLUE), (False, "at least one error", RED)):
             some = [p["cumulative"] for p in run["prompts"] if (p["wrong"] is None) == right]

@@ -50,7 +50,7 @@ def at_errors(runs: dict[str, Run], baseline: int) -> list[Figure]:
         counts = Counter(min(rank, _BARS) for rank in ranks)
         most = max([5, *counts.values()])
         panel = Panel(settings_of(run), Axis("rank of the true token (L1)", -0.5, _BARS + 0.5),
-                      Axis("first errors", 0, most))  # fmt: skip
+                      Axis("first errors", 0, most, whole=True))  # fmt: skip
         panel.bars([(float(rank), float(count)) for rank, count in counts.items()], BLUE,
                    f"{len(ranks)} prompts with an error" if ranks else "no prompt has an error")  # fmt: skip
         if ranks:
@@ -103,7 +103,13 @@ def trajectories(runs: dict[str, Run], longest: int) -> list[Figure]:
                  f"well before {FIRST_BY}"),
             ]  # fmt: skip
         else:
-            rows.append((f"the same of wrong ones ({settings_of(run)})", shown(firsts[False], ",.0f"), "never"))
+            rows.append(
+                (
+                    f"step at which the median wrong token is nearest ({settings_of(run)})",
+                    shown(firsts[False], ",.0f"),
+                    "never",
+                )
+            )
         panels.append(panel)
     if not panels:
         return []

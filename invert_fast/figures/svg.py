@@ -20,13 +20,14 @@ Point = tuple[float, float]
 @dataclass(frozen=True)
 class Axis:
     """What is along one side: its words, its range, logarithmic or not; names: of bars, at 0, 1, 2 …, instead of
-    ticks."""
+    ticks; whole: of things that are counted, which have no numbers between."""
 
     label: str
     low: float
     high: float
     log: bool = False
     names: Sequence[str] = ()
+    whole: bool = False
 
     def share(self, value: float) -> float:
         """How far along the axis a value lies, 0 to 1; what is outside lies at the end."""
@@ -46,6 +47,7 @@ class Axis:
         rough = (self.high - self.low) / 5
         unit = 10.0 ** math.floor(math.log10(rough)) if rough > 0 else 1.0
         step = next(unit * k for k in (1, 2, 5, 10) if unit * k >= rough * 0.999)
+        step = max(1.0, step) if self.whole else step
         first = math.ceil(self.low / step - 1e-9)
         return [(step * k, f"{step * k:,.6g}") for k in range(first, math.floor(self.high / step + 1e-9) + 1)]
 

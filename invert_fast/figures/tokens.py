@@ -18,7 +18,7 @@ _LONGEST = 16  # letters of a token in a label
 
 def kind_of(token: str) -> str:
     """The paper's broad categories: what a token's characters are, and whether a space stands before them."""
-    if token.startswith(" ") and len(token) > 1:
+    if token.startswith(" ") and token.strip():
         return "space-prefixed"
     categories = {unicodedata.category(char)[0] for char in token}
     if categories and categories <= {"L", "M"}:
@@ -42,7 +42,7 @@ def problematic(runs: dict[str, Run], baseline: int) -> list[Figure]:
     top = Counter(wrong).most_common(_MOST)
     longest = max((count for _, count in top), default=1)
     names = Axis("", len(top) - 0.4 if top else 1, -0.6, names=[_label(token) for token, _ in top])
-    left = Panel(f"the {len(top)} most often wrong", Axis("first errors", 0, longest), names, 500, 340, 124)
+    left = Panel(f"the {len(top)} most often wrong", Axis("first errors", 0, longest, whole=True), names, 500, 340, 124)
     left.across([(float(count), float(i)) for i, (_, count) in enumerate(top)], BLUE, f"{len(wrong)} errors in all")
     shares = {kind: sum(kind_of(token) == kind for token in wrong) for kind in KINDS}
     usual = {kind: sum(kind_of(one.token) == kind for one in found) for kind in KINDS}
@@ -72,7 +72,7 @@ def problematic(runs: dict[str, Run], baseline: int) -> list[Figure]:
 def _label(token: str) -> str:
     """In quotes, with what acts or is not seen written out."""
     seen = "".join(char if (name := name_of(char)) is None else name for char in token)
-    return f"“{seen[:_LONGEST]}”"
+    return f"“{seen[:_LONGEST]}”".replace(" ", "\N{NO-BREAK SPACE}")  # of several spaces a drawing would show one
 
 
 def _percent(part: int, whole: int) -> float:

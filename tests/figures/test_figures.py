@@ -150,8 +150,8 @@ def test_errors_are_counted_by_token_and_kind():
     (ranks,) = at_errors({SHORT: run}, 1000)
     assert ranks.rows[0][1] == "100.0"
     assert by_budget({}, (1, 2)) == cumulative({}, 5) == problematic({}, 5) == []
-    kinds = [kind_of(token) for token in (" the", "ing", ",", "42", "\n", " ", "é")]
-    assert kinds == [KINDS[i] for i in (0, 1, 2, 3, 4, 4, 1)]
+    kinds = [kind_of(token) for token in (" the", "ing", ",", "42", "\n", " ", "   ", "é")]
+    assert kinds == [KINDS[i] for i in (0, 1, 2, 3, 4, 4, 4, 1)]
 
 
 def test_axes_hold_what_is_shown():
@@ -161,6 +161,7 @@ def test_axes_hold_what_is_shown():
     assert log.share(10**-2.5) == pytest.approx(0.5)
     assert [said for _, said in log.ticks()] == ["1e-5", "1e-4", "1e-3", "1e-2", "1e-1", "1"]
     assert [said for _, said in Axis("x", 0, 1000).ticks()] == ["0", "200", "400", "600", "800", "1,000"]
+    assert [said for _, said in Axis("x", 1, 3, whole=True).ticks()] == ["1", "2", "3"]
     assert around([], "nothing", log=True).share(1.0) == 0.0
     panel = Panel("<title>", Axis("x", 0, 10), log)
     panel.line([(0, 1.0), (10, 1e-5)], "#000", "a & b")
