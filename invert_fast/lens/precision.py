@@ -1,30 +1,32 @@
-"""Which precision matrix products run fastest in on this device: measured once, since no flag tells."""
+"""Which precision matrix products run fastest in on this device: asked of the machine, never of a clock.
+
+A lens is trained and drafts in it, so that it must be the same in every process: measured times are not. On a busy
+machine they have two runs of one fit end with two lenses.
+"""
 
 from __future__ import annotations
 
-import time
+import os
 from functools import cache
 
 import torch
 
-_CLEARLY = 1.5  # bf16 has to be this many times as fast: it also has to convert
+_TENSOR_CORES = 8, 0  # the first GPUs whose bf16 products are many times as fast as full fp32 ones
 
 
 @cache
 def fast_dtype(device: torch.device) -> torch.dtype:
-    """bf16 where its products are clearly faster than fp32 ones, else fp32. For proposals only, never to verify."""
-    a, b = torch.ones(512, 512, device=device), torch.ones(512, 512, device=device)
-    full, half = _seconds(a, b), _seconds(a.bfloat16(), b.bfloat16())
-    return torch.bfloat16 if half * _CLEARLY < full else torch.float32
+    """bf16 where its products are clearly faster than fp32 ones: on GPUs from Ampere on, and on processors with tiles
+    for it (AMX); else fp32. For proposals only, never to verify."""
+    if device.type == "cuda":
+        fast = torch.cuda.get_device_capability(device) >= _TENSOR_CORES
+    else:
+        fast = device.type == "cpu" and _has_tiles()
+    return torch.bfloat16 if fast else torch.float32
 
 
-def _seconds(a: torch.Tensor, b: torch.Tensor) -> float:
-    best, products = float("inf"), 4 if a.is_cuda else 1  # on a GPU a single one is less than the clock can tell
-    for _ in range(4):  # the first warms up
-        start = time.perf_counter()
-        for _ in range(products):
-            torch.mm(a, b)
-        if a.is_cuda:
-            torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - start)
-    return best
+def _has_tiles() -> bool:
+    """Whether oneDNN has AMX, and was not told to leave it."""
+    most = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper()
+    known = getattr(torch.cpu, "_is_amx_tile_supported", None)
+    return (most in ("", "ALL", "DEFAULT") or "AMX" in most) and known is not None and bool(known())

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from ..storage import cache, checkpoint
 from .base import Lens
 from .learned import LearnedLens
+from .precision import fast_dtype
 from .settings import Fit
 from .texts import TrainingTexts
 
@@ -46,7 +47,9 @@ class Trainer:
         self.falls_from = round(self.total * (1 - _FALL))
         same = replace(fit, minutes=None, steps=None)
         decoder = data.decoder
-        self.name = cache.key(decoder.identity, "fit", json.dumps([asdict(same), data.digest])) + ".safetensors"
+        # a cache folder may be that of several machines: what one began is gone on with where it ends the same
+        same = [asdict(same), data.digest, str(fast_dtype(decoder.device))]
+        self.name = cache.key(decoder.identity, "fit", json.dumps(same)) + ".safetensors"
         states = data.held_states[:, 1:].flatten(0, 1) if data.length > 1 else data.held_states.flatten(0, 1)
         lens.mean.copy_(states.mean(0))
         lens.spread.copy_(states.std(0) + 1e-6 * states.std() + 1e-30)

@@ -61,6 +61,21 @@ def test_an_interrupted_fit_goes_on_to_the_same_lens(small_fits, monkeypatch, at
     assert not [f for f in small_fits.iterdir() if f.name.startswith("fit-")], "the checkpoint is gone"
 
 
+def test_a_fit_is_not_gone_on_with_in_another_precision(small_fits, monkeypatch, caplog):
+    """A cache folder may be shared by machines that compute in different ones."""
+    _, report, _ = fitted("gpt2")
+    whole = Path(report.path).read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer.Trainer, "forget", lambda self: None)
+        patch.setattr(trainer, "_CHECKPOINT_SECONDS", 0.0)
+        patch.setattr(trainer, "fast_dtype", lambda _: "another")
+        fitted("gpt2")
+    with caplog.at_level(logging.INFO, "invert_fast"):
+        _, again, _ = fitted("gpt2")
+    assert "going on with the fit" not in caplog.text
+    assert Path(again.path).read_bytes() == whole
+
+
 @pytest.mark.parametrize("damage", ["empty", "cut", "other tensors"])
 def test_a_damaged_checkpoint_is_said_and_the_fit_starts_anew(small_fits, monkeypatch, caplog, damage):
     _, report, _ = fitted("gpt2")

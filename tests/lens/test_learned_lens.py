@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 import torch
 
 from invert_fast import Inverter
 from invert_fast.lens import Fit, LearnedLens, choose_lens, learned, store
+from invert_fast.lens.precision import fast_dtype
 from invert_fast.strategies import Speculative
 from invert_fast.types import InputError
 
@@ -95,3 +98,29 @@ def test_where_bf16_is_faster_the_transformer_runs_in_it_and_the_linear_part_doe
     assert (lens.draft(states) == drafted).float().mean() > 0.9
     report = Inverter(make("llama")).fit("learned", Fit(width=32, layers=1, steps=40, seed=5))
     assert report.top1["random"] > 0.9 * report.linear["random"]
+
+
+def test_the_precision_of_a_lens_does_not_hang_on_a_clock(monkeypatch):
+    """A busy machine slows down any product: were they timed, one fit in many would end with another lens."""
+    product, found = torch.mm, []
+
+    for slow in (torch.float32, torch.bfloat16):
+
+        def timed(a, b, slow=slow):
+            if a.dtype == slow:
+                time.sleep(0.002)
+            return product(a[:1], b[:, :1])
+
+        monkeypatch.setattr(torch, "mm", timed)
+        found.append(fast_dtype.__wrapped__(torch.device("cpu")))
+    assert found[0] == found[1] == fast_dtype(torch.device("cpu"))
+
+
+def test_bf16_is_for_processors_with_tiles_that_are_in_use(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    for cap, wanted in (("", torch.bfloat16), ("avx512_core_amx", torch.bfloat16), ("AVX2", torch.float32)):
+        monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", cap)
+        assert fast_dtype.__wrapped__(torch.device("cpu")) == wanted
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA")
+    assert fast_dtype.__wrapped__(torch.device("cpu")) == torch.float32
