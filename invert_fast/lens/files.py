@@ -10,8 +10,12 @@ from typing import TypeVar
 from safetensors import SafetensorError
 from torch import Tensor
 
+from ..calls.interrupts import raise_interrupt
+
 log = logging.getLogger("invert_fast")
 
+# what reading stumbles over where a file was cut, changed, or is of another version
+UNREADABLE = (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError, RuntimeError, MemoryError)
 _Read = TypeVar("_Read")
 
 
@@ -21,7 +25,8 @@ def read_or_warn(path: Path | None, read: Callable[[Path], _Read | None], then: 
         return None
     try:
         return read(path)
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError) as error:
+    except (SafetensorError, OSError, *UNREADABLE) as error:
+        raise_interrupt(error)
         log.warning("the stored lens %s is unreadable (%s): %s", path, error, then)
         return None
 

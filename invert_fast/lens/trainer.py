@@ -13,8 +13,10 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ..calls.interrupts import raise_interrupt
 from ..storage import cache, checkpoint
 from .base import Lens
+from .files import UNREADABLE
 from .learned import LearnedLens
 from .precision import fast_dtype
 from .settings import Fit
@@ -133,7 +135,8 @@ class Trainer:
             lens = {name: tensors[f"lens.{name}"] for name in self.lens.state_dict()}
             checkpoint.load_optimizer(self.optimizer, tensors, ("step", "exp_avg", "exp_avg_sq"))
             self.lens.load_state_dict(lens)
-        except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        except (SafetensorError, OSError, *UNREADABLE) as error:
+            raise_interrupt(error)
             log.warning("the checkpoint %s is unreadable (%s): fitting from the start", path, error)
             return
         asked = self.total, self.falls_from

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from ..calls.interrupts import raise_interrupt
 from ..types import InputError
 from .layer import Layer
 from .reading import AS_CAPTURED, Reading, positions_from
@@ -94,7 +95,8 @@ def ends_normed(model: PreTrainedModel, device: torch.device) -> bool:
         one = torch.zeros(1, 1, dtype=torch.long, device=device)
         out = body_of(model)(one, output_hidden_states=True, use_cache=False)
         last, normed = out.hidden_states[-1], out.last_hidden_state
-    except (TypeError, AttributeError, ValueError, RuntimeError, LookupError):  # the trial tells what is wrong with it
+    except (TypeError, AttributeError, ValueError, RuntimeError, LookupError) as error:  # of which the trial will tell
+        raise_interrupt(error)
         return True
     return last.shape != normed.shape or bool(torch.equal(last.nan_to_num(), normed.nan_to_num()))
 

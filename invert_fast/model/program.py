@@ -20,6 +20,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.graph import CodeGen
 from torch.fx.node import map_arg
 
+from ..calls.interrupts import raise_interrupt
 from ..ops.recording import REPLAYED, recording
 
 log = logging.getLogger("invert_fast")
@@ -55,6 +56,7 @@ def record(
                 if ours.shape != theirs.shape or not _close(ours, theirs):
                     raise ValueError(f"the recording is off at {lanes} lanes of {each}")
     except Exception as error:  # whatever a family does in its forward pass: it runs as before, only more slowly
+        raise_interrupt(error)
         log.debug("a pass was not recorded: %s: %s", type(error).__name__, error)
         return None
     return found

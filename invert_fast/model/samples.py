@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..calls.interrupts import raise_interrupt
 from .decoder import Decoder
 from .load import BUNDLED
 
@@ -64,7 +65,8 @@ def opening_of_chat(decoder: Decoder) -> list[int]:
     try:
         text = decoder.tokenizer.apply_chat_template([{"role": "user", "content": mark}], tokenize=False)
         return decoder.encode(text.split(mark)[0])
-    except Exception:  # there is none, or it has a mind of its own: whatever it does, there are other texts
+    except Exception as error:  # there is none, or it has a mind of its own: whatever it does, there are other texts
+        raise_interrupt(error)
         return []
 
 

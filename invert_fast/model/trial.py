@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .. import ops
+from ..calls.interrupts import raise_interrupt
 from ..types import InputError
 from . import attention
 from .own_pass import MOST_AT_ONCE, OwnPass, joined, picked
@@ -86,6 +87,7 @@ def choose_path(decoder: Decoder, path: str | None) -> None:
             decoder.body = structural_twin(model, layer.depth, layer.normed, attention.NAME)
             trouble = None if states is None else trouble_of_ours(decoder, ids, states)
         except (InputError, *FAILS) as error:
+            raise_interrupt(error)
             trouble = " ".join(str(error).split())[:200]
         if trouble is None:
             return
@@ -112,6 +114,7 @@ def trouble_of_ours(decoder: Decoder, ids: Tensor, own: Tensor) -> str | None:
             if wrong := _first_wrong(rest, own[begun:]):
                 return f"after a prefix of {begun} tokens our states are {wrong[1]:.1e} off its own"
     except FAILS as error:
+        raise_interrupt(error)
         return f"it does not run in our way ({type(error).__name__}: {' '.join(str(error).split())[:100]})"
     return None
 
@@ -147,7 +150,8 @@ def trouble_of_own(own: OwnPass, ids: Tensor, states: Tensor) -> str | None:
         found, changed = torch.cat([once, again]), own.states(other[None])[0]
         wanted = torch.stack([states[-1], changed[-1], states[-1], states[-1]])[:, None]
         own.keeps = found.shape == wanted.shape and _first_wrong(found[:, 0], wanted[:, 0], together=1) is None
-    except FAILS:
+    except FAILS as error:
+        raise_interrupt(error)
         own.keeps = False
     return None
 

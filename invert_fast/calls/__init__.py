@@ -1,0 +1,1 @@
+"""What a call finds in the process and leaves as it was, and whose turn it is."""
