@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -16,6 +18,8 @@ from ..storage import cache
 from ..storage.json_text import parse
 from .noise import Metric
 from .tolerances import Tolerances
+
+log = logging.getLogger("invert_fast")
 
 _FORMAT = "tolerances-7"
 
@@ -42,6 +46,13 @@ def read(file: str, decoder: Decoder) -> Tolerances | None:
     path = cache.path(file)
     if path is None:
         return None
+    found = _read(path, decoder)
+    if found is None:
+        log.warning("the stored tolerances %s are damaged: measuring them again", path)
+    return found
+
+
+def _read(path: Path, decoder: Decoder) -> Tolerances | None:
     try:
         with safe_open(path, framework="pt", device=str(decoder.device)) as held:
             figures = parse((held.metadata() or {})["figures"])
@@ -49,7 +60,7 @@ def read(file: str, decoder: Decoder) -> Tolerances | None:
             metric = Metric(held.get_tensor("directions"), held.get_tensor("held")) if "held" in keys else None
         pairs = {key: (float(first), float(rest)) for key, (first, rest) in figures.items() if key != "metric"}
         found = Tolerances(**pairs)  # type: ignore[arg-type]
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError):
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError):
         return None
     pairs = {key: pair for key, pair in pairs.items() if key not in ("power", "within")}
     if (

@@ -121,6 +121,7 @@ def read_learned(path: Path, decoder: Decoder, vocabulary: Vocabulary) -> Learne
         if not (1 <= width <= 4096 and 1 <= layers <= 64):
             raise ValueError(f"width {width}, {layers} layers")
         D, out = decoder.width, vocabulary.embedding.shape[1]
+        _check_layers(file, D, width, layers)  # before anything of that size is made
         both = whole_tensor(file, "lens.project", (D, 2 * out))
         rest = torch.cat([both[:, :out], both[:, out:], whole_tensor(file, "lens.constant", (out,))[None]])
         parts = _parts(file, D, out, {"rest": rest})
@@ -133,6 +134,14 @@ def read_learned(path: Path, decoder: Decoder, vocabulary: Vocabulary) -> Learne
     lens.load_state_dict(state)
     lens.linear_accuracy = float(about["linear_accuracy"])
     return _described(lens.freeze(), about)
+
+
+def _check_layers(file, inputs: int, width: int, layers: int) -> None:
+    """ValueError where the tensors of a file are not those of so wide and deep a lens."""
+    shapes = {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    deep = len({name.split(".")[2] for name in shapes if name.startswith("lens.body.")})
+    if shapes.get("lens.enter.weight") != [2 * width, inputs] or deep != layers:
+        raise ValueError(f"width {width}, {layers} layers, but not in its tensors")
 
 
 def _read_linear(path: Path, decoder: Decoder, vocabulary: Vocabulary) -> LinearLens:

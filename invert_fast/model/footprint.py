@@ -46,7 +46,7 @@ def held_bytes(decoder: Decoder) -> int:
 
 def check_fits(folder: Path, name: str, device: str, dtype: torch.dtype) -> None:
     """InputError for a checkpoint whose weights, and what is kept beside them, are more than is free."""
-    tensors = _tensors(folder)
+    tensors = tensors_in(folder)
     where, wanted = torch.device(device), str(dtype).removeprefix("torch.")
     needs = {kind: _needed(tensors, getattr(torch, kind)) / _GIB for kind in dict.fromkeys((wanted, *_LOWER))}
     host, need = torch.device("cpu"), needs[wanted]
@@ -75,7 +75,7 @@ def _needed(tensors: list[tuple[str, list[int]]], dtype: torch.dtype) -> int:
     return weights + (4 * sum(matrices) if 4 * sum(matrices) <= MOST_BYTES else 0)
 
 
-def _tensors(folder: Path) -> list[tuple[str, list[int]]]:
+def tensors_in(folder: Path) -> list[tuple[str, list[int]]]:
     """Type and shape of all tensors of a checkpoint; none of what cannot be read, of which loading will tell."""
     found = []
     try:
@@ -96,5 +96,5 @@ def _files(folder: Path) -> Iterable[Path]:
     if whole.exists():
         return [whole]
     if index.exists():
-        return [folder / name for name in sorted(set(parse(index.read_text())["weight_map"].values()))]
+        return [folder / name for name in sorted(set(parse(index.read_bytes())["weight_map"].values()))]
     return sorted(folder.glob("*.safetensors"))

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import importlib.util
-import struct
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from ..calls.interrupts import raise_interrupt
 from ..types import InputError, dtype_named
+from .folder import check_folder, check_size
 from .footprint import check_fits
 
-_DAMAGED = (SafetensorError, struct.error)
 BUNDLED = Path(__file__).parents[1] / "bundled"
 
 
@@ -33,10 +32,14 @@ def load(name_or_path: str | Path, device: str = "cpu", dtype: str | torch.dtype
     dtype = dtype_named(dtype) if isinstance(dtype, str) else dtype
     _check_device(device)
     if not about.get("gguf_file") and (stored := Path(place) if about["local_files_only"] else _downloaded(name)):
+        check_folder(stored, name)
         check_fits(stored, name, device, dtype)
     try:
         model, tokenizer = _read(place, about, dtype)
-    except (OSError, ValueError, RuntimeError, LookupError, TypeError, ImportError, *_DAMAGED) as error:
+    except InputError:
+        raise
+    except Exception as error:  # hostile or damaged files make the readers stumble in any way
+        raise_interrupt(error)
         raise InputError(
             f"model '{name}' could not be loaded ({' '.join(str(error).split())[:200]}): give a model "
             "folder, a .gguf file, a Hub id that this machine can reach, or 'bundled'"
@@ -70,6 +73,8 @@ def _read(place: str, about: dict[str, Any], dtype: torch.dtype):
     kind = AutoModelForCausalLM if text_alone else AutoModelForImageTextToText
     kept = {} if about.get("gguf_file") else {"use_safetensors": True}
     with _Unwritten():
+        if about["local_files_only"] and kept and Path(place) != BUNDLED:
+            check_size(lambda: kind.from_config(config, trust_remote_code=False), Path(place), place)
         model = kind.from_pretrained(place, dtype=dtype, trust_remote_code=False, **kept, **about)
     return model, AutoTokenizer.from_pretrained(place, trust_remote_code=False, **about)
 

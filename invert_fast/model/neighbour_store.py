@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
@@ -9,6 +11,8 @@ from safetensors.torch import load_file, save
 from ..storage import cache
 from .decoder import Decoder
 from .neighbours import NEAREST, Neighbours
+
+log = logging.getLogger("invert_fast")
 
 _FORMAT = "neighbours-1"
 LARGE = 1 << 15  # a smaller vocabulary is searched sooner than a file is read
@@ -42,7 +46,8 @@ def read(file: str, into: Neighbours) -> int:
     try:
         held = load_file(path, device=str(device))
         tokens, ids, distance, beyond = (held[key] for key in ("tokens", "ids", "distance", "beyond"))
-    except (SafetensorError, OSError, KeyError, ValueError):
+    except (SafetensorError, OSError, KeyError, ValueError, RuntimeError):
+        log.warning("the stored neighbours %s are damaged: looking them up again", path)
         return 0
     shapes = [tokens.shape, ids.shape, distance.shape, beyond.shape]
     n = len(tokens) if tokens.dim() == 1 else 0
@@ -56,6 +61,7 @@ def read(file: str, into: Neighbours) -> int:
         and bool((distance >= 0).all() and (beyond >= 0).all() and (distance.diff(dim=-1).nan_to_num() >= 0).all())
     )
     if not whole:
+        log.warning("the stored neighbours %s are of another vocabulary or damaged: looking them up again", path)
         return 0
     into.keep(tokens, ids, distance, beyond)
     return n

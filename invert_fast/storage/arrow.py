@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from ..types import InputError
-from .contents import Array, Contents, brief
+from .contents import BOMB, Array, Contents, brief
 
 SUFFIXES = {".parquet", ".arrow", ".feather", ".ipc"}
 
@@ -65,12 +65,29 @@ def _plain(kind: Any) -> Any:
     return kind.storage_type if isinstance(kind, _pyarrow().BaseExtensionType) else kind
 
 
+def _check_packing(path: Path, name: str) -> None:
+    """InputError for a column that a few bytes stand for: one number and how often it is there, say."""
+    with _pyarrow().parquet.ParquetFile(path) as file:
+        about = file.metadata
+    groups = [about.row_group(i) for i in range(about.num_row_groups)]
+    chunks = [group.column(i) for group in groups for i in range(group.num_columns)]
+    values = sum(chunk.num_values for chunk in chunks if chunk.path_in_schema.split(".")[0] == name)
+    unpacked, size = 8 * max(about.num_rows, values), path.stat().st_size
+    times, most = BOMB
+    if min(about.num_rows, values) < 0 or (unpacked > most and unpacked > times * size):
+        raise InputError(
+            f"{path}: column `{name}` would unpack from {size:,} to about {unpacked:,} bytes, expected states: save "
+            "them as .safetensors if they are"
+        )
+
+
 def _column(path: Path, head: bytes, name: str) -> Array:
     """Rows of all texts one after the other, `[N, D]`, and the spans of the texts: a list of floats is a row of the one
     text that the file is, a list of such lists a text."""
     pa = _pyarrow()
     try:
         if head[:4] == b"PAR1":
+            _check_packing(path, name)
             column = pa.parquet.read_table(path, columns=[name]).column(name)
         else:
             with pa.memory_map(str(path)) as source:

@@ -27,8 +27,10 @@ _DTYPES = {
     "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool",
     "F8_E4M3": "fp8_e4m3", "F8_E5M2": "fp8_e5m2",
 }  # fmt: skip
+_MADE = {name: getattr(torch, name) for name in _DTYPES.values() if hasattr(torch, name)}
+_MADE |= {"fp8_e4m3": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2}
 FLOATS = ("float16", "bfloat16", "float32", "float64", "fp8_e4m3", "fp8_e5m2")
-_BOMB = 100, 1 << 28  # what unpacks to so many times its size, and so many bytes, is not states
+BOMB = 100, 1 << 28  # what unpacks to so many times its size, and so many bytes, is not states
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ def open_npz(path: Path) -> Contents:
             for info in archive.infolist():
                 if not info.filename.endswith(".npy"):
                     continue
-                times, most = _BOMB
+                times, most = BOMB
                 if info.file_size > most and info.file_size > times * info.compress_size:
                     raise InputError(
                         f"{path}: `{info.filename}` would unpack from {info.compress_size:,} to {info.file_size:,} "
@@ -180,7 +182,11 @@ def read_safetensors(data: bytes, name: str, largest_header: int = 1 << 20) -> C
 
 
 def _part_of_bytes(data: bytearray, shape: tuple[int, ...], kind: str, index: Any) -> Tensor:
-    dtype = getattr(torch, kind)
+    dtype = _MADE.get(kind)
+    if dtype is None:
+        raise InputError(
+            f"numbers of type {kind} cannot be read, expected floats, or integers for a mask: convert them"
+        )
     return torch.frombuffer(data, dtype=dtype).view(shape)[index] if data else torch.zeros(shape, dtype=dtype)[index]
 
 

@@ -7,6 +7,11 @@ from torch import Tensor
 
 from ..types import InputError
 
+_KINDS = (
+    *(torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
+    *(torch.float16, torch.bfloat16, torch.float32, torch.float64),
+)
+
 
 def spans(mask: Tensor) -> list[tuple[int, int]]:
     """First row and the one after the last of each text, of a mask `[B, T]` of ones (a token) and zeros (padding).
@@ -14,12 +19,13 @@ def spans(mask: Tensor) -> list[tuple[int, int]]:
     Padding may be on either side; (0, 0) where all is padding. Raises InputError for other numbers, and for a text with
     padding inside.
     """
-    kept = mask != 0
-    if mask.dim() != 2 or not bool(((mask == 1) | ~kept).all()):
+    numbers = mask.dtype in _KINDS
+    kept = mask != 0 if numbers else mask
+    if mask.dim() != 2 or not numbers or not bool(((mask == 1) | ~kept).all()):
         raise InputError(
             f"the attention mask is {str(mask.dtype).removeprefix('torch.')} {list(mask.shape)}"
-            f"{'' if mask.dim() != 2 else ' with numbers other than 0 and 1'}, expected [texts, rows] of ones and "
-            "zeros: give the one that the tokenizer made"
+            f"{'' if mask.dim() != 2 or not numbers else ' with numbers other than 0 and 1'}, expected [texts, rows] "
+            "of ones and zeros: give the one that the tokenizer made"
         )
     if not kept.shape[1]:
         return [(0, 0)] * len(kept)

@@ -74,16 +74,23 @@ def read_recovered(path: Path) -> list[dict]:
     for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
         if line.strip():
             try:
-                row = parse(line)
-                if not (isinstance(row["index"], int) and isinstance(row["token_ids"], list)):
-                    raise TypeError("index or token_ids of the wrong kind")
-                rows.append(row)
+                rows.append(_row(line))
             except (ValueError, KeyError, TypeError) as error:
                 raise InputError(
                     f"{path}, line {number}: not a recovered text ({error}): was it cut short? "
                     "go on with `invert --resume`"
                 ) from error
     return rows
+
+
+def _row(line: bytes) -> dict[str, Any]:
+    """What a line says; ValueError, KeyError or TypeError where it is none of ours."""
+    row = parse(line)
+    if type(row["index"]) is not int or not isinstance(row["token_ids"], list):
+        raise TypeError("index or token_ids of the wrong kind")
+    if not all(type(token) is int for token in row["token_ids"]):
+        raise TypeError("token_ids that are no whole numbers")
+    return row
 
 
 def resume(path: Path, lengths: Sequence[int | None]) -> set[int]:
@@ -96,13 +103,13 @@ def resume(path: Path, lengths: Sequence[int | None]) -> set[int]:
     done = set()
     for number, line in enumerate(io.BytesIO(whole), 1):
         try:
-            row = parse(line)
+            row = _row(line)
             index, length = row["index"], len(row["token_ids"])
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(
                 f"{path}, line {number}: not a recovered text, nothing was resumed: give another --output"
             ) from error
-        if not isinstance(index, int) or not 0 <= index < len(lengths) or lengths[index] not in (length, None):
+        if not 0 <= index < len(lengths) or lengths[index] not in (length, None):
             raise InputError(
                 f"{path}, line {number}: text {index} of {length} tokens is not in this states file, "
                 "nothing was resumed: give the states file it was made from, or another --output"

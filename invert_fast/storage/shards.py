@@ -19,6 +19,7 @@ from .json_text import parse
 FORMAT = "invert_fast-shard-1"
 SUFFIX = ".shard.json"
 _CERTIFIED = b', "certified": true, '  # in strings quotes are escaped, so this is the line's own
+_MOST_SHARDS, _MOST = 1 << 20, 1 << 60  # of a run; of texts and bytes
 _LARGEST = 1 << 20  # bytes of a note: more is none of ours
 
 
@@ -113,6 +114,8 @@ def read(output: Path) -> Shard:
             *([] if shard.whole is None else [*asdict(shard.whole).values()][:3]),
         ]
         if not all(type(number) is int and number >= 0 for number in numbers):
+            raise ValueError(f"numbers {numbers}")
+        if max(numbers) > _MOST or shard.parts > _MOST_SHARDS:
             raise ValueError(f"numbers {numbers}")
         if not (1 <= shard.part <= shard.parts and isinstance(shard.settings, dict)):
             raise ValueError(f"shard {shard.name}")

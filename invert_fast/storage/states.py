@@ -24,6 +24,7 @@ from .visible import visible
 
 FORMAT = "invert_fast-states-1"
 _CHECK_ROWS = 1 << 16
+_MOST_EMPTY = 1 << 16  # texts of a batch that are all empty: a shape may say any number of them, and costs nothing
 _PICKLE = tuple(bytes([0x80, protocol]) for protocol in range(2, 6))
 
 
@@ -168,6 +169,11 @@ def states_in(
         raise InputError(
             f"{path}: {array}, expected floats of shape [tokens, width] or [texts, tokens, width]{scales}: name the "
             "tensor of the states (--tensor)"
+        )
+    if not shape[-1] or (not math.prod(shape) and math.prod(shape[:-2]) > _MOST_EMPTY):
+        raise InputError(
+            f"{path}: {array} has no numbers in it, expected rows of some width: capture it again, or name the tensor "
+            "of the states (--tensor)"
         )
     lead = (entry(shape[0]),) if entry and len(shape) == 4 else ()
     return StatesFile(

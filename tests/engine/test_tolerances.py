@@ -124,6 +124,7 @@ DAMAGES = {
     "nested": {"noise": [[1], [2]]},
     "surprise": {"surprise": [1, 2]},
     "power": {"power": [0, 7]},
+    "vast": {"noise": [10**400, 1]},
     "narrow": {"directions": torch.zeros(2, 3, 16)},
     "held": {"held": torch.ones(2, 16)},
     "endless": {"directions": torch.full((2, WIDTH, 16), math.inf)},
@@ -131,7 +132,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", [b"", b"{", b"\xff\xfe\x00", "cut", *DAMAGES], ids=repr)
-def test_a_damaged_entry_is_measured_again(cache, damage):
+def test_a_damaged_entry_is_measured_again_and_said_so(cache, damage, caplog):
     inv = Inverter(make("gpt2"))
     expected = measured(inv, "bfloat16")
     (entry,) = cache.iterdir()
@@ -144,6 +145,7 @@ def test_a_damaged_entry_is_measured_again(cache, damage):
         rewritten(entry, **DAMAGES[damage])
     assert entry.read_bytes() != whole
     found = measured(inv, "bfloat16")
+    assert "measuring them again" in caplog.text
     assert found == expected
     assert torch.equal(found.metric.directions, expected.metric.directions)
     assert entry.read_bytes() == whole, "mended"

@@ -78,7 +78,7 @@ def test_what_was_looked_up_is_kept_and_read(cache):
 @pytest.mark.parametrize(
     "damage", ["cut", "ids", "negative", "unsorted", "twice", "nan", "narrow", "float ids", "missing"]
 )
-def test_a_damaged_file_is_not_believed(cache, damage):
+def test_a_damaged_file_is_not_believed_and_said_so(cache, damage, caplog):
     found = neighbours(table(300, 16))
     found.of(torch.arange(50))
     neighbour_store.write("some.safetensors", found)
@@ -101,4 +101,5 @@ def test_a_damaged_file_is_not_believed(cache, damage):
         save_file(held | changed[damage], path)
     fresh = neighbours(table(300, 16))
     assert neighbour_store.read("some.safetensors", fresh) == 0
+    assert "looking them up again" in caplog.text
     assert len(fresh) == 0
