@@ -12,7 +12,7 @@ PYTHON ?= $(shell for python in python3 python3.12 python3.11 python3.13; do \
 	$$python -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 \
 	&& echo $$python && break; done)
 
-.PHONY: help demo test test-isa test-integrations test-page bench lint api wheel test-wheel sanitize clean
+.PHONY: help demo test test-isa test-integrations test-page bench lint api wheel test-wheel sanitize fuzz clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -94,6 +94,12 @@ sanitize: $(INSTALLED_LINT)  ## the tests of the C++ ops under the address and u
 		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 		$(VENV)/bin/pytest tests/ops -k "native or cpp or gelu or product or linear or best_two or draft_attention or isa"
 
+# Atheris is in an environment of its own, which looks into .venv for the rest.
+FUZZ_SECONDS := 600
+FUZZ := build/fuzz/venv
+fuzz: $(FUZZ)/.installed  ## look for files that readers neither read nor refuse (FUZZ_SECONDS=600 for each)
+	@$(FUZZ)/bin/python -m tests.fuzz.targets --seconds $(FUZZ_SECONDS)
+
 clean:  ## remove the environment and everything built
 	@rm -rf $(VENV) $(INTEGRATIONS) build dist *.egg-info invert_fast/*.so .pytest_cache .benchmarks .hypothesis .ruff_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -119,6 +125,13 @@ $(INTEGRATIONS)/.installed: tests/integrations/requirements.txt $(INSTALLED)
 	@$(PIP) --python $(INTEGRATIONS)/bin/python install --no-deps --no-compile -r tests/integrations/requirements.txt
 	@$(PIP) --python $(INTEGRATIONS)/bin/python install --no-deps --no-compile --target $(INTEGRATIONS)/transformer_lens_3 \
 		transformer-lens==3.9.0 better-abc==0.0.3
+	@touch $@
+
+$(FUZZ)/.installed: $(INSTALLED)
+	@rm -rf $(FUZZ) && mkdir -p build/fuzz && $(VENV)/bin/python -m venv --without-pip $(FUZZ)
+	@$(VENV)/bin/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
+		>$$($(FUZZ)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/beside.pth
+	@$(PIP) --python $(FUZZ)/bin/python install --no-compile atheris
 	@touch $@
 
 $(INSTALLED_DIST): $(INSTALLED)
