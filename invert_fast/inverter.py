@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from .calls.settings import usual_settings
+from .calls.turns import NOT_COPIED, taking_turns, turns_of
 from .engine.calibrate import calibrate
 from .engine.engine import Engine
 from .engine.memory import plan
@@ -31,6 +33,7 @@ from .model.decoder import Decoder
 from .model.load import load
 from .model.reading import AS_CAPTURED, Reading
 from .model.vocabulary import Vocabulary
+from .model.wrapped import bare
 from .ops.outside import name_in_use
 from .reports.score import Score, score
 from .storage.precisions import rounded, stored_dtype
@@ -41,12 +44,15 @@ if TYPE_CHECKING:
     from .diagnose.report import Diagnosis
 
 
+@taking_turns
 class Inverter:
     """Turns hidden states of one layer of one decoder back into text, with a certificate for every token.
 
     model: a Hugging Face causal language model (left as it is); tokenizer: None works with token ids only;
     layer: a `hidden_states` index, `block:k`, `final_norm` or `embeddings`;
     reading: what else happened to the states (see `Reading`, and `diagnose`).
+
+    Calls of several threads take turns, under settings of PyTorch that are always the same (docs/robustness.md).
     """
 
     def __init__(
@@ -57,9 +63,14 @@ class Inverter:
         *,
         reading: Reading = AS_CAPTURED,
     ):
-        self.decoder = Decoder(model, tokenizer, layer).read_as(reading)
-        self.vocabulary = Vocabulary(self.decoder)
         self._tolerances: dict[tuple[str, str, str], Tolerances] = {}
+        self._turns = turns_of(bare(model))
+        with self._turns:
+            self.decoder = Decoder(model, tokenizer, layer).read_as(reading)
+            self.vocabulary = Vocabulary(self.decoder)
+
+    def __reduce__(self):
+        raise TypeError(NOT_COPIED)
 
     @classmethod
     def from_pretrained(
@@ -76,7 +87,8 @@ class Inverter:
         device: default cuda when there is one; dtype: precision of our own forward passes, fp32 certifies best.
         """
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        model, tokenizer = load(name_or_path, device, dtype)
+        with usual_settings():
+            model, tokenizer = load(name_or_path, device, dtype)
         return cls(model, tokenizer, layer, reading=reading)
 
     def capture(
@@ -98,7 +110,7 @@ class Inverter:
         """
         ids = [
             self.encode(text, max_tokens, special)
-            for text in ([texts] if isinstance(texts, str) or is_chat(texts) else texts)
+            for text in ([texts] if isinstance(texts, str) or is_chat(texts) else self._turns.outside(texts))
         ]
         stored_dtype(store_dtype)  # before any work
         held = torch.float32 if store_dtype in QUANTISED else dtype_named(store_dtype)
@@ -163,7 +175,7 @@ class Inverter:
         instead of what the states say; tolerances: instead of calibrating. Raises InputError for states that cannot be
         of this model: width, layer, fingerprint, NaN or Inf, more rows than the model has positions.
         """
-        source = iter(states)
+        source = self._turns.outside(states)
         if (first := next(source, None)) is None or not len(lengths):
             return iter(())
         longest = max(1, *lengths) + len(self.decoder.reading.prefix)
@@ -281,7 +293,7 @@ class Inverter:
         """
         from .lens.fit import fit_lens  # and with it what generates text
 
-        ids = [self.encode(item) for item in text]
+        ids = [self.encode(item) for item in self._turns.outside(text)]
         report = fit_lens(self.decoder, self.vocabulary, lens, settings, ids, output)
         forget(self.decoder)  # and look for the new one
         return report

@@ -30,9 +30,10 @@ ALLOWED = {
     "intake": {"model", "storage"},
     "mend": {"engine", "lens", "model", "ops"},
     "diagnose": {"engine", "lens", "mend", "model", "ops", "reports"},
-    "defences": {"model"},  # an inverter that attacks them is handed in
+    "defences": {"calls", "model"},  # an inverter that attacks them is handed in
     "inverter": {
-        *("diagnose", "mend", "reports", "intake", "strategies", "logits", "engine", "lens", "model", "ops", "storage"),
+        *("calls", "diagnose", "mend", "reports", "intake", "strategies", "logits", "engine", "lens", "model", "ops"),
+        "storage",
     },
     "explain": {"inverter", "strategies", "engine", "lens", "model", "reports"},
     "figures": {"inverter", "strategies", "engine", "model", "reports", "storage"},

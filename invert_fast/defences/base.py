@@ -10,6 +10,7 @@ from typing import ClassVar, TypeVar
 import torch
 from torch import Tensor
 
+from ..calls.settings import usual_settings
 from ..types import States
 
 Given = TypeVar("Given", States, Tensor)
@@ -31,8 +32,9 @@ class Defence(ABC):
         """The states of one text, `States` or `[T, D]`, as they are given away: in the precision that they came in."""
         if isinstance(states, States):
             return replace(states, hidden=self.apply(states.hidden, seed))
-        generator = torch.Generator().manual_seed(seed)
-        return self.rows(states.detach().float().cpu(), generator).to(states)
+        with usual_settings(), torch.no_grad():
+            generator = torch.Generator().manual_seed(seed)
+            return self.rows(states.detach().float().cpu(), generator).to(states)
 
     def apply_all(self, batch: Sequence[States], seed: int = 0) -> list[States]:
         """The states of several texts, each with randomness of its own."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ..calls.turns import turns_of
 from ..model.decoder import Decoder
 from ..model.twin import body_of, find_blocks
 from ..types import InputError, States
@@ -52,7 +53,6 @@ def utility_of(
     return Utility(loss / count, undefended / count, tokens)
 
 
-@torch.no_grad()
 def next_token_losses(
     decoder: Decoder, ids: Sequence[int], rows: Tensor, places: Sequence[int] | None = None
 ) -> Tensor:
@@ -80,7 +80,8 @@ def next_token_losses(
     given: dict[str, Tensor] = {"input_ids": torch.tensor([list(ids)], device=device)[:, places]}
     if places != [*range(len(places))]:
         given["position_ids"] = torch.tensor([places], device=device)
-    with _going_on_from(decoder, rows.to(device, decoder.dtype)[None]):
+    given_rows = rows.to(device, decoder.dtype)[None]
+    with turns_of(decoder.model), torch.no_grad(), _going_on_from(decoder, given_rows):
         logits = decoder.model(**given, use_cache=False).logits[0, : len(predicted)]
     wanted = torch.tensor([ids[place + 1] for place in predicted], device=logits.device)
     return nn.functional.cross_entropy(logits.float(), wanted, reduction="none").double().cpu()

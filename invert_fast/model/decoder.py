@@ -56,7 +56,9 @@ class Decoder:
                 f"'{model.config.model_type}' is an encoder-decoder, expected a decoder-only model: its "
                 "states do not determine the text token by token"
             )
-        self.model, self.tokenizer = model.eval(), tokenizer
+        if any(module.training for module in model.modules()):  # an `Inverter` has set that aside
+            model.eval()
+        self.model, self.tokenizer = model, tokenizer
         self.device = device_of(model)
         self.layer = Layer(layer, config.num_hidden_layers, ends_normed(model, self.device))
         self._bodies: dict[torch.dtype, nn.Module] = {}

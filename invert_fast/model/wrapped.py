@@ -26,7 +26,7 @@ def bare(model: Any) -> PreTrainedModel:
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where the model takes token ids. InputError for weights that are nowhere."""
+    """Where the model takes token ids. InputError for weights that are nowhere, or of inference mode."""
     embedding: Any = model.get_input_embeddings()  # type: ignore[operator]
     for module in (embedding, model):
         for hook in _hooks(module):
@@ -39,6 +39,11 @@ def device_of(model: nn.Module) -> torch.device:
         raise InputError(
             f"the weights of this {type(model).__name__} are on the meta device, expected numbers: load them first "
             "(from_pretrained, or load_state_dict with assign=True)"
+        )
+    if weight.is_inference():
+        raise InputError(
+            f"the weights of this {type(model).__name__} were made in inference mode, which no gradient can pass, "
+            "expected plain ones: load the model outside of torch.inference_mode() (it may be used within it)"
         )
     return weight.device
 
