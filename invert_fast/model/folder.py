@@ -17,10 +17,11 @@ from torch import nn
 
 from ..storage.json_text import parse
 from ..types import InputError
-from .footprint import tensors_in
+from .footprint import SIZES, tensors_in
 
 _COUNTS = re.compile(r"^num_|layers?$|experts?$|heads?$|labels$")  # names in a config of what there are so many of
 _FEW = 4096  # of anything counted, where the weights do not say
+_A_BYTE = 4  # numbers that a byte of weights may stand for, packed
 _MADE_UP = 1 << 26  # numbers that a model may have beside its weights: rotation tables, masks
 
 
@@ -45,15 +46,16 @@ def check_folder(folder: Path, name: str) -> None:
 
 
 def check_size(make: Callable[[], nn.Module], folder: Path, name: str) -> None:
-    """InputError for a model, made without memory, that has many more numbers than the weights of its folder."""
-    there = sum(prod(shape) for _, shape in tensors_in(folder))
+    """InputError for a model, made without memory, that has many more numbers than the weights of its folder have
+    bytes, packed as they may be."""
+    there = sum(SIZES.get(kind, 1) * prod(shape) for kind, shape in tensors_in(folder))
     with torch.device("meta"):
         made = make()
     wanted = sum(tensor.numel() for tensor in (*made.parameters(), *made.buffers()))
-    if wanted > 2 * there + _MADE_UP:
+    if wanted > _A_BYTE * there + _MADE_UP:
         raise InputError(
-            f"the config of '{name}' asks for {wanted:,} numbers, expected about the {there:,} that its weights have: "
-            "get config.json from where the weights are from"
+            f"the config of '{name}' asks for {wanted:,} numbers, expected as many as its {there:,} bytes of weights "
+            "may be: get config.json from where the weights are from"
         )
 
 

@@ -18,7 +18,7 @@ from .decoder import Decoder
 _GIB = 1 << 30
 _LARGEST_HEADER = 100_000_000
 _LOWER = ("bfloat16", "float16")
-_SIZES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
+SIZES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
 _SKETCH, _DIRECTIONS = 1 / 3, 64  # of an embedding row, about, in the search for lists; and for neighbours
 
 
@@ -67,7 +67,7 @@ def _needed(tensors: list[tuple[str, list[int]]], dtype: torch.dtype) -> int:
     """Bytes of these weights in a precision, and of what is kept beside them: linear maps packed, or the embedding (the
     largest matrix there is) in fp32."""
     size = torch.finfo(dtype).bits // 8
-    weights = sum(prod(shape) * (size if "F" in kind else _SIZES.get(kind, 1)) for kind, shape in tensors)
+    weights = sum(prod(shape) * (size if "F" in kind else SIZES.get(kind, 1)) for kind, shape in tensors)
     matrices = sorted(prod(shape) for _, shape in tensors if len(shape) == 2)
     largest = matrices.pop() if matrices else 0
     if dtype != torch.float32:

@@ -71,7 +71,7 @@ def _check_packing(path: Path, name: str) -> None:
         about = file.metadata
     groups = [about.row_group(i) for i in range(about.num_row_groups)]
     chunks = [group.column(i) for group in groups for i in range(group.num_columns)]
-    values = sum(chunk.num_values for chunk in chunks if chunk.path_in_schema.split(".")[0] == name)
+    values = sum(chunk.num_values for chunk in chunks if f"{chunk.path_in_schema}.".startswith(f"{name}."))
     unpacked, size = 8 * max(about.num_rows, values), path.stat().st_size
     times, most = BOMB
     if min(about.num_rows, values) < 0 or (unpacked > most and unpacked > times * size):
