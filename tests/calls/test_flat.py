@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import sys
 
 import pytest
 import torch
 
 from invert_fast import Exhaustive, InputError, Inverter
+from invert_fast.model import replay
 
 from ..families import Tokenizer, build, texts
 
 TEXTS = texts(3, 9, 1)
-WARM_UP, CALLS = 90, 50  # passes are recorded after 64 of a kind
+WARM_UP, WINDOWS, CALLS = 12, 3, 10  # what is kept of every call is there in every window
 
 
-def test_memory_is_flat():
+def test_memory_is_flat(monkeypatch):
+    monkeypatch.setattr(replay, "WARM_UP", 4)  # calls of a kind until it is recorded, which is kept
     inverter = Inverter(build("gpt2"), Tokenizer(300))
 
     def work() -> None:
@@ -35,9 +38,11 @@ def test_memory_is_flat():
 
     for _ in range(WARM_UP):
         work()
-    tensors, blocks = held()
-    for _ in range(CALLS):
-        work()
-    more_tensors, more_blocks = held()
-    assert more_tensors == tensors
-    assert more_blocks - blocks < CALLS, "something is kept of every call"
+    found = [held()]
+    for _ in range(WINDOWS):
+        for _ in range(CALLS):
+            work()
+        found.append(held())
+    grown = [(later[0] - sooner[0], later[1] - sooner[1]) for sooner, later in itertools.pairwise(found)]
+    assert min(tensors for tensors, _ in grown) <= 0, f"tensors and blocks more each time: {grown}"
+    assert min(blocks for _, blocks in grown) < CALLS, f"tensors and blocks more each time: {grown}"

@@ -68,3 +68,15 @@ def test_twice_the_same_is_the_same(batch):
     assert [(r.rank.tolist(), r.cost.forward_tokens) for r in one] == [
         (r.rank.tolist(), r.cost.forward_tokens) for r in other
     ]
+
+
+def test_the_number_of_threads_does_not_change_the_result(batch):
+    inv, states = batch
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            found.append(inv.invert(states))
+    finally:
+        torch.set_num_threads(before)
+    same(*found)

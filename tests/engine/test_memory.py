@@ -12,6 +12,7 @@ from invert_fast.engine.engine import Engine, _Stream
 from invert_fast.model.lanes import Lanes
 
 from ..families import VOCAB, exact, inverter, texts
+from ..memory import memory_limit, needs_limits
 from ..strategies.settings import MIXED, STRATEGIES, strategies
 
 
@@ -71,6 +72,20 @@ def test_running_out_of_memory_halves_the_work_and_says_so(strategy, error, monk
     assert "out of memory" in caplog.text
     assert stream.tokens_per_call <= most
     assert work.tokens_per_call == 1000, "another run of the same engine begins anew"
+
+
+@needs_limits
+def test_at_a_limit_of_the_system_work_is_halved_too(caplog):
+    """The real error, whatever PyTorch says of it: one pass over all candidates of all lanes would take hundreds of
+    megabytes."""
+    truth, inv = texts(*[2] * 128), inverter("llama")
+    states = inv.capture(truth)
+    work = engine(inv, Exhaustive(block=VOCAB), 1 << 20, slots=128, max_len=2)
+    run(engine(inv, Exhaustive(), 64), states[:2])  # what is made once is there
+    with memory_limit(96 << 20), caplog.at_level(logging.WARNING, "invert_fast"):
+        found = run(work, states)
+    assert exact(found, truth)
+    assert "out of memory: going on with" in caplog.text
 
 
 def test_running_out_of_memory_for_the_prefix_storage_loses_nothing(monkeypatch, caplog):
