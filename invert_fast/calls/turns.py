@@ -57,6 +57,8 @@ class Turns:
                 raise
 
     def __exit__(self, *_: object) -> None:
+        if not self._lock._is_owned():  # type: ignore[attr-defined]  # Ctrl-C while waiting to be in it again
+            return
         try:
             if self._depth == 1:
                 try:

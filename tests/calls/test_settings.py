@@ -217,3 +217,15 @@ def test_weights_that_no_gradient_can_pass_are_refused():
         Inverter(model)
     with torch.inference_mode():
         assert Inverter.from_pretrained("bundled").decoder.dtype == torch.float32
+
+
+def test_states_that_were_made_in_inference_mode(usual):
+    """As most people run a model for its states."""
+    states, wanted = usual
+    with torch.inference_mode():
+        made = [States(s.hidden.clone(), s.layer) for s in states]
+    assert made[0].hidden.is_inference()
+    inverter = Inverter(build("gpt2"))
+    assert [each[:2] for each in told(inverter.invert(made))] == [each[:2] for each in wanted[1]]
+    assert inverter.invert(made[1], PerStepProjection(max_steps=3))[0].certified
+    assert inverter.diagnose(made[0]).certified

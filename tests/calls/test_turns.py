@@ -20,7 +20,7 @@ import pytest
 import torch
 
 from invert_fast import Exhaustive, InputError, Inverter, Recovery, States
-from invert_fast.calls.turns import turns_of
+from invert_fast.calls.turns import Turns, turns_of
 from invert_fast.model.lanes import Lanes
 from invert_fast.strategies.speculative import _Proposer
 
@@ -156,6 +156,38 @@ def test_who_lets_go_in_the_turn_of_another_does_not_wait_for_it(inverter, state
     assert not inverter._turns._left, "whose turn it was has put it away"
     with pytest.raises(StopIteration):
         next(reader)
+
+
+def test_ctrl_c_while_waiting_for_another_breaks_nothing(inverter, states, monkeypatch):
+    """While the caller was asked for texts, another thread has come in."""
+    turns, inside, over = inverter._turns, threading.Event(), threading.Event()
+
+    def given():
+        yield 0, states[0]
+        thread.start()
+        inside.wait(PATIENCE)
+        enter = Turns.__enter__
+
+        def interrupted(self):
+            monkeypatch.setattr(Turns, "__enter__", enter)
+            raise KeyboardInterrupt  # as in acquiring the lock
+
+        monkeypatch.setattr(Turns, "__enter__", interrupted)
+        yield 1, states[1]
+
+    def long_turn() -> None:
+        with turns:
+            inside.set()
+            over.wait(PATIENCE)
+
+    thread = threading.Thread(target=long_turn)
+    with pytest.raises(KeyboardInterrupt):
+        list(inverter.invert_iter(given(), lengths=[*map(len, states)], batch_size=1))
+    over.set()
+    thread.join(PATIENCE)
+    assert (turns._depth, turns._lock.acquire(blocking=False)) == (0, True)
+    turns._lock.release()
+    assert exact(inverter.invert(states), TEXTS)
 
 
 def test_turns_do_not_keep_a_model():
