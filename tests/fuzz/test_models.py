@@ -37,7 +37,7 @@ def config(folder) -> dict:
 
 
 @needs_limits
-@settings(max_examples=15, suppress_health_check=list(HealthCheck))
+@settings(max_examples=settings.default.max_examples * 3 // 5, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_hostile_configs_are_read_or_refused(folder, config, time_limit: TimeLimit, data):
     hostile = data.draw(replaced(config))

@@ -44,7 +44,7 @@ def test_whole_files_are_read(name, tmp_path):
 
 @needs_limits
 @pytest.mark.parametrize("name", READERS)
-@settings(suppress_health_check=list(HealthCheck))
+@settings(max_examples=settings.default.max_examples * 3 // 5, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_hostile_files_are_read_or_refused(name, tmp_path, time_limit: TimeLimit, data):
     reader = READERS[name]
