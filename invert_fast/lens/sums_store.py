@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from filelock import FileLock, Timeout
 from safetensors import safe_open
 from safetensors.torch import save
 
@@ -17,6 +14,7 @@ from ..model.decoder import Decoder
 from ..model.vocabulary import Vocabulary
 from ..storage import cache
 from ..storage.json_text import parse
+from ..storage.lock import in_turn
 from .files import read_or_warn, whole_tensor
 from .normal_equations import NormalEquations
 
@@ -57,7 +55,7 @@ def add_to_sums(decoder: Decoder, seed: int, fresh: NormalEquations, of_use: boo
     path = cache.path(name)
     if path is None:
         return None
-    with _locked(name):
+    with in_turn(name, _PATIENCE):
         found = read_or_warn(path, lambda path: _whole(path, fresh.rows, fresh.width, fresh.context), _THEN)
         if found is None:
             return None
@@ -71,7 +69,7 @@ def add_to_sums(decoder: Decoder, seed: int, fresh: NormalEquations, of_use: boo
 def write_sums(decoder: Decoder, seed: int, sums: NormalEquations) -> None:
     """Those of a lens that was just fitted, in place of what was there."""
     name = sums_name(decoder, seed)
-    with _locked(name):
+    with in_turn(name, _PATIENCE):
         _write_sums(name, sums, 0)
 
 
@@ -98,23 +96,3 @@ def _whole(
         sums.sums = whole_tensor(file, "sums", tuple(sums.sums.shape)).to(sums.sums)
         sums.count = int(file.get_tensor("count"))
     return sums, used
-
-
-@contextmanager
-def _locked(name: str) -> Iterator[None]:
-    """One process at a time; a folder that cannot be written to needs no lock, since nothing will be."""
-    root = cache.folder()
-    if root is None:
-        yield
-        return
-    lock = FileLock(root / f"{name}.lock")
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=_PATIENCE)
-    except (OSError, Timeout, NotImplementedError):  # not every file system can lock
-        lock = None
-    try:
-        yield
-    finally:
-        if lock is not None:
-            lock.release()

@@ -1,4 +1,5 @@
-"""One writer a file: a lock beside it that says who holds it, and that ends with its holder, however that ends."""
+"""One process at a time: the only writer of a file, or one after the other in the cache folder. A lock is a file that
+ends with its holder, however that ends."""
 
 from __future__ import annotations
 
@@ -13,9 +14,38 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..types import InputError
+from . import cache
 from .json_text import parse
 
 log = logging.getLogger("invert_fast")
+_SAID = 2.0  # seconds after which it is said that another process is waited for
+
+
+@contextmanager
+def in_turn(name: str, patience: float, waiting: str = "") -> Iterator[None]:
+    """One process at a time for an entry of the cache folder: the others wait for so many seconds, and then go on as if
+    there were no lock. So does everybody where nothing is kept or can be locked. Those of other machines wait, too,
+    where the folder is on a file system that they share and that can lock. waiting: what is said to who has to."""
+    from filelock import FileLock, Timeout
+
+    root, lock = cache.folder(), None
+    if root is not None:
+        lock = FileLock(root / f"{name}.lock")
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            try:
+                lock.acquire(timeout=min(_SAID, patience))
+            except Timeout:
+                if waiting:
+                    log.info("%s", waiting)
+                lock.acquire(timeout=max(0.0, patience - _SAID))
+        except (OSError, Timeout, NotImplementedError):  # not every file system can lock
+            lock = None
+    try:
+        yield
+    finally:
+        if lock is not None:
+            lock.release()
 
 
 @contextmanager
