@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,8 @@ from invert_fast.extract import (
     Endpoint,
     HttpApi,
 )
+
+from .loopback import Quiet, listening
 
 pytest.importorskip("httpx", reason="httpx cannot be imported: pip install -e '.[test]'")
 V = 40
@@ -62,10 +63,7 @@ class RawError(Exception):
 def served(answer: Callable[[Body], Body], models: Any = None) -> Iterator[str]:
     models = {"data": [{"id": "m", "owned_by": "llamacpp", "meta": {"n_vocab": V}}]} if models is None else models
 
-    class Handler(BaseHTTPRequestHandler):
-        def log_message(self, *_):
-            pass
-
+    class Handler(Quiet, BaseHTTPRequestHandler):
         def reply(self, value: Any) -> None:
             data = json.dumps(value).encode()
             self.send_response(200)
@@ -83,21 +81,8 @@ def served(answer: Callable[[Body], Body], models: Any = None) -> Iterator[str]:
             except RawError as raw:
                 raw.write(self)
 
-    class Server(ThreadingHTTPServer):
-        daemon_threads = True
-
-        def handle_error(self, *_):
-            """A client that hangs up is what this is about."""
-
-    server = Server(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}/v1"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with listening(Handler) as url:
+        yield url
 
 
 def client_of(url: str, seconds: float = 30.0, **options: Any) -> Client:

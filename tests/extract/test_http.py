@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 
 import numpy as np
 import pytest
@@ -33,6 +32,7 @@ from invert_fast.extract import (
 from invert_fast.extract.settings import KEY_VARIABLE
 
 from . import llama_server
+from .loopback import Quiet, listening
 from .truth import PROMPT
 
 pytest.importorskip("httpx", reason="httpx cannot be imported: pip install -e '.[test]'")
@@ -146,11 +146,8 @@ class Script:
 
 @contextmanager
 def scripted(script: Script) -> Iterator[str]:
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(Quiet, BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
-
-        def log_message(self, *_):
-            pass
 
         def reply(self, status: int, headers: dict[str, str], body: bytes, length: int | None = None) -> None:
             self.send_response(status)
@@ -181,15 +178,8 @@ def scripted(script: Script) -> Iterator[str]:
             else:
                 self.reply(*step)
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}/v1"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with listening(Handler) as url:
+        yield url
 
 
 def asked(script: Script, names: TokenNames, waits: list[float]):
