@@ -6,6 +6,7 @@ import io
 import json
 import os
 from collections.abc import Sequence
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ def _trace(trace: dict[str, Any]) -> dict[str, Any]:
 
 def _numbers(values: np.ndarray) -> list[float | None]:
     """Four digits each; null where nothing was tried (JSON has no infinity)."""
-    return [float(f"{x:.4g}") if np.isfinite(x) else None for x in values]
+    return [float(f"{x:.4g}") if isfinite(x) else None for x in values.tolist()]
 
 
 def read_recovered(path: Path) -> list[dict]:
