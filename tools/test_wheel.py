@@ -30,7 +30,7 @@ SDIST_FILES = {
 }
 SDIST_FOLDERS = {"csrc", "docs", "invert_fast", "invert_fast.egg-info", "kernels"}
 KINDS = {
-    *("", ".py", ".typed", ".cpp", ".h", ".cu", ".cuh", ".md", ".svg", ".ipynb", ".txt", ".json", ".yaml"),
+    *("", ".py", ".typed", ".cpp", ".h", ".cu", ".cuh", ".md", ".svg", ".ipynb", ".txt", ".json", ".yaml", ".sh"),
     *(".safetensors", ".cfg", ".toml", ".in"),
 }
 LOOK = """
