@@ -42,7 +42,7 @@ ALLOWED = {
     "audit": {
         *("__init__", "inverter", "defences", "strategies", "engine", "lens", "model", "ops", "reports", "storage"),
     },
-    "distributed": {"__init__", "inverter", "intake", "engine", "model", "storage"},
+    "distributed": {"__init__", "inverter", "integrations", "intake", "engine", "model", "storage"},
     "extract": {"model", "storage"},
     "lmi": {"storage"},
     "serve": {"__init__", "inverter", "intake", "strategies", "engine", "storage"},

@@ -19,11 +19,15 @@ def cuda_devices() -> list[str]:
     return [f"cuda:{k}" for k in range(torch.cuda.device_count())]
 
 
+def cores() -> int:
+    """That this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def threads_of(workers: int) -> list[int]:
     """The threads of this process (OMP_NUM_THREADS, else its cores) shared out, at least one each."""
     given = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    total = int(given) if given.isdecimal() and int(given) else cores
+    total = int(given) if given.isdecimal() and int(given) else cores()
     return [max(1, total // workers + (k < total % workers)) for k in range(workers)]
 
 

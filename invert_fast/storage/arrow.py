@@ -82,8 +82,7 @@ def _check_packing(path: Path, name: str) -> None:
 
 
 def _column(path: Path, head: bytes, name: str) -> Array:
-    """Rows of all texts one after the other, `[N, D]`, and the spans of the texts: a list of floats is a row of the one
-    text that the file is, a list of such lists a text."""
+    """One column of a file."""
     pa = _pyarrow()
     try:
         if head[:4] == b"PAR1":
@@ -92,6 +91,16 @@ def _column(path: Path, head: bytes, name: str) -> Array:
         else:
             with pa.memory_map(str(path)) as source:
                 column = _reader(source, head).read_all().column(name)
+    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+        raise InputError(f"{path}: column `{name}` cannot be read ({brief(error)}): write the file again") from error
+    return array_of(str(path), name, column)
+
+
+def array_of(where: str, name: str, column: Any) -> Array:
+    """A column as rows of all texts one after the other, `[N, D]`, and the spans of the texts: a list of floats is a
+    row of the one text that all are, a list of such lists a text. where: what errors call its file."""
+    pa = _pyarrow()
+    try:
         chunks = column.combine_chunks()
         values = chunks.combine_chunks() if isinstance(chunks, pa.ChunkedArray) else chunks
         values = values.storage if isinstance(values, pa.ExtensionArray) else values
@@ -103,25 +112,25 @@ def _column(path: Path, head: bytes, name: str) -> Array:
         ):
             if values.null_count:
                 raise InputError(
-                    f"{path}: column `{name}` has empty cells, expected floats in all: leave these rows out"
+                    f"{where}: column `{name}` has empty cells, expected floats in all: leave these rows out"
                 )
             lengths = values.value_lengths().to_numpy(zero_copy_only=False).astype(np.int64)
             bounds.append(np.concatenate([[0], np.cumsum(lengths)]))
             values = values.flatten()
         numbers = values.to_numpy(zero_copy_only=False)
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
-        raise InputError(f"{path}: column `{name}` cannot be read ({brief(error)}): write the file again") from error
+        raise InputError(f"{where}: column `{name}` cannot be read ({brief(error)}): write the file again") from error
     if len(bounds) not in (1, 2) or numbers.dtype.kind != "f" or values.null_count:
         raise InputError(
-            f"{path}: column `{name}` is {_plain(column.type)}, expected a list of floats a token, or a list of "
+            f"{where}: column `{name}` is {_plain(column.type)}, expected a list of floats a token, or a list of "
             "such lists a text: name the column of the states"
         )
     widths = np.diff(bounds[-1])
     width = int(widths[0]) if len(widths) else 0
     if (widths != width).any():
         raise InputError(
-            f"{path}: column `{name}` has lists of {widths.min()} to {widths.max()} numbers, expected one width: is it "
-            "the column of the states?"
+            f"{where}: column `{name}` has lists of {widths.min()} to {widths.max()} numbers, expected one width: is "
+            "it the column of the states?"
         )
     tensor = torch.from_numpy(np.array(numbers).reshape(-1, width) if width else np.zeros((len(widths), 0), np.float32))
     texts = [0, len(widths)] if len(bounds) == 1 else bounds[0].tolist()
