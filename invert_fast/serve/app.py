@@ -135,7 +135,8 @@ def create_app(worker: Worker, desk: Desk, metrics: Metrics, tokens: tuple[bytes
             str | None, Query(max_length=256, description="which tensor holds the states; `*` and `?` name several")
         ] = None,
         states_dtype: Annotated[
-            Literal["float32", "float16", "bfloat16"] | None, Query(description="precision that states were stored in")
+            Literal["float32", "float16", "bfloat16", "fp8_e4m3", "fp8_e5m2", "int8"] | None,
+            Query(description="precision that states were stored in"),
         ] = None,
         compute_dtype: Annotated[
             Literal["float32", "float16", "bfloat16", "int8"] | None, Query(description="and computed in")

@@ -18,13 +18,13 @@ from ..inverter import Inverter
 from ..storage.contents import FLOATS, Contents, read_safetensors
 from ..storage.joined import Joined, Source, natural, parts_of
 from ..storage.states import choose, states_in
-from ..types import InputError, coarsest
+from ..types import QUANTISED, InputError, coarsest
 from .problems import ProblemError, of_input
 
 NAME = "the body"  # what errors call it
 USUAL, MASK = "hidden", "attention_mask"
-STORED = ("float32", "float16", "bfloat16")
-COMPUTED = (*STORED, "int8")
+_FLOATS = ("float32", "float16", "bfloat16")
+STORED, COMPUTED = (*_FLOATS, *QUANTISED), (*_FLOATS, "int8")
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from invert_fast.cli.demo import sentences
 from invert_fast.cli.main import main
 from invert_fast.serve import Client, ServeError
 from invert_fast.serve.client import packed
+from invert_fast.storage.precisions import codes_of
 
 from .conftest import TYPE, metric, nonsense, until
 
@@ -125,6 +126,19 @@ def test_precision_is_that_of_the_numbers_or_what_is_said(server, inverter):
         assert coarse.certified
         (fine,) = client.invert(rounded.float() + 1e-9, states_dtype="float32", compute_dtype="float32")
         assert not fine.certified
+
+
+def test_codes_come_as_capture_writes_them(server, inverter):
+    (states,) = inverter.capture(sentences()[:1])
+    codes, scale = codes_of(states.hidden, "fp8_e4m3")
+    body = save({"hidden": codes, "hidden_scale": scale}, {"dtype": "fp8_e4m3", "compute_dtype": "float32"})
+    with Client(server.url) as client:  # which has patience: this precision is measured first
+        (found,) = client.invert(body)
+    assert (found.text, found.certified) == (sentences()[0], True)
+    odd = save({"hidden": states.hidden[None], "attention_mask": torch.ones(1, len(states), dtype=torch.complex64)})
+    answer = httpx.post(f"{server.url}/v1/invert", content=odd, headers=TYPE)
+    assert answer.status_code == 422
+    assert "C64" in answer.json()["detail"]
 
 
 def test_nothing_is_asked_of_a_request_without_texts(server):
