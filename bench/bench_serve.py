@@ -4,8 +4,10 @@
 
 The server runs in a thread of this process, its clients in a process of their own: on two cores they share these. A
 round sends as many requests by one client as by all, one after the other, so that both meet the same machine;
-`extra_info` has medians, and the ratio of requests a second. Every text has 32 tokens and is a request of its own; the
-answers are checked while they come (all certified), and against the texts before.
+`extra_info` has medians, and the ratio of requests a second; also where a request's CPU time goes, to the thread of the
+model (without what PyTorch's own threads add to it: none with OMP_NUM_THREADS=1) and to that of HTTP, checks and JSON.
+Every text has 32 tokens and is a request of its own; the answers are checked while they come (all certified), and
+against the texts before.
 """
 
 import json
@@ -14,6 +16,7 @@ import statistics
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +35,8 @@ CLIENTS = (8, 32, 64)
 class Load:
     """The process of the clients."""
 
-    def __init__(self, server: Server, bodies: list[bytes], folder: Path):
+    def __init__(self, server: Server, http: threading.Thread, bodies: list[bytes], folder: Path):
+        self.threads = {"engine": server.worker._thread, "http": http}
         path = folder / "bodies.safetensors"
         save_file({str(i): np.frombuffer(body, np.uint8) for i, body in enumerate(bodies)}, path)
         script = Path(__file__).with_name("serve_load.py")
@@ -43,11 +47,21 @@ class Load:
         stdin, stdout = self.process.stdin, self.process.stdout
         assert stdin is not None
         assert stdout is not None
+        before = self.cpu()
         stdin.write(f"{clients} {requests}\n")
         stdin.flush()
         found = json.loads(stdout.readline())
         assert found["certified"] == requests
-        return found
+        return found | {name: (seconds - before[name]) / requests for name, seconds in self.cpu().items()}
+
+    def cpu(self) -> dict[str, float]:
+        """Seconds of a processor that each thread had so far."""
+        clocks = {name: time.pthread_getcpuclockid(thread.ident or 0) for name, thread in self.threads.items()}
+        return {name: time.clock_gettime(clock) for name, clock in clocks.items()}
+
+
+def cpu_milliseconds(runs: list[dict], thread: str) -> float:
+    return round(1e3 * statistics.median(run[thread] for run in runs), 2)
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +77,7 @@ def load(tmp_path_factory):
         for found in client.invert(states):
             assert found.token_ids == rows[found.index]
             assert found.certified
-    made = Load(server, [packed(one) for one in states], tmp_path_factory.mktemp("load"))
+    made = Load(server, thread, [packed(one) for one in states], tmp_path_factory.mktemp("load"))
     yield made
     if made.process.stdin is not None:
         made.process.stdin.close()
@@ -92,6 +106,8 @@ def bench_clients(benchmark, serve_row, load, clients):
         "milliseconds_alone": round(1e3 * statistics.median(s for run in alone[1:] for s in run["took"]), 1),
         "milliseconds": round(1e3 * statistics.median(took), 1),
         "milliseconds_of_95_percent": round(1e3 * float(np.quantile(took, 0.95)), 1),
+        "cpu_milliseconds_alone": {name: cpu_milliseconds(alone[1:], name) for name in load.threads},
+        "cpu_milliseconds": {name: cpu_milliseconds(together[1:], name) for name in load.threads},
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
     }

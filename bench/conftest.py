@@ -53,12 +53,23 @@ SERVED = {
     "milliseconds": "all",
     "milliseconds_of_95_percent": "95 % within",
 }
+WORKERS = {
+    "seconds_of_one": "s, one worker",
+    "seconds": "s",
+    "times_as_fast": "ratio",
+    "start_of_one": "start, one worker",
+    "start": "start",
+    "times_as_fast_once_started": "ratio without the start",
+    "tokens_per_second_of_one": "tokens/s, one worker",
+    "tokens_per_second": "tokens/s",
+}
 _step_rows: list[list[str]] = []
 _mode_rows: list[list[str]] = []
 _forward_rows: list[list[str]] = []
 _kernel_rows: list[list[str]] = []
 _startup_rows: list[list[str]] = []
 _serve_rows: list[list[str]] = []
+_worker_rows: list[list[str]] = []
 
 
 @pytest.fixture
@@ -121,6 +132,16 @@ def serve_row():
     return add
 
 
+@pytest.fixture
+def workers_row():
+    """`workers_row(name, extra_info)` adds a line to the closing table of processes that share a file."""
+
+    def add(name: str, info: dict) -> None:
+        _worker_rows.append([name, *(f"{info[key]:,}" for key in WORKERS)])
+
+    return add
+
+
 @pytest.fixture(autouse=True)
 def kept_at_once(request):
     """INVERT_FAST_BENCH_ROWS names a file that gets each result as it is measured: a time limit costs only the rest."""
@@ -150,3 +171,6 @@ def pytest_terminal_summary(terminalreporter):
     if _serve_rows:
         terminalreporter.section("clients of a server, together and one at a time")
         terminalreporter.write_line(table(["clients", *SERVED.values()], _serve_rows))
+    if _worker_rows:
+        terminalreporter.section("processes that share a file, each with one thread")
+        terminalreporter.write_line(table(["workers, texts × tokens", *WORKERS.values()], _worker_rows))
