@@ -48,11 +48,11 @@ def apart(folder: Path) -> Callable[..., str]:
     """Runs code in a process of its own, for packages that change others; returns what it prints."""
 
     def run(code: str, *paths: Path) -> str:
-        (folder / "code.py").write_text(code, encoding="utf-8")
+        (folder / "example.py").write_text(code, encoding="utf-8")
         search = os.pathsep.join([*map(str, paths), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
         environment = os.environ | {"PYTHONPATH": search, "PYTHONSAFEPATH": "1"}
         done = subprocess.run(
-            [sys.executable, "code.py"], env=environment, capture_output=True, text=True, timeout=240, check=False
+            [sys.executable, "example.py"], env=environment, capture_output=True, text=True, timeout=1200, check=False
         )
         assert done.returncode == 0, done.stderr[-4000:]
         return done.stdout
