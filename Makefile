@@ -69,10 +69,10 @@ api: $(INSTALLED)  ## docs/api.md, from the docstrings
 # The CPU wheel, built from the sdist, for the oldest glibc that this toolchain allows.
 wheel: $(INSTALLED_DIST)  ## an sdist and a wheel of it in dist/
 	@rm -rf dist && mkdir -p build/wheel && rm -f build/wheel/*
-	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" INVERT_FAST_CUDA=off $(VENV)/bin/python -m build --no-isolation . >build/wheel/log \
+	@PATH="$(abspath $(VENV))/bin:$$PATH" INVERT_FAST_CUDA=off $(VENV)/bin/python -m build --no-isolation . >build/wheel/log \
 		|| { tail -n 40 build/wheel/log >&2; exit 1; }
 	@if test "$$(uname)" = Linux; then mv dist/*.whl build/wheel/ && \
-		PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(VENV)/bin/auditwheel repair --wheel-dir dist build/wheel/*.whl >>build/wheel/log 2>&1 \
+		PATH="$(abspath $(VENV))/bin:$$PATH" $(VENV)/bin/auditwheel repair --wheel-dir dist build/wheel/*.whl >>build/wheel/log 2>&1 \
 		|| { tail -n 20 build/wheel/log >&2; exit 1; }; fi
 	@$(VENV)/bin/twine check --strict dist/*
 
