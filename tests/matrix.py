@@ -10,6 +10,7 @@ import argparse
 import logging
 import os
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +28,7 @@ class Row:
     """path: fast | own | refused; of how many tokens; forward: forward tokens a token; wrong: certified, yet wrong."""
 
     path: str
+    tokens: int = 0
     right: int = 0
     certified: int = 0
     wrong: int = 0
@@ -35,16 +37,15 @@ class Row:
     def cells(self) -> tuple[str, str, str, str]:
         if self.path == "refused":
             return self.path, "", "", ""
-        return self.path, _of(self.right), _of(self.certified), f"{self.forward:.2f}"
+        return self.path, *(_of(n, self.tokens) for n in (self.right, self.certified)), f"{self.forward:.2f}"
 
 
-def _of(count: int) -> str:
-    whole = sum(LENGTHS) + len(LENGTHS)
+def _of(count: int, whole: int) -> str:
     return "all" if count == whole else f"{count} of {whole}"
 
 
-def measured(family: str, layer: int) -> Row:
-    """One row's half. Refusals are part of it; whatever else goes wrong is raised."""
+def measured(family: str, layer: int, lengths: Sequence[int] = LENGTHS) -> Row:
+    """One row's half, of texts of a BOS and so many tokens. Refusals are part of it; all else that fails is raised."""
     from invert_fast import InputError, Inverter, Status
 
     from . import zoo
@@ -54,12 +55,13 @@ def measured(family: str, layer: int) -> Row:
     except InputError:
         return Row("refused")
     generator = torch.Generator().manual_seed(1)
-    truth = [[1, *torch.randint(3, zoo.VOCAB, (n,), generator=generator).tolist()] for n in LENGTHS]
+    truth = [[1, *torch.randint(3, zoo.VOCAB, (n,), generator=generator).tolist()] for n in lengths]
     found = inverter.invert(inverter.capture(truth))
     same = np.concatenate([r.token_ids == np.array(ids) for r, ids in zip(found, truth, strict=True)])
     certified = np.concatenate([r.status == Status.CERTIFIED for r in found])
     return Row(
         "fast" if inverter.decoder.own is None else "own",
+        len(same),
         int(same.sum()),
         int(certified.sum()),
         int((certified & ~same).sum()),
