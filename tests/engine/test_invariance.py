@@ -25,11 +25,11 @@ def same(a: list[Recovery], b: list[Recovery]) -> None:
 def noisy_batch(inv: Inverter) -> list[States]:
     """Texts of every fate: clean, with noise, in half precision's rounding, and of no text at all."""
     truth, generator = (
-        texts(5, 1, 0, 9, 17, 3, 8, 2, 33, 12, 1, 4, 0, 6, 21, 10, 7, 3),
+        texts(5, 1, 0, 9, 3, 8, 2, 17, 1, 4, 0, 6),
         torch.Generator().manual_seed(0),
     )
     states = inv.capture(truth)
-    for i, sigma in ((3, 3e-3), (6, 0.05), (9, 1.0), (13, 100.0)):
+    for i, sigma in ((3, 3e-3), (5, 0.05), (7, 1.0), (9, 100.0)):
         hidden = states[i].hidden
         noise = torch.randn(hidden.shape, generator=generator) * hidden.square().mean().sqrt()
         states[i] = States(hidden + sigma * noise, states[i].layer)
@@ -47,7 +47,7 @@ def batch() -> tuple[Inverter, list[States]]:
 @strategies
 def test_the_number_of_lanes_does_not_change_the_result(batch, strategy):
     inv, states = batch
-    alone, *others = (inv.invert(states, STRATEGIES[strategy], batch_size=size) for size in (1, 3, 16, None))
+    alone, *others = (inv.invert(states, STRATEGIES[strategy], batch_size=size) for size in (1, 3, 7, None))
     assert {int(s) for r in alone for s in r.status} >= {0, 2, 3, 4}
     for other in others:
         same(alone, other)
