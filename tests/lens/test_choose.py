@@ -16,9 +16,10 @@ from invert_fast.strategies import Speculative
 from invert_fast.types import InputError
 
 from ..families import exact, make, texts
-from .fits import SHORT, fitted
+from .fits import SHORT, fitted_once
 
 pytestmark = [pytest.mark.numeric, pytest.mark.slow]
+FEW = Fit(width=32, layers=1, steps=5)
 
 
 def test_auto_takes_the_learned_lens_when_it_is_better(small_fits):
@@ -32,7 +33,7 @@ def test_auto_takes_the_learned_lens_when_it_is_better(small_fits):
 
 
 def test_auto_keeps_the_linear_lens_when_the_learned_one_gained_nothing(small_fits):
-    inv, _, lens = fitted("gpt2", fit=Fit(width=32, layers=1, steps=1))
+    inv, _, lens = fitted_once(small_fits, "gpt2", fit=FEW)
     path = small_fits / store.learned_name(inv.decoder, "any")
     lens.accuracy = lens.linear_accuracy
     path.write_bytes(store.write_learned(lens, inv.decoder, {}))
@@ -60,7 +61,7 @@ def test_a_file_that_cannot_be_written_is_refused_before_the_training(small_fits
 
 
 def test_a_lens_for_one_precision_is_kept_beside_the_one_for_any(small_fits):
-    inv, _, _ = fitted("gpt2", fit=Fit(width=32, layers=1, steps=10))
+    inv, _, _ = fitted_once(small_fits, "gpt2", fit=FEW)
     inv.fit("learned", Fit(width=64, layers=1, steps=10, states_dtype="bfloat16"))
     widths = {
         dtype: choose_lens(inv.decoder, inv.vocabulary, "learned", dtype).width  # type: ignore[union-attr]
@@ -82,7 +83,7 @@ DAMAGES = ["empty", "text", "cut", "no metadata", "another model's", "huge", "a 
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_lens_is_said_and_inversion_goes_on_without_it(small_fits, caplog, damage):
-    inv, report, _ = fitted("gpt2", fit=Fit(width=32, layers=1, steps=5))
+    inv, report, _ = fitted_once(small_fits, "gpt2", fit=FEW)
     path, truth = Path(report.path or ""), texts(12, 5)
     whole = path.read_bytes()
     tensors = load(whole)
@@ -111,7 +112,7 @@ def test_a_damaged_lens_is_said_and_inversion_goes_on_without_it(small_fits, cap
 
 
 def test_a_lens_of_nonsense_costs_time_and_nothing_else(small_fits):
-    inv, report, _ = fitted("gpt2", fit=Fit(width=32, layers=1, steps=5))
+    inv, report, _ = fitted_once(small_fits, "gpt2", fit=FEW)
     path, truth = Path(report.path or ""), texts(12, 1, 5)
     generator = torch.Generator().manual_seed(0)
     nonsense = {name: torch.randn(t.shape, generator=generator) for name, t in load(path.read_bytes()).items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from invert_fast.lens import texts as training_texts
 from invert_fast.types import InputError
 
 from ..families import build, exact, make, texts
-from .fits import SHORT, fitted
+from .fits import SHORT, fitted, fitted_once
 
 pytestmark = [pytest.mark.numeric, pytest.mark.slow]
 
@@ -37,7 +38,7 @@ class CutError(Exception):
 
 @pytest.mark.parametrize("at", [7, 35])
 def test_an_interrupted_fit_goes_on_to_the_same_lens(small_fits, monkeypatch, at, caplog):
-    _, report, _ = fitted("gpt2")
+    _, report, _ = fitted_once(small_fits, "gpt2")
     whole = load_file(report.path)
     Path(report.path).unlink()
     step = trainer.Trainer._step
@@ -78,7 +79,7 @@ def test_a_fit_is_not_gone_on_with_in_another_precision(small_fits, monkeypatch,
 
 @pytest.mark.parametrize("damage", ["empty", "cut", "other tensors"])
 def test_a_damaged_checkpoint_is_said_and_the_fit_starts_anew(small_fits, monkeypatch, caplog, damage):
-    _, report, _ = fitted("gpt2")
+    _, report, _ = fitted_once(small_fits, "gpt2")
     whole = load_file(report.path)
     with monkeypatch.context() as patch:
         patch.setattr(trainer.Trainer, "forget", lambda self: None)
@@ -110,8 +111,8 @@ def test_minutes_end_a_fit(small_fits):
 
 def test_noisy_states_are_learned(small_fits):
     """Trained with noise, a lens reads noisy states better than one that never saw any."""
-    inv, _, clean = fitted("gpt2", fit=Fit(width=32, layers=1, steps=60))
-    _, _, noisy = fitted("gpt2", fit=Fit(width=32, layers=1, steps=60, noise=0.5))
+    inv, _, clean = fitted_once(small_fits, "gpt2")
+    _, _, noisy = fitted("gpt2", fit=replace(SHORT, noise=0.5))
     ids = torch.tensor(texts(*[14] * 64, seed=5))
     states = inv.decoder.capture(ids)
     rms = states.square().mean(-1, keepdim=True).sqrt()

@@ -15,7 +15,7 @@ from invert_fast.types import InputError
 
 from ..families import VOCAB, Tokenizer, build, embedding_table, exact, make, texts
 from ..limits import close
-from .fits import SHORT, fitted
+from .fits import SHORT, fitted, fitted_once
 from .lenses import exact_proxies, roundings, same_drafts
 
 pytestmark = pytest.mark.numeric
@@ -56,7 +56,7 @@ def test_any_layer_has_a_lens_of_its_own(small_fits, layer):
 
 def test_a_row_sees_no_row_after_it(small_fits, monkeypatch):
     """Otherwise a lens would learn to peek, and chunks of a stream could not be drafted."""
-    inv, _, lens = fitted()
+    inv, _, lens = fitted_once(small_fits)
     monkeypatch.setattr(learned, "fast_dtype", lambda _: torch.float32)
     states = inv.decoder.capture(torch.tensor(texts(20, 20)))
     changed = states.clone()
@@ -68,7 +68,7 @@ def test_a_row_sees_no_row_after_it(small_fits, monkeypatch):
 
 
 def test_texts_longer_than_any_in_training_are_drafted_as_well(small_fits):
-    inv, _, lens = fitted("gpt2")
+    inv, _, lens = fitted_once(small_fits, "gpt2")
     ids = torch.tensor(texts(*[100] * 8, seed=3))
     right = lens.draft(inv.decoder.capture(ids)) == ids
     assert right[:, 50:].float().mean() > 0.8 * right[:, 1:16].float().mean()
@@ -87,7 +87,7 @@ def test_only_candidates_are_drafted_and_scored(small_fits):
 
 
 def test_where_bf16_is_faster_the_transformer_runs_in_it_and_the_linear_part_does_not(small_fits, monkeypatch):
-    inv, _, lens = fitted()
+    inv, _, lens = fitted_once(small_fits)
     states = inv.decoder.capture(torch.tensor(texts(20, 20)))
     monkeypatch.setattr(learned, "fast_dtype", lambda _: torch.float32)  # whatever is faster here
     drafted, proxies = lens.draft(states), lens.proxies(states)
