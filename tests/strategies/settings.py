@@ -14,4 +14,4 @@ STRATEGIES = {
     "chain": Chain(Speculative(max_candidates=8), PriorOrder(max_candidates=64), Exhaustive()),
 }
 strategies = pytest.mark.parametrize("strategy", STRATEGIES)
-MIXED = (5, 1, 0, 17, 2, 33, 0)
+MIXED, SHORTER = (5, 1, 0, 17, 2, 33, 0), (5, 1, 0, 17, 2, 0)
