@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 
+import pytest
 import torch
 import transformers
 from torch import Tensor
@@ -18,6 +19,10 @@ from invert_fast import Inverter, Recovery
 
 FAMILIES = ("gpt2", "llama", "qwen2", "qwen3", "mistral", "gpt_neox", "opt", "gemma", "phi3")
 MORE = ("gemma2",)  # alternates windows, caps its logits
+# For what could hang on the processor. Families share their arithmetic: it is tried on two of them.
+ON_EVERY_PROCESSOR = [
+    name if name in ("gpt2", "llama") else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES
+]
 VOCAB, WIDTH, BLOCKS, HEADS, POSITIONS, WINDOW = 300, 64, 3, 4, 128, 5
 LAYERS = [*range(-BLOCKS - 1, BLOCKS + 1), *(f"block:{k}" for k in range(BLOCKS)), "final_norm", "embeddings"]
 _SHARPER, _SHIFT = 4.0, 0.1

@@ -10,15 +10,20 @@ from hypothesis import strategies as st
 
 from invert_fast import Exhaustive, Inverter
 
-from .adversary import AMBIGUOUS, CERTIFIED, SMALL, drafted, judge, rounded, some_families, unit
+from .adversary import AMBIGUOUS, CERTIFIED, SMALL, drafted, judge, rounded, unit
 from .families import build, embedding_table, exact, texts
+from .pairs import all_but_pairwise_on_every_processor
 
 pytestmark = pytest.mark.numeric
 
 
-@some_families
-@pytest.mark.parametrize("layer", [-1, "block:0"])
-@pytest.mark.parametrize("strategy", ["auto", "prior", "exhaustive"])
+@pytest.mark.usefixtures("small_fits")
+@pytest.mark.parametrize(
+    ("family", "strategy", "layer"),
+    all_but_pairwise_on_every_processor(
+        ["gpt2", "llama", "opt", "gemma"], ["auto", "prior", "exhaustive"], [-1, "block:0"]
+    ),
+)
 def test_tokens_with_equal_rows_are_ambiguous_and_exactly_those_are_named(family, layer, strategy):
     model = build(family, **SMALL)
     embedding_table(model)[[31, 47]] = embedding_table(model)[5].clone()
@@ -62,9 +67,10 @@ def never_mistaken(family: str, relative: float, dtype: str, cluster: int, seed:
                     assert ids[t] in {int(recovery.token_ids[t]), *recovery.alternatives[t]}, f"position {t}"
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama"])
-@pytest.mark.parametrize("relative", CLOSE)
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("relative", "dtype", "family"),
+    all_but_pairwise_on_every_processor(CLOSE, ["float32", "bfloat16"], ["gpt2", "llama"]),
+)
 def test_near_duplicates_are_never_mistaken(family, relative, dtype):
     never_mistaken(family, relative, dtype, 2, 0)
 
@@ -81,6 +87,7 @@ def test_near_duplicates_at_any_distance_are_never_mistaken(family, relative, dt
     never_mistaken(family, relative, dtype, cluster, seed)
 
 
+@pytest.mark.usefixtures("small_fits")
 @pytest.mark.parametrize("relative", CLOSE)
 @pytest.mark.parametrize("strategy", ["auto", "exhaustive"])
 def test_near_duplicates_proposed_by_our_own_strategies(relative, strategy):

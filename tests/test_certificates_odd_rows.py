@@ -9,6 +9,7 @@ from invert_fast import Inverter
 
 from .adversary import AMBIGUOUS, CERTIFIED, SMALL, all_residuals, drafted, judge, unit
 from .families import build, embedding_table, exact, texts
+from .pairs import all_but_pairwise_on_every_processor
 
 pytestmark = pytest.mark.numeric
 
@@ -44,9 +45,10 @@ PAIRS = {
 }
 
 
-@pytest.mark.parametrize("kind", PAIRS)
-@pytest.mark.parametrize("layer", [-1, "block:0", "embeddings"])
-@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@pytest.mark.parametrize(
+    ("kind", "layer", "family"),
+    all_but_pairwise_on_every_processor([*PAIRS], [-1, "block:0", "embeddings"], ["gpt2", "llama"]),
+)
 def test_rows_of_unusual_length_or_direction_are_told_apart_or_said_to_be_ambiguous(family, layer, kind):
     """Noise-free states end exact: the drafted rival must not be taken while the true token fits better."""
     model, generator = build(family), torch.Generator().manual_seed(0)
@@ -65,9 +67,10 @@ def test_rows_of_unusual_length_or_direction_are_told_apart_or_said_to_be_ambigu
             assert recovery.status[t] in (CERTIFIED, AMBIGUOUS)
 
 
-@pytest.mark.parametrize("layer", [-1, "block:0", "embeddings"])
-@pytest.mark.parametrize("family", ["gpt2", "llama", "opt"])
-@pytest.mark.parametrize("relative", [1e-3, 1e-5, 1e-6])
+@pytest.mark.parametrize(
+    ("family", "layer", "relative"),
+    all_but_pairwise_on_every_processor(["gpt2", "llama", "opt"], [-1, "block:0", "embeddings"], [1e-3, 1e-5, 1e-6]),
+)
 def test_near_duplicates_among_a_few_very_long_rows(family, layer, relative):
     """A long row makes a long state: what separates typical tokens says nothing about those near it."""
     model, generator = build(family), torch.Generator().manual_seed(1)

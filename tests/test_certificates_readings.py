@@ -15,6 +15,7 @@ from invert_fast import Inverter, Reading, Recovery
 from .adversary import AMBIGUOUS, CERTIFIED, SMALL, drafted
 from .families import build, embedding_table, exact
 from .families import texts as any_texts
+from .pairs import all_but_pairwise_on_every_processor
 from .readings import READINGS, handed_out, model_of, reader
 
 pytestmark = pytest.mark.numeric
@@ -47,9 +48,9 @@ def judge(family: str, layer: int, reading: Reading, rows: Tensor, found: Recove
         assert (residuals < residuals[token] + 1e-5).sum() == 1, f"position {t}: {token} is not alone"
 
 
-@some
-@every_reading
-@pytest.mark.parametrize("layer", [LAYER, -1])
+@pytest.mark.parametrize(
+    ("name", "family", "layer"), all_but_pairwise_on_every_processor([*READINGS], ["gpt2", "llama"], [LAYER, -1])
+)
 def test_what_is_read_as_it_was_handed_out_is_certified(family, name, layer):
     truth = texts(11, 1, 6)
     rows = [handed_out(model_of(family), layer, READINGS[name], ids) for ids in truth]

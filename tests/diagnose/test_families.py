@@ -30,8 +30,14 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama"])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    ("name", "family"),
+    [  # on every processor each case, by turns of one family or the other
+        pytest.param(name, family, marks=[pytest.mark.slow] * ((i + j) % 2))
+        for i, name in enumerate(CASES)
+        for j, family in enumerate(("gpt2", "llama"))
+    ],
+)
 def test_the_reading_is_found_and_invert_certifies_with_it(family, name):
     (truth,), (layer, reading, place) = texts(20), CASES[name]
     rows = handed_out(make(family), layer, reading, truth)

@@ -11,7 +11,7 @@ from invert_fast import Inverter
 from invert_fast.lens.measure import measure_repair
 from invert_fast.lens.sampling import self_samples
 
-from ..families import FAMILIES, VOCAB, Tokenizer, build, embedding_table, exact, inverter, texts
+from ..families import ON_EVERY_PROCESSOR, VOCAB, Tokenizer, build, embedding_table, exact, inverter, texts
 from .lenses import captured, lens_of, same_drafts
 
 pytestmark = pytest.mark.numeric
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.numeric
 # ---- how good it is
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ON_EVERY_PROCESSOR)
 def test_drafts_are_far_better_than_chance(family):
     inv = inverter(family)
     ids, states = captured(inv, *[40] * 8)
@@ -53,7 +53,7 @@ def ranks(inv: Inverter, ids: torch.Tensor) -> dict[str, float]:
     return {name: sum(each) / max(1, len(each)) for name, each in found.items()}
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ON_EVERY_PROCESSOR)
 def test_where_the_draft_is_wrong_the_scores_rank_the_true_token_far_ahead(family):
     found = ranks(inverter(family), torch.tensor(texts(*[12] * 8, seed=5)))
     assert found["state"] < VOCAB / 8

@@ -11,12 +11,12 @@ from invert_fast import InputError, Inverter
 from invert_fast.model.decoder import capture
 from invert_fast.model.numerics import model_in
 
-from ..families import FAMILIES, build, make, texts
+from ..families import ON_EVERY_PROCESSOR, build, make, texts
 
 pytestmark = pytest.mark.numeric
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ON_EVERY_PROCESSOR)
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_states_are_those_of_a_converted_model(family, precision):
     inv, ids = Inverter(make(family)), torch.tensor(texts(12, 12))
