@@ -9,6 +9,7 @@ one was fitted (`invert-fast fit`) or ships with the model. Workloads of up to t
 after 70 calls; the larger ones after one.
 """
 
+import os
 import statistics
 import time
 from pathlib import Path
@@ -34,7 +35,8 @@ from invert_fast.baselines.common import capture as capture_plainly
 from invert_fast.lens import choose_lens
 
 ROUNDS = 5
-WARM, WARM_ROUNDS = 70, 25  # of a few tokens: milliseconds each, and after so many calls their passes are recorded
+# Of a few tokens: milliseconds each, and after so many calls their passes are recorded. A rehearsal measures nothing.
+WARM, WARM_ROUNDS = (2, 3) if os.environ.get("INVERT_FAST_REHEARSE") else (70, 25)
 _FEW = 2048  # tokens: passes over more are not recorded
 SHAPES = [(texts, length) for texts in (1, 16, 256) for length in (10, 32, 128, 1024)]
 _CPU_FLOPS = 2e12  # of one bare pass: more than this is minutes for all rounds
