@@ -21,8 +21,10 @@ demo: $(INSTALLED)  ## recover text from the hidden states of the bundled model
 	@$(VENV)/bin/invert-fast demo
 
 # Files side by side, one thread each: what they compute is too small to share a thread's work. A worker that dies ends
-# the run: without the limit pytest-xdist waits for it for ever.
-PYTEST := $(VENV)/bin/pytest -n auto --dist loadfile --max-worker-restart 0
+# the run: without the limit pytest-xdist waits for it for ever. Files come in the order of tests/conftest.py. Bytecode is
+# kept whatever the shell says: hundreds of processes would compile us, and every worker the tests, again.
+PYTEST := PYTHONDONTWRITEBYTECODE= $(VENV)/bin/pytest -n auto --dist loadfile --no-loadscope-reorder --max-worker-restart 0
+NUMERIC = $(shell grep -rl --include='test_*.py' 'mark\.numeric' tests)
 
 test: $(INSTALLED)  ## run the tests
 	@$(PYTEST)
@@ -35,7 +37,7 @@ CAPS_avx2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 OMP_NUM_THREADS=1
 test-isa: $(INSTALLED)  ## the numeric tests on every narrower instruction set of this processor, with 1 and 3 threads
 	@test -n "$(ISAS)" || echo "no narrower instruction set: invert_fast._C was not built, or this is no x86 processor"
 	@$(foreach isa,$(ISAS),echo "INVERT_FAST_ISA=$(isa) $(CAPS_$(isa))" && \
-		env $(CAPS_$(isa)) INVERT_FAST_ISA=$(isa) $(PYTEST) -q -m "numeric and not slow" &&) true
+		env $(CAPS_$(isa)) INVERT_FAST_ISA=$(isa) $(PYTEST) -q -m "numeric and not slow" $(NUMERIC) &&) true
 
 # The tools that docs/integrations.md embeds this in, in an environment of their own: it looks into .venv for the rest.
 # TransformerLens 3, the last with HookedTransformer, lies beside the newest.

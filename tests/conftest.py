@@ -37,6 +37,32 @@ class TimeLimit(Protocol):
     def __call__(self, seconds: float) -> AbstractContextManager[None]: ...
 
 
+# By what they take: the longest first, so that all workers end together. Of the others the order does not matter.
+LONG = (
+    "bench/test_gpu_script.py",
+    "test_zoo.py",
+    "strategies/test_exactness.py",
+    "engine/test_invariance.py",
+    "lmi/test_lmi_training.py",
+    "lens/test_fit.py",
+    "lens/test_choose.py",
+    "lens/test_sharpen.py",
+    "diagnose/test_captures.py",
+    "diagnose/test_families.py",
+    "ops/test_triton.py",
+    "test_certificates_wrong_states.py",
+    "test_certificates_equal_tokens.py",
+    "test_certificates_coarse.py",
+    "strategies/test_gradient_exactness.py",
+    "defences/test_utility.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    rank = {str(ROOT / "tests" / name): place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: rank.get(str(item.path), len(LONG)))
+
+
 @pytest.fixture(autouse=True, scope="session")
 def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """What is calibrated and fitted is kept for this session only, and then for all workers: each entry is whole or not
