@@ -10,8 +10,8 @@ from ..families import BLOCKS, FAMILIES, MORE, POSITIONS, exact, inverter, texts
 from ..pairs import pairwise
 from .settings import MIXED, SHORTER, STRATEGIES, strategies
 
-# Texts as long as the model allows: of families whose positions are rows of a table and of one that turns them, by every
-# strategy once.
+# Texts as long as the model allows, of families whose positions are rows of a table and of one that turns them: all by
+# auto, and one by each other strategy.
 LONGEST = {("gpt2", "prior"), ("opt", "exhaustive"), *((family, "auto") for family in ("gpt2", "llama", "opt"))}
 LONGEST |= {("llama", "speculative"), ("opt", "chain")}
 
