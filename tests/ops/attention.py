@@ -12,17 +12,17 @@ from .inputs import random
 
 
 def dense(query, key, value, scale, window=None, softcap=None) -> Tensor:
-    """Plain causal attention over one whole sequence: `[H, T, d]` each, loop by loop, float64."""
+    """Plain causal attention of the last n queries `[H, n, d]` of a sequence `[Hkv, T, d]`, loop by loop, float64."""
     query, key, value = query.double(), key.double(), value.double()
-    heads, T, d = query.shape
-    out = torch.zeros(heads, T, d, dtype=torch.float64, device=query.device)
+    (heads, n, d), before = query.shape, key.shape[1] - query.shape[1]
+    out = torch.zeros(heads, n, d, dtype=torch.float64, device=query.device)
     for h in range(heads):
         own = h // (heads // key.shape[0])
-        for i in range(T):
-            start = 0 if window is None else max(0, i - window + 1)
-            scores = key[own, start : i + 1] @ query[h, i] * scale
+        for i in range(n):
+            start, end = 0 if window is None else max(0, before + i - window + 1), before + i + 1
+            scores = key[own, start:end] @ query[h, i] * scale
             scores = scores if softcap is None else softcap * torch.tanh(scores / softcap)
-            out[h, i] = torch.softmax(scores, 0) @ value[own, start : i + 1]
+            out[h, i] = torch.softmax(scores, 0) @ value[own, start:end]
     return out
 
 
@@ -40,9 +40,7 @@ def expected(
         for steps in [range(K)] if causal else [[k] for k in range(K)]:
             keys = torch.cat([before[0], key[b, :, list(steps)]], 1)
             values = torch.cat([before[1], value[b, :, list(steps)]], 1)
-            filler = torch.zeros(Hq, length, d, dtype=query.dtype, device=query.device)
-            queries = torch.cat([filler, query[b, :, list(steps)]], 1)
-            out[b, list(steps)] = dense(queries, keys, values, scale, window, softcap)[:, length:].transpose(0, 1)
+            out[b, list(steps)] = dense(query[b, :, list(steps)], keys, values, scale, window, softcap).transpose(0, 1)
     return out
 
 

@@ -36,8 +36,12 @@ def oracle(name: str, causal: bool, window: int | None, softcap: float | None) -
 @pytest.mark.parametrize("causal", [True, False], ids=["draft", "fan-out"])
 @pytest.mark.parametrize("name", CASES)
 def test_it_equals_attention_over_whole_sequences(name, causal, backend):
-    """With every window and cap."""
-    for window, softcap in itertools.product(WINDOWS, SOFTCAPS):
+    """With every window and cap; in Triton's interpreter half of the pairs, the other half in the next case."""
+    pairs = [*itertools.product(WINDOWS, SOFTCAPS)]
+    if backend == "triton":
+        turn = [*CASES].index(name) + causal
+        pairs = [(w, c) for w, c in pairs if (WINDOWS.index(w) + SOFTCAPS.index(c) + turn) % 2]
+    for window, softcap in pairs:
         arguments, options, wanted, size = oracle(name, causal, window, softcap)
         found = ops.prefix_attention(*arguments, **options, backend=backend)
         assert found.dtype == torch.float32

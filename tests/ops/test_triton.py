@@ -25,11 +25,17 @@ pytestmark = pytest.mark.numeric
 rows = partial(random, device=TRITON_DEVICE)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("metric", METRICS)
+TILES = [(1, 256, 128, 1), (3, 130, 33, 1), (18, 65, 40, 2), (2, 300, 32, 299), (4, 1200, 32, 5), (1, 63, 130, 3)]
+
+
 @pytest.mark.parametrize(
-    ("B", "V", "D", "count"),
-    [(1, 256, 128, 1), (3, 130, 33, 1), (18, 65, 40, 2), (2, 300, 32, 299), (4, 1200, 32, 5), (1, 63, 130, 3)],
+    ("B", "V", "D", "count", "metric", "dtype"),
+    [  # what is loaded and how it is compared do not meet: every shape and every metric has every type
+        (*shape, metric, DTYPES[(i + j) % len(DTYPES)])
+        for i, shape in enumerate(TILES)
+        for j, metric in enumerate(METRICS)
+    ],
+    ids=str,
 )
 def test_nearest_tokens_at_even_and_ragged_tiles(B, V, D, count, metric, dtype):
     queries, table = rows(B, D + 2)[:, 1:-1], rows(V, D + 1, seed=1, dtype=dtype)[:, :-1]
@@ -40,7 +46,7 @@ def test_nearest_tokens_at_even_and_ragged_tiles(B, V, D, count, metric, dtype):
 
 
 @pytest.mark.parametrize("metric", METRICS)
-@pytest.mark.parametrize(("B", "V", "D", "count"), [(1, 4096, 64, 33), (40, 1024, 64, 9), (130, 160, 64, 1)])
+@pytest.mark.parametrize(("B", "V", "D", "count"), [(1, 4096, 64, 33), (24, 256, 64, 3), (130, 160, 64, 1)])
 def test_nearest_tokens_where_sizes_are_even_and_rows_aligned(B, V, D, count, metric):
     queries, table = rows(B, D), rows(V, D, seed=1)
     check_nearest(nearest_triton.nearest_tokens(queries, table, count, metric), queries, table, metric)
@@ -48,15 +54,26 @@ def test_nearest_tokens_where_sizes_are_even_and_rows_aligned(B, V, D, count, me
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(
-    ("n", "V", "K"), [(1, 33000, 16), (5, 3, 33), (17, 40, 130), (70, 700, 64), (140, 257, 40)], ids=str
+    ("n", "V", "K", "groups"),
+    [(1, 1300, 16, 4), (5, 3, 33, 256), (17, 40, 130, 256), (70, 700, 64, 256), (140, 257, 40, 256)],
+    ids=str,
 )
-def test_best_two_at_every_tile(n, V, K, dtype):
+def test_best_two_at_every_tile(n, V, K, groups, dtype, monkeypatch):
     """Tokens far from the origin, all in one direction: what fp16 would drown in, were their mean not taken off."""
+    monkeypatch.setattr(best_two_triton, "_GROUPS", groups)
     x, matrix, bias = rows(n, K + 1)[:, 1:], rows(V, K, seed=1, dtype=dtype) + 100, rows(V, seed=2)
     bias[::3] = -torch.inf
     found = best_two_triton.best_two(x, matrix, bias)
     scores = (x.double() @ matrix.double().T + bias.double()).cpu()
     check_best_two(tuple(t.cpu() for t in found), x.cpu(), matrix.float().cpu(), bias.cpu(), scores)
+
+
+@pytest.mark.slow
+def test_best_two_of_more_tokens_than_one_tile_a_group_holds():
+    x, matrix, bias = rows(1, 16), rows(33000, 16, seed=1) + 100, rows(33000, seed=2)
+    found = best_two_triton.best_two(x, matrix, bias)
+    scores = (x.double() @ matrix.double().T + bias.double()).cpu()
+    check_best_two(tuple(t.cpu() for t in found), x.cpu(), matrix.cpu(), bias.cpu(), scores)
 
 
 @pytest.mark.parametrize(("n", "V", "K", "count"), [(3, 40, 16, 2), (20, 3000, 33, 64)], ids=str)
@@ -87,7 +104,7 @@ def test_rows_of_a_table_that_are_not_numbers_are_never_the_best():
 
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("count", [1, 7, 300])
-@pytest.mark.parametrize("B", [1, 3, 9])
+@pytest.mark.parametrize("B", [1, 3, 5])
 def test_ties_across_tiles_go_to_the_lower_id(metric, count, B):
     table = rows(10, 8, seed=1).repeat(60, 1)  # each row sixty times, in every tile
     _, ids = nearest_triton.nearest_tokens(rows(B, 8), table, count, metric)
