@@ -52,15 +52,8 @@ def test_nearest_tokens_where_sizes_are_even_and_rows_aligned(B, V, D, count, me
     check_nearest(nearest_triton.nearest_tokens(queries, table, count, metric), queries, table, metric)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(
-    ("n", "V", "K", "groups"),
-    [(1, 1300, 16, 4), (5, 3, 33, 256), (17, 40, 130, 256), (70, 700, 64, 256), (140, 257, 40, 256)],
-    ids=str,
-)
-def test_best_two_at_every_tile(n, V, K, groups, dtype, monkeypatch):
+def best_two_is_right(n: int, V: int, K: int, dtype: torch.dtype) -> None:
     """Tokens far from the origin, all in one direction: what fp16 would drown in, were their mean not taken off."""
-    monkeypatch.setattr(best_two_triton, "_GROUPS", groups)
     x, matrix, bias = rows(n, K + 1)[:, 1:], rows(V, K, seed=1, dtype=dtype) + 100, rows(V, seed=2)
     bias[::3] = -torch.inf
     found = best_two_triton.best_two(x, matrix, bias)
@@ -68,12 +61,20 @@ def test_best_two_at_every_tile(n, V, K, groups, dtype, monkeypatch):
     check_best_two(tuple(t.cpu() for t in found), x.cpu(), matrix.float().cpu(), bias.cpu(), scores)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("n", "V", "K", "groups"),
+    [(1, 1300, 16, 4), (5, 3, 33, 256), (17, 40, 130, 256), (70, 700, 64, 256), (140, 257, 40, 256)],
+    ids=str,
+)
+def test_best_two_at_every_tile(n, V, K, groups, dtype, monkeypatch):
+    monkeypatch.setattr(best_two_triton, "_GROUPS", groups)  # of few, a small vocabulary has several tiles each
+    best_two_is_right(n, V, K, dtype)
+
+
 @pytest.mark.slow
-def test_best_two_of_more_tokens_than_one_tile_a_group_holds():
-    x, matrix, bias = rows(1, 16), rows(33000, 16, seed=1) + 100, rows(33000, seed=2)
-    found = best_two_triton.best_two(x, matrix, bias)
-    scores = (x.double() @ matrix.double().T + bias.double()).cpu()
-    check_best_two(tuple(t.cpu() for t in found), x.cpu(), matrix.cpu(), bias.cpu(), scores)
+def test_best_two_of_more_tokens_than_groups_of_one_tile_hold():
+    best_two_is_right(1, 33000, 16, torch.float32)
 
 
 @pytest.mark.parametrize(("n", "V", "K", "count"), [(3, 40, 16, 2), (20, 3000, 33, 64)], ids=str)
