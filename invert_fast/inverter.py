@@ -21,7 +21,7 @@ from .engine.read import run_as_read
 from .engine.tolerances import Tolerances
 from .intake.checks import check_lengths, checked
 from .intake.prompts import encode, is_chat
-from .intake.rows import captured
+from .intake.rows import captured, labelled
 from .intake.texts import texts_of
 from .lens.choose import forget
 from .lens.settings import Fit, FitReport
@@ -114,8 +114,8 @@ class Inverter:
         ]
         stored_dtype(store_dtype)  # before any work
         held = torch.float32 if store_dtype in QUANTISED else dtype_named(store_dtype)
-        captured = self.capture_ids(ids, held, batch_size)
-        return [self._states(rounded(hidden, store_dtype), store_dtype) for hidden in captured]
+        found = self.capture_ids(ids, held, batch_size)
+        return [labelled(self.decoder, rounded(rows, store_dtype), store_dtype) for rows in found]
 
     def encode(self, text: Any, max_tokens: int | None = None, special: bool = False) -> list[int]:
         """The token ids that `capture` runs for a text (or chat, or ids); `special` as there."""
@@ -128,15 +128,6 @@ class Inverter:
     ) -> Iterator[Tensor]:
         """States `[T_i, D]` of each row of ids, in order. Rows of equal length share a pass, so none is padded."""
         return captured(self.decoder, ids, dtype, batch_size)
-
-    def _states(self, hidden: Tensor, stored: str) -> States:
-        return States(
-            hidden,
-            self.decoder.layer.name,
-            stored,
-            str(self.decoder.dtype).removeprefix("torch."),
-            self.decoder.fingerprint(),
-        )
 
     def invert(
         self, states: Any, strategy: str | Strategy = "auto", *, attention_mask: Any = None, **options: Any

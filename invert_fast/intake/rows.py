@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..model.decoder import Decoder
+from ..types import States
 
 
 def captured(decoder: Decoder, ids: Sequence[Sequence[int]], dtype: torch.dtype, batch_size: int) -> Iterator[Tensor]:
@@ -27,3 +28,9 @@ def captured(decoder: Decoder, ids: Sequence[Sequence[int]], dtype: torch.dtype,
             )
             rows.update(zip(which, hidden, strict=True))
         yield from (rows[i].to(dtype) for i in range(len(part)))
+
+
+def labelled(decoder: Decoder, hidden: Tensor, stored: str) -> States:
+    """Rows of one text, rounded to what they are stored in, with what is known of where they are from."""
+    computed = str(decoder.dtype).removeprefix("torch.")
+    return States(hidden, decoder.layer.name, stored, computed, decoder.fingerprint())
