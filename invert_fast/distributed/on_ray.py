@@ -52,8 +52,9 @@ def read_states(states: str | Path, tensor: str | None = None, *, texts: int = 1
 
 @contextmanager
 def local_ray(cpus: int | None = None, **options: Any) -> Iterator[None]:
-    """Ray on this machine alone, for as long as the block runs: on the loopback interface, without a dashboard and
-    without usage statistics, with little shared memory, and no process or file of it is left behind.
+    """Ray on this machine alone, for as long as the block runs: without a dashboard and without usage statistics,
+    with little shared memory, and no process or file of it is left behind. Ray's own processes listen on all interfaces
+    (it has no option for less) and answer those alone that bring its token.
 
     cpus: how many Ray may count on (None: two more than there are cores, since what reads and writes hardly computes
     and yet waits for a CPU that no actor has); options: more of `ray.init`. Raises InputError where Ray is missing, or
@@ -67,7 +68,6 @@ def local_ray(cpus: int | None = None, **options: Any) -> Iterator[None]:
             "num_cpus": cpus or cores() + 2,
             "include_dashboard": False,
             "object_store_memory": _shared_memory(),
-            "_node_ip_address": "127.0.0.1",
             "_temp_dir": folder,
             "logging_level": "warning",
         }
