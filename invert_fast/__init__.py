@@ -20,11 +20,13 @@ if TYPE_CHECKING:
     from .inverter import Inverter
     from .lens.settings import Fit, FitReport
     from .model.reading import Reading
-    from .strategies import Chain, Continuous, Exhaustive, PerStepProjection, PriorOrder, Speculative
+    from .storage.noise import Noise
+    from .strategies import Beam, Chain, Continuous, Exhaustive, PerStepProjection, PriorOrder, Speculative
     from .types import Cost, InputError, Mended, Recovery, States, Status
 
 __version__ = "0.1.0"
 __all__ = [
+    "Beam",
     "Chain",
     "Continuous",
     "Cost",
@@ -35,6 +37,7 @@ __all__ = [
     "InputError",
     "Inverter",
     "Mended",
+    "Noise",
     "PerStepProjection",
     "PriorOrder",
     "Reading",
@@ -54,6 +57,7 @@ __getattr__ = exporting(
     | dict.fromkeys(_TYPES, f"{__name__}.types")
     | dict.fromkeys(("Fit", "FitReport"), f"{__name__}.lens.settings")
     | {
+        "Noise": f"{__name__}.storage.noise",
         "Diagnosis": f"{__name__}.diagnose.report",
         "Inverter": f"{__name__}.inverter",
         "Reading": f"{__name__}.model.reading",

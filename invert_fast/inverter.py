@@ -13,13 +13,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .calls.settings import usual_settings
 from .calls.turns import NOT_COPIED, taking_turns, turns_of
-from .engine.calibrate import calibrate
+from .engine.calibrate import calibrate, with_noise
 from .engine.engine import Engine
 from .engine.memory import plan
 from .engine.protocol import Strategy
 from .engine.read import run_as_read
 from .engine.tolerances import Tolerances
-from .intake.checks import check_lengths, checked
+from .intake.checks import check_lengths, checked, noise_of, of_like_noise, of_noise
 from .intake.prompts import encode, is_chat
 from .intake.rows import captured, labelled
 from .intake.texts import texts_of
@@ -27,7 +27,7 @@ from .lens.choose import forget
 from .lens.settings import Fit, FitReport
 from .logits.certify import solve_all
 from .logits.recorded import Logits
-from .logits.search import search_states
+from .logits.search import search_vectors
 from .logits.vector import VectorRecovery, VectorSearch
 from .model.decoder import Decoder
 from .model.load import load
@@ -35,10 +35,12 @@ from .model.reading import AS_CAPTURED, Reading
 from .model.vocabulary import Vocabulary
 from .model.wrapped import bare
 from .ops.outside import name_in_use
-from .reports.score import Score, score
+from .reports.score import Score, check_paired, score
+from .storage.noise import Noise, noise_named
 from .storage.precisions import rounded, stored_dtype
+from .strategies.noise_level import estimate_noise
 from .strategies.registry import strategy_named
-from .types import QUANTISED, InputError, Recovery, States, coarsest, dtype_named
+from .types import QUANTISED, Recovery, States, coarsest, dtype_named
 
 if TYPE_CHECKING:
     from .diagnose.report import Diagnosis
@@ -50,9 +52,8 @@ class Inverter:
 
     model: a Hugging Face causal language model (left as it is); tokenizer: None works with token ids only;
     layer: a `hidden_states` index, `block:k`, `final_norm` or `embeddings`;
-    reading: what else happened to the states (see `Reading`, and `diagnose`).
-
-    Calls of several threads take turns, under settings of PyTorch that are always the same (docs/robustness.md).
+    reading: what else happened to the states (see `Reading`, and `diagnose`). Calls of several threads take turns,
+    under settings of PyTorch that are always the same (docs/robustness.md).
     """
 
     def __init__(
@@ -137,14 +138,22 @@ class Inverter:
         states: one `[T, D]` (tensor, numpy array, nested lists) or `States`; a padded batch `[B, T, D]` with its
         attention_mask `[B, T]`, left or right (all rows are taken without one); what a model or `generate` returns with
         output_hidden_states=True, or its tuple alone, of which this inverter's layer is taken; a list of any of these
-        (then so is the mask). docs/states.md has examples. Never raises for a position it could not recover: look at
-        `certified` and `status`, or call `raise_if_failed()`.
+        (docs/states.md). Never raises for a position it could not recover: look at `certified` and `status`.
         """
         batch = texts_of(states, self.decoder.layer, attention_mask)
         shown: dict[str, Any] = dict(zip(("states_dtype", "compute_dtype"), coarsest(batch), strict=True))
         options = shown | {name: value for name, value in options.items() if value is not None}
-        found = dict(self.invert_iter(enumerate(batch), strategy, lengths=[*map(len, batch)], **options))
+        noise, found = options.pop("noise", None), dict[int, Recovery]()
+        noise = self.estimate_noise(batch) if noise == "auto" else noise_named(noise)
+        for own, texts in of_like_noise(batch, noise):
+            found.update(self.invert_iter(texts, strategy, lengths=[len(t) for _, t in texts], noise=own, **options))
         return [found[i] for i in range(len(batch))]
+
+    def estimate_noise(self, states: Any, attention_mask: Any = None) -> Noise | None:
+        """How loud the noise in these states is, given as to `invert`; None for what their precision explains."""
+        batch = texts_of(states, self.decoder.layer, attention_mask)
+        rows, own = [self.checked(i, text) for i, text in enumerate(batch)], self.calibrate(*coarsest(batch))
+        return estimate_noise(self.decoder, self.vocabulary, own, [*map(self.decoder.reading.rows, rows)])
 
     def invert_iter(
         self,
@@ -157,14 +166,16 @@ class Inverter:
         states_dtype: str | None = None,
         compute_dtype: str | None = None,
         tolerances: Tolerances | None = None,
+        noise: Noise | str | None = None,
     ) -> Iterator[tuple[int, Recovery]]:
         """`(index, states)` in, `(index, Recovery)` out as each text is finished; reads `states` as lanes come free.
 
         All states share the precision of the first, as they say and as its numbers show. lengths: tokens of each text,
         known beforehand, so that lanes can be sized; batch_size: lanes at once (default: what fits in memory);
         max_memory: GiB to stay within, the model included; states_dtype, compute_dtype: precisions of the capture,
-        instead of what the states say; tolerances: instead of calibrating. Raises InputError for states that cannot be
-        of this model: width, layer, fingerprint, NaN or Inf, more rows than the model has positions.
+        instead of what the states say; tolerances: instead of calibrating; noise: what was added to all of them,
+        instead of what the first says (`invert` also takes "auto": it is estimated); `auto` is then `beam`. Raises
+        InputError for states that cannot be of this model: width, layer, fingerprint, NaN or Inf, too many rows.
         """
         source = self._turns.outside(states)
         if (first := next(source, None)) is None or not len(lengths):
@@ -175,10 +186,13 @@ class Inverter:
         shown, computed = (first[1] if isinstance(first[1], States) else States(first[1])).precision()
         stored = states_dtype or shown
         tolerances = tolerances or self.calibrate(stored, compute_dtype or computed)
+        if (noise := noise_named(noise) or noise_of(first[1])) is not None:
+            tolerances = with_noise(self.decoder, self.vocabulary, tolerances, noise, rows)
+            strategy = "beam" if strategy == "auto" else strategy
         work = plan(self.decoder, longest, max_memory, batch_size)
         lanes = min(work.slots, len(lengths)), longest, work.tokens_per_call
         engine = Engine(self.decoder, self.vocabulary, tolerances, strategy_named(strategy), *lanes, stored)
-        others = ((index, self.checked(index, item)) for index, item in source)
+        others = ((index, self.checked(index, item)) for index, item in of_noise(source, noise))
         return run_as_read(self.decoder, itertools.chain([(first[0], rows)], others), engine.run)
 
     def invert_logits(
@@ -190,9 +204,9 @@ class Inverter:
         alike. They are solved for the final states, and a certificate bears in mind how exact those are. Raises
         InputError where entries are too few, not finite, not normalised though said to be, or not of this model.
         """
-        found, tolerances = solve_all(self.decoder, self.vocabulary, logits)
-        tolerances = options.pop("tolerances", None) or tolerances
-        return self.invert([s.hidden.float() for s in found], strategy, tolerances=tolerances, **options)
+        found, own = solve_all(self.decoder, self.vocabulary, logits)
+        options["tolerances"] = options.get("tolerances") or own
+        return self.invert([s.hidden.float() for s in found], strategy, **options)
 
     def invert_vector(
         self,
@@ -205,18 +219,11 @@ class Inverter:
         """Short prompts from a single next-token vector each: that after the whole prompt.
 
         vectors: one `[V]` or `[1, V]` tensor, one `Logits` (its last row counts), or a list of them; length: tokens of
-        the prompts, None where unknown (then 1 … max_length are searched side by side). See `logits.search`: nothing is
-        `verified` unless the model gives the vector's state again, and nothing else that was tried does.
+        the prompts, None where unknown (then 1 … max_length). Nothing is `verified` unless the model gives the vector's
+        state again, and nothing else that was tried does (`logits.search`).
         """
-        items = [vectors] if isinstance(vectors, (Logits, Tensor)) else list(vectors)
-        last = [v.last() if isinstance(v, Logits) else Logits(v[None] if v.dim() == 1 else v[-1:]) for v in items]
-        found, tolerances = solve_all(self.decoder, self.vocabulary, last)
-        if not found:
-            return []
-        targets = torch.cat([s.hidden[-1:].float() for s in found])
         lengths = range(1, max_length + 1) if length is None else [length]
-        tolerances = tolerances or self.calibrate()
-        return search_states(self.decoder, self.vocabulary, targets, tolerances, lengths, settings)
+        return search_vectors(self.decoder, self.vocabulary, vectors, lengths, settings, self.calibrate)
 
     def diagnose(self, states: Any, attention_mask: Any = None) -> Diagnosis:
         """Why these states, given as to `invert`, do not certify, and the layer or `Reading` with which they do: see
@@ -231,8 +238,8 @@ class Inverter:
     ) -> list[Recovery]:
         """The texts of states, given as to `invert`, that were edited: each says in `mended` what was done
         (docs/edited.md). edit: `gap`, `front`, `order`, `steering`, or `mixed`, which gives several texts; missing:
-        positions without rows, of a gap; direction `[D]`: of a steering vector; options: attention_mask, as in
-        `invert`, states_dtype, compute_dtype. Raises InputError for what does not go together."""
+        positions without rows, of a gap; direction `[D]`: of a steering vector; options: attention_mask, states_dtype,
+        compute_dtype. Raises InputError for what does not go together."""
         from .mend.mending import mend_all
 
         batch = texts_of(states, self.decoder.layer, options.pop("attention_mask", None))
@@ -250,20 +257,15 @@ class Inverter:
 
         texts: given as to `capture`, with its `max_tokens` and `special`.
         """
-        if len(recovered) != len(texts):
-            raise InputError(
-                f"{len(recovered)} recoveries came with {len(texts)} texts, expected one each: give the texts that "
-                "were captured, in their order"
-            )
-        ids = [self.encode(text, max_tokens, special) for text in texts]
+        check_paired(recovered, texts)
+        ids = (self.encode(text, max_tokens, special) for text in texts)
         return score(recovered, [(row, self.decoder.decode(row) or "") for row in ids])
 
     def calibrate(self, states_dtype: str = "float32", compute_dtype: str = "float32") -> Tolerances:
         """Noise and tolerance for states stored in one precision, computed in another; measured once, then cached."""
-        stored, computed = ("float32" if d == "float64" else d for d in (states_dtype, compute_dtype))
-        key = stored, computed, name_in_use()
-        if key not in self._tolerances:
-            self._tolerances[key] = calibrate(self.decoder, self.vocabulary, stored, computed)
+        two = tuple("float32" if d == "float64" else d for d in (states_dtype, compute_dtype))
+        if (key := (*two, name_in_use())) not in self._tolerances:
+            self._tolerances[key] = calibrate(self.decoder, self.vocabulary, *two)
         return self._tolerances[key]
 
     def fit(
@@ -276,15 +278,14 @@ class Inverter:
     ) -> FitReport:
         """Fit a lens for this layer, on text that the model writes itself; later inversions draft with it.
 
-        lens: `learned` (minutes); `linear` (seconds; fitted on first use anyway; with `Fit.minutes` it is made better
-        for so long); `auto`: the learned one, or for a large vocabulary, where drafts need the model's own prior, 15
-        minutes of the linear one. settings: see `Fit`; text: texts (or token ids) like those to be recovered, half of
-        the training if given; output: also write the learned lens there. It is kept in the cache folder. Interrupted
-        fits go on where they were. Raises InputError for what is out of range.
+        lens: `learned` (minutes); `linear` (seconds, on first use anyway; with `Fit.minutes` it is made better for so
+        long); `auto`: learned, or of a large vocabulary 15 minutes of linear. settings: see `Fit`; text: texts (or ids)
+        like those to be recovered, half of the training if given; output: also write the learned lens there. It is kept
+        in the cache folder; interrupted fits go on. Raises InputError for what is out of range.
         """
         from .lens.fit import fit_lens  # and with it what generates text
 
-        ids = [self.encode(item) for item in self._turns.outside(text)]
+        ids = [*map(self.encode, self._turns.outside(text))]
         report = fit_lens(self.decoder, self.vocabulary, lens, settings, ids, output)
         forget(self.decoder)  # and look for the new one
         return report

@@ -10,6 +10,7 @@ import enum
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from .storage.noise import Noise as Noise
 from .storage.visible import visible
 
 if TYPE_CHECKING:
@@ -79,6 +80,7 @@ class States:
     be `dtype` where nobody says, and bf16 for states in fp8 or int8.
     model: fingerprint of the model they came from, or None when unknown.
     scale: of int8 (or fp8) codes in `hidden`, `[T]` or one for all: `hidden` is then their product, in fp32.
+    noise: what was added to them, where that is known.
     """
 
     hidden: Tensor
@@ -87,6 +89,7 @@ class States:
     compute_dtype: str = ""
     model: str | None = None
     scale: Tensor | None = None
+    noise: Noise | None = None
 
     def __post_init__(self):
         from torch import Tensor
@@ -221,7 +224,8 @@ class Recovery:
     less where it is certified, 1 where it is not (docs/certificates.md says what this rests on). Where states are
     coarse (bf16, fp16), margin is measured in the metric of their noise. spelling: how ids are spelt, for what shows
     tokens apart; None without a tokenizer, and in a copy that came out of a pickle. mended: what was done to the states
-    first, where they were edited.
+    first, where they were edited. posterior: how likely each token is right, given all states of the text, the noise
+    and the model's own prior (strategy `beam`; None of any other).
 
     A notebook shows the tokens marked by what is known of them; `to_pandas` has a row a position.
     """
@@ -242,6 +246,7 @@ class Recovery:
     error_bound: np.ndarray | None = None
     spelling: Spelling | None = field(default=None, repr=False, compare=False)
     mended: Mended | None = None
+    posterior: np.ndarray | None = None
 
     @property
     def certified(self) -> bool:

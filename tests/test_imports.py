@@ -25,7 +25,7 @@ ALLOWED = {
     "model": {"calls", "ops", "storage"},
     "lens": {"calls", "model", "ops", "storage"},
     "engine": {"model", "ops", "storage"},
-    "strategies": {"engine", "lens", "model", "ops"},
+    "strategies": {"engine", "lens", "model", "ops", "storage"},
     "logits": {"engine", "lens", "model", "storage"},
     "intake": {"model", "storage"},
     "mend": {"engine", "lens", "model", "ops"},
@@ -53,7 +53,7 @@ ALLOWED = {
         *("explain", "figures"),
     },
     "__main__": {"cli"},
-    "__init__": {"diagnose", "inverter", "lens", "model", "strategies"},
+    "__init__": {"diagnose", "inverter", "lens", "model", "storage", "strategies"},
 }
 OUTSIDE = {"bench", "tests", "tools", "setup"}
 FLAT_MOST, LINES_MOST = 5, 300

@@ -15,6 +15,7 @@ from .options import (
     devices,
     loading,
     model_options,
+    noise,
     positive,
     reading_options,
     reading_told,
@@ -54,6 +55,14 @@ def add(commands: argparse._SubParsersAction) -> None:
         "--states-dtype", choices=STORED, help="precision the states were stored in, if the file is silent"
     )
     one.add_argument("--compute-dtype", choices=COMPUTED, help="precision they were computed in, if the file is silent")
+    one.add_argument(
+        "--noise",
+        type=noise,
+        metavar="KIND:SIGMA",
+        help="noise in the states: gaussian:0.05 or laplacian:0.05, over the root mean square of each row, "
+        "gaussian:0.02:absolute in their units, or `auto` to estimate it (default: the file's); --strategy auto is "
+        "then beam",
+    )
     one.set_defaults(command=_invert)
 
 
@@ -73,6 +82,7 @@ def _invert(args: argparse.Namespace) -> int:
         args.compute_dtype,
         args.batch_size,
         args.max_memory,
+        args.noise,
     )
     status = _in_one(args, job, places[0]) if len(places) == 1 else _in_several(args, job, places)
     if status:

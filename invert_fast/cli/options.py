@@ -171,6 +171,18 @@ def devices(text: str) -> list[str]:
     return named
 
 
+def noise(text: str) -> str:
+    """`auto`, or what `Noise.spec` writes."""
+    if text == "auto":
+        return text
+    from ..storage.noise import noise_named
+
+    try:
+        return str(noise_named(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def whole(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"'{text}' is not a whole number, 0 or more")

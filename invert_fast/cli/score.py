@@ -55,15 +55,17 @@ def _score(args: argparse.Namespace) -> int:
         )
     if args.json:
         figures = {name: getattr(result, name) for name in ("prompts", "exact_match", "token_accuracy", "similarity")}
+        if result.posterior is not None:
+            figures |= {"posterior": result.posterior, "calibration_error": result.calibration_error}
         say_json({key: round(v, 6) if isinstance(v, float) else v for key, v in figures.items()})
     else:
         accuracy = "–" if result.token_accuracy is None else f"{result.token_accuracy:.4f}"
-        say(
-            table(
-                ["prompts", "exact match", "token accuracy", "similarity"],
-                [[str(result.prompts), f"{result.exact_match:.4f}", accuracy, f"{result.similarity:.4f}"]],
-            )
-        )
+        columns = ["prompts", "exact match", "token accuracy", "similarity"]
+        row = [str(result.prompts), f"{result.exact_match:.4f}", accuracy, f"{result.similarity:.4f}"]
+        if result.posterior is not None and result.calibration_error is not None:
+            columns += ["stated accuracy", "calibration error"]
+            row += [f"{result.posterior:.4f}", f"{result.calibration_error:.4f}"]
+        say(table(columns, [row]))
     return 0
 
 

@@ -18,7 +18,8 @@ class Job:
 
     layer: None for the file's own, else −1; reading: the arguments of a `Reading`; tensor: as in `open_source`;
     insist: whatever the file says of its model and layer; states_dtype, compute_dtype: of the capture, instead of what
-    the file says; max_memory: GiB to stay within on each device, shared out among the processes that it has.
+    the file says; max_memory: GiB to stay within on each device, shared out among the processes that it has;
+    noise: what was added to the states, as `Noise.spec` has it, instead of what the file says, or `auto`.
     """
 
     states: Path
@@ -33,6 +34,7 @@ class Job:
     compute_dtype: str | None = None
     batch_size: int | None = None
     max_memory: float | None = None
+    noise: str | None = None
 
 
 @dataclass(frozen=True)

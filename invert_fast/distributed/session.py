@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
 import torch
 
@@ -16,12 +17,14 @@ from ..inverter import Inverter
 from ..model.decoder import Decoder
 from ..model.reading import Reading
 from ..storage.joined import Joined, Source, parts_of
+from ..storage.noise import Noise, noise_named
 from ..storage.recovered import recovery_line
 from ..types import InputError, Recovery, States, Status, coarsest
 from .first_use import first_use
 from .job import About, Found, Job
 
 log = logging.getLogger("invert_fast")
+_LOOKED_AT = 16  # texts whose noise is estimated
 
 
 class Session:
@@ -51,11 +54,24 @@ class Session:
         stored, computed = coarsest(firsts)
         self.precision = job.states_dtype or stored, job.compute_dtype or computed
         self.tolerances: Tolerances | None = None
+        self.noise = noise_named(None if job.noise == "auto" else job.noise) or self._said()
+
+    def _said(self) -> Noise | None:
+        """The noise that all files say they have, where nobody knows better."""
+        layer = self.inverter.decoder.layer.name
+        said = {part.head(layer).noise for _, part in parts_of(self.source)}
+        if len(said) > 1 and self.job.noise is None:
+            raise InputError(
+                f"files say they have noise {', '.join(sorted(str(one or 'none') for one in said))}, expected the same "
+                "in all of them: invert them one by one, or state it (--noise)"
+            )
+        return said.pop() if len(said) == 1 and self.job.noise is None else None
 
     def about(self) -> About:
         """What it found, for the process that started this one."""
         decoder, source, (stored, computed) = self.inverter.decoder, self.source, self.precision
         more = {"reading": " ".join(decoder.reading.options()), "states_dtype": stored, "compute_dtype": computed}
+        more |= {} if self.job.noise is None else {"noise": self.job.noise}
         settings = settings_of(decoder, self.fingerprint, str(self.job.strategy)) | more
         starts = source.starts[:-1] if isinstance(source, Joined) else [0]
         return About(self.lengths, [name for name, _ in parts_of(source)], starts, settings, str(decoder.device))
@@ -68,19 +84,24 @@ class Session:
         """Measure and fit what the first inversion of a model needs, or read what another process did, and say so."""
         self.tolerances = first_use(self.inverter, self.job.strategy, *self.precision)
         log.info("%s states, %s", self.precision[0], self.tolerances.describe())
+        if self.job.noise == "auto":
+            layer, most = self.inverter.decoder.layer.name, min(_LOOKED_AT, len(self.lengths))
+            self.noise = self.inverter.estimate_noise([self.source.states(i, layer) for i in range(most)])
+            log.warning("noise, as estimated from %d texts: %s", most, self.noise or "none beyond their precision")
 
     def recover(self, texts: Iterable[int], lengths: Sequence[int], as_line: bool = True) -> Iterator[Found]:
         """These texts, each as it is found; lengths: of as many as will come, or of as many lanes as there may be."""
         layer, names = self.inverter.decoder.layer.name, [name for name, _ in parts_of(self.source)]
         memory = shared_out(self.inverter.decoder, self.job.max_memory, self.sharing)
         recovered = self.inverter.invert_iter(
-            ((i, self.source.states(i, layer)) for i in texts),
+            ((i, replace(self.source.states(i, layer), noise=self.noise)) for i in texts),
             self.job.strategy,
             lengths=lengths,
             batch_size=self.job.batch_size,
             max_memory=memory,
             states_dtype=self.precision[0],
             tolerances=self.tolerances,
+            noise=self.noise,
         )
         for index, recovery in recovered:
             name = names[self.source.part(index) if isinstance(self.source, Joined) else 0]

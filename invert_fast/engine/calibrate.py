@@ -15,10 +15,12 @@ from ..model.numerics import model_in
 from ..model.own_lanes import lanes_of
 from ..model.samples import sample_texts
 from ..model.vocabulary import Vocabulary
+from ..storage.noise import Noise
 from ..storage.precisions import rounded
 from ..types import InputError
 from . import tolerance_store
-from .noise import Metric, metric_of
+from .noise import Metric, flat_metric, metric_of
+from .noisy import NoisyTolerances, noisy_tolerances
 from .tolerances import FIRST, REST, Tolerances
 
 _TEXTS, _LENGTH, _LONG, _SINGLES, _STEPPED = 48, 16, 256, 192, 8
@@ -52,18 +54,31 @@ class _Measured:
         return torch.cat([(part[:, 0] if at == FIRST else part[:, 1:]).flatten(0, -2) for part in parts])
 
 
-def calibrate(decoder: Decoder, vocabulary: Vocabulary, dtype: str, compute_dtype: str, seed: int = 0) -> Tolerances:
+def calibrate(
+    decoder: Decoder, vocabulary: Vocabulary, dtype: str, compute_dtype: str, flat: bool = False, seed: int = 0
+) -> Tolerances:
     """Measure, or read from the cache folder. Takes a few thousand tokens through the model; deterministic.
 
     dtype: precision the states are stored in; compute_dtype: precision of the forward pass that made them, or `int8`:
-    with weights rounded to that.
+    with weights rounded to that; flat: as in `measure`.
     """
-    name = tolerance_store.name(decoder, dtype, compute_dtype)
+    name = tolerance_store.name(decoder, dtype, compute_dtype + " flat" * flat)
     if (stored := tolerance_store.read(name, decoder)) is not None:
         return stored
-    found = measure(decoder, vocabulary, dtype, compute_dtype, seed=seed)
+    found = measure(decoder, vocabulary, dtype, compute_dtype, flat=flat, seed=seed)
     tolerance_store.write(name, found)
     return found
+
+
+def with_noise(
+    decoder: Decoder, vocabulary: Vocabulary, own: Tolerances, noise: Noise, rows: Tensor
+) -> NoisyTolerances:
+    """For states that are as `own` was measured for, and got `noise`; rows `[T, D]`: of one text of them."""
+    precision = str(decoder.dtype).removeprefix("torch.")
+    flat = calibrate(decoder, vocabulary, precision, precision, flat=True)
+    length = rows.float().norm(dim=-1) if len(rows) else torch.ones(1)
+    lengths = (float(length[0]), float(length[1:].median())) if len(length) > 1 else (float(length.mean()),) * 2
+    return noisy_tolerances(flat, own, noise, lengths, decoder.width)
 
 
 @torch.no_grad()
@@ -74,11 +89,13 @@ def measure(
     compute_dtype: str,
     through: Through | None = None,
     factor: float = _COARSE_FACTOR,
+    flat: bool = False,
     seed: int = 0,
 ) -> Tolerances:
     """As `calibrate`, nothing kept. through: what else states `[T, D]` of a text went through before they came here;
-    factor: noise ceiling over the largest noise measured, where states are coarse."""
-    exact = dtype == compute_dtype == "float32" and decoder.dtype == torch.float32 and through is None
+    factor: noise ceiling over the largest noise measured, where states are coarse; flat: how far states are apart, in
+    the plain metric and whatever the noise, as for states that get louder noise than this."""
+    exact = not flat and dtype == compute_dtype == "float32" and decoder.dtype == torch.float32 and through is None
     factor = _NOISE_FACTOR if exact else factor
     length = min(_LENGTH, decoder.max_length)
     texts = sample_texts(decoder, vocabulary.allowed, _TEXTS, length, seed)
@@ -92,8 +109,8 @@ def measure(
         noise = [torch.cat([m.rows(at) for m in measured]) for at in (FIRST, REST)]
         noise[REST] = noise[REST] if len(noise[REST]) else noise[FIRST]  # a model of one position
         # solved for, or rounded, so well that there is no noise to learn from
-        exact = exact or max(float(rows.norm(dim=-1).max()) for rows in noise) <= _NOTHING_SEEN
-        metric = None if exact else metric_of(*noise)
+        exact = exact or (not flat and max(float(rows.norm(dim=-1).max()) for rows in noise) <= _NOTHING_SEEN)
+        metric = None if exact else flat_metric(decoder.width, decoder.device) if flat else metric_of(*noise)
         lengths = [_lengths(metric, rows, at) for at, rows in enumerate(noise)]
         typical = [max((own.max() if exact else own.square().mean().sqrt()).item(), _FLOOR) for own in lengths]
         found = [_wrong(decoder, vocabulary, measured[0], at, metric, typical[at], bar, seed) for at in (FIRST, REST)]
@@ -212,6 +229,7 @@ def _wrong(
         slope = min(1.0, (away / distance)[clear].min().item()) if bool(clear.any()) else 1.0
         return nearest, (_SLOPE_FACTOR * slope, 0.0, 1.0, 1.0, 1.0, 0.0), 1.0
     loud = (_lengths(metric, noise, at)[:, None] / typical).clamp_min(1e-3).expand_as(away)
+    loud = torch.ones_like(away) if not metric.held.shape[-1] else loud  # noise that has nothing to do with the context
     hard_ones = torch.zeros_like(clear)
     hard_ones[:, others.shape[1] :] = True
     context = torch.arange(len(away), device=ids.device)[:, None].expand_as(away)

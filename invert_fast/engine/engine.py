@@ -17,6 +17,7 @@ from ..types import Recovery, Status
 from .attempts import Attempts
 from .ledger import Ledger
 from .memory import ran_out
+from .noisy import keep_certain
 from .protocol import Behind, Block, Context, Run, Strategy, Working, served
 from .rivals import try_rivals
 from .tolerances import Tolerances
@@ -71,9 +72,8 @@ class _Stream:
         self.ledger = Ledger(self.lanes, self.attempts, vocabulary, tolerances)
         self.tolerances = tolerances
         self.judge = Judge(self.lanes, self.attempts, vocabulary, tolerances)
-        context = Context(
-            *(decoder, vocabulary, tolerances, self.lanes, self.attempts, self.ledger.traces, engine.states_dtype)
-        )
+        kept = self.ledger.traces, engine.states_dtype, self.ledger.posteriors
+        context = Context(decoder, vocabulary, tolerances, self.lanes, self.attempts, *kept)
         self.proposer = Watched(engine.strategy, context)
 
     def recoveries(self) -> Iterator[tuple[int, Recovery]]:
@@ -87,8 +87,10 @@ class _Stream:
         while True:
             done = self.lanes.finished()
             if len(done):
+                keep_certain(self.ledger, done)
                 taken = self.ledger.take(done)
-                self.proposer.finished(done, self.ledger.status[done] == Status.CERTIFIED)
+                if self.tolerances.level is None:  # noise teaches nothing
+                    self.proposer.finished(done, self.ledger.status[done] == Status.CERTIFIED)
                 self.lanes.release(done)
                 yield from taken
                 self._refill()
@@ -169,7 +171,7 @@ class _Stream:
             try:
                 if isinstance(item, Run):
                     self.lanes.part = "draft"
-                    self._verify_run(Run(slots, ids, item.counts[start : start + rows].clamp_max(columns)))
+                    self._verify_run(Run(slots, ids, item.counts[start : start + rows].clamp_max(columns), item.final))
                 else:
                     self.lanes.part = item.part
                     self._verify_block(Block(slots, ids))
@@ -183,8 +185,7 @@ class _Stream:
         if not ran_out(error) or tokens <= 2:
             raise error
         self.tokens_per_call = max(2, tokens // 2)
-        now = self.tokens_per_call
-        log.warning("out of memory: going on with %d tokens a call (--max-memory sets less from the start)", now)
+        log.warning("out of memory: going on with %d tokens a call (see --max-memory)", self.tokens_per_call)
 
     def _verify_run(self, run: Run) -> None:
         """One causal pass: everything before the first mismatch is certified by it."""

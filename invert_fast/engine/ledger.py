@@ -14,8 +14,11 @@ from ..model.lanes import Lanes, Span
 from ..model.vocabulary import Vocabulary
 from ..types import Cost, Recovery, Spelling, Status
 from .attempts import Attempts
+from .posteriors import Posteriors
 from .tolerances import Tolerances
 from .trace import Traces
+
+_NAMED = 4  # tokens of near rows that a loud position is ambiguous with, where nobody tried any
 
 
 class Ledger:
@@ -32,7 +35,7 @@ class Ledger:
         self.steps = torch.zeros_like(self.rank)
         self.none = self.rank.new_zeros(())  # on the device: a number that is written at indices is waited for
         self.seconds = torch.zeros(lanes.slots, device=device)
-        self.traces = Traces()
+        self.traces, self.posteriors = Traces(), Posteriors()
         self.alternatives: dict[tuple[int, int], list[int]] = {}
 
     def clear(self, slots: Tensor) -> None:
@@ -46,6 +49,7 @@ class Ledger:
         """The texts in these lanes are given up."""
         for slot in slots:
             self.traces.drop(slot)
+            self.posteriors.drop(slot)
         gone = set(slots)
         self.alternatives = {at: ids for at, ids in self.alternatives.items() if at[0] not in gone}
 
@@ -128,26 +132,34 @@ class Ledger:
             about, zip(*columns, strict=True), strict=True
         ):
             ids, _, loss, _, status, *_, ceiling, error = rows
+            posterior, believed = self.posteriors.take(int(slot), ids)
             recovery = Recovery(
                 *rows[:-2],
                 loss_ceiling=ceiling,
                 error_bound=error,
                 text=lanes.decoder.decode(ids.tolist()),
-                alternatives=self._alternatives(int(slot), ids, status),
+                alternatives=self._alternatives(int(slot), ids, status, believed),
                 cost=Cost(int(forward), int(backward), seconds, *map(int, parts)),
                 precision=precision,
                 trace=self.traces.take(int(slot), ids, loss, ceiling, self.vocabulary.embedding),
                 spelling=spelling,
+                posterior=posterior,
             )
             found.append((int(text), recovery))
         return found
 
-    def _alternatives(self, slot: int, ids: np.ndarray, status: np.ndarray) -> dict[int, list[int]]:
-        """Per ambiguous position the other ids: those seen within reach, and all with an equal embedding row."""
+    def _alternatives(
+        self, slot: int, ids: np.ndarray, status: np.ndarray, believed: dict[int, list[int]]
+    ) -> dict[int, list[int]]:
+        """Per ambiguous position the other ids: those seen within reach or believed possible, and all with an equal
+        embedding row."""
         others: dict[int, list[int]] = {}
         for position in np.flatnonzero(status == Status.AMBIGUOUS).tolist():
             token = int(ids[position])
-            seen = self.alternatives.pop((slot, position), [])
+            seen = [*self.alternatives.pop((slot, position), []), *believed.get(position, [])]
+            if self.tolerances.level is not None and {*seen} <= {token}:  # loud noise: the nearest rows, then
+                near = self.vocabulary.neighbours.of(self.lanes.ids.new_tensor([token]))[0][0, :_NAMED].tolist()
+                seen = [i for i in near if i >= 0]
             same = [i for t in {token, *seen} for i in self.vocabulary.equals(t)]
             # more than are ever tried may fit as well: name the next of them
             others[position] = sorted({*same} - {token}) or self.vocabulary.next_rivals(token)

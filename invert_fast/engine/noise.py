@@ -45,6 +45,11 @@ class Metric:
         return torch.nn.functional.cosine_similarity(*both, dim=-1)
 
 
+def flat_metric(width: int, device: torch.device) -> Metric:
+    """The plain metric: no direction is singled out."""
+    return Metric(torch.zeros(2, width, 0, device=device), torch.zeros(2, 0, device=device))
+
+
 def metric_of(first: Tensor, rest: Tensor) -> Metric:
     """The metric of noise of which rows `[n, D]` were seen, of first positions and of others."""
     count = min(_DIRECTIONS, rest.shape[1] // 4, max(1, min(len(first), len(rest)) // _ROWS_EACH))

@@ -16,14 +16,15 @@ from ..model.decoder import Decoder
 from ..model.lanes import Lanes
 from ..model.vocabulary import Vocabulary
 from .attempts import Attempts
+from .posteriors import Posteriors
 from .tolerances import Tolerances
 from .trace import Traces
 
 
 @dataclass
 class Context:
-    """What a proposer may look at. It changes nothing of it but `charge`. states_dtype: precision that the states were
-    stored in."""
+    """What a proposer may look at. It changes nothing of it but by `charge`, and says what it believes to `posteriors`.
+    states_dtype: precision that the states were stored in."""
 
     decoder: Decoder
     vocabulary: Vocabulary
@@ -32,6 +33,7 @@ class Context:
     attempts: Attempts
     traces: Traces = field(default_factory=Traces)
     states_dtype: str = "float32"
+    posteriors: Posteriors = field(default_factory=Posteriors)
 
     def charge(self, slots: Tensor, *, forward: int = 0, backward: int = 0, steps: int | Tensor = 0) -> None:
         """Note what was computed for the lanes `slots [b]` beyond calls of `lanes`, which charge themselves: tokens a
@@ -42,11 +44,13 @@ class Context:
 
 @dataclass
 class Run:
-    """Tokens in a row, verified causally in one pass: slots `[b]`, ids `[b, K]`, of which counts `[b]` are meant."""
+    """Tokens in a row, verified causally in one pass: slots `[b]`, ids `[b, K]`, of which counts `[b]` are meant.
+    final: nothing better will be proposed where one does not fit, so that it stands, by its honest name."""
 
     slots: Tensor
     ids: Tensor
     counts: Tensor
+    final: bool = False
 
 
 @dataclass

@@ -33,7 +33,17 @@ def run_as_read(decoder: Decoder, texts: Texts, run: Run) -> Iterator[tuple[int,
 
 def behind(found: Recovery, count: int, decode: Callable[[list[int]], str | None]) -> Recovery:
     """The recovery less its first `count` positions; what it cost stays the cost of all."""
-    tables = ("residual", "discrete_loss", "margin", "status", "rank", "steps", "loss_ceiling", "error_bound")
+    tables = (
+        "residual",
+        "discrete_loss",
+        "margin",
+        "status",
+        "rank",
+        "steps",
+        "loss_ceiling",
+        "error_bound",
+        "posterior",
+    )
     cut = {name: table[count:] for name in tables if (table := getattr(found, name)) is not None}
     ids = found.token_ids[count:]
     others = {position - count: also for position, also in found.alternatives.items() if position >= count}

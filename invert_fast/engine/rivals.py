@@ -49,7 +49,7 @@ def try_rivals(judge: Judge, slots: Tensor, positions: Tensor, residual: Tensor,
     unclear, second = torch.zeros_like(slots).bool(), torch.full_like(residual, torch.inf)
     tried, found = slots.new_empty(len(slots), 0), residual.new_empty(len(slots), 0)
     open_ones, start = torch.arange(len(slots), device=slots.device), 0
-    for stop in _WAVES:
+    for stop in _WAVES if tolerances.level is None else _WAVES[:-1]:
         ids, more = vocabulary.rivals_within(token[open_ones], radius[open_ones], start, stop)
         ids = ids[:, : int((ids >= 0).sum(-1).max())]
         block = tried.new_full((len(slots), ids.shape[1]), -1)
@@ -62,7 +62,9 @@ def try_rivals(judge: Judge, slots: Tensor, positions: Tensor, residual: Tensor,
         second = found.amin(-1) if found.shape[1] else second
         unclear[open_ones] = second[open_ones] <= reach[open_ones]
         # one is enough to lose to: what follows is seen from the winner
-        open_ones = open_ones[more & (second[open_ones] >= residual[open_ones])]
+        goes_on = more & (second[open_ones] >= residual[open_ones])
+        goes_on &= ~unclear[open_ones] | (tolerances.level is None)  # with loud noise one that is near is enough
+        open_ones = open_ones[goes_on]
         if not at.exact and len(open_ones):  # what was seen here tells more than what holds everywhere
             apart = found - residual[:, None]
             radius = torch.minimum(radius, judge.radius_seen(at, required, token, tried, apart))
@@ -71,6 +73,8 @@ def try_rivals(judge: Judge, slots: Tensor, positions: Tensor, residual: Tensor,
             break
         start = stop
     unclear[open_ones] = True  # they have more than are ever tried
+    if tolerances.level is not None:  # a nearer one is no better: the prior and what follows spoke for this one
+        return Tried(unclear, torch.zeros_like(unclear), second, tried, found)
     return Tried(unclear, second < residual, second, tried, found)
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .. import ops
+from ..storage.noise import Noise
 from .noise import Metric
 
 FIRST, REST = 0, 1
@@ -60,6 +61,21 @@ class Tolerances:
         """log₁₀ of nearest wrong over noise ceiling: how clearly right and wrong are apart."""
         first, rest = (math.log10(max(w, 1e-30) / n) for w, n in zip(self.wrong, self.noise, strict=True))
         return first, rest
+
+    @property
+    def level(self) -> Noise | None:
+        """The noise that was added to the states, where it is known: see `noisy.py`."""
+        return None
+
+    @property
+    def own(self) -> tuple[float, float]:
+        """Typical length of what rounding and passes add to a state, over its own."""
+        first, rest = (t * p for t, p in zip(self.typical, self.plain, strict=True))
+        return first, rest
+
+    def deviations(self, count: int) -> float:
+        """See `deviations` below."""
+        return deviations(count)
 
     @property
     def plain_noise(self) -> tuple[float, float]:

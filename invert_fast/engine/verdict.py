@@ -12,15 +12,18 @@ import torch
 from torch import Tensor
 
 from ..model.lanes import Lanes
+from ..model.neighbours import NEAREST
 from ..model.vocabulary import RIVALS_MOST, Vocabulary
 from ..types import Status
 from .attempts import Attempts
+from .noisy import NoisyAt
 from .protocol import Block, Run
-from .tolerances import At, Tolerances, deviations
+from .tolerances import At, Tolerances
 
 _RIVALS_AT_ONCE = (4, 32)  # nearest first: the first few mostly settle it
 _RIVALS_IN_ALL = 2 * RIVALS_MOST  # of a position, whichever tokens led in turn
 _BEFORE_LOUD, _AS_LOUD = 16, 4  # tokens that are tried before one that fits loudly is believed; by what power more
+_LOUDER = 4.0  # times the loudest noise: what a strategy stands by is named its best match up to there
 _PLAUSIBLE_RESIDUAL, _PLAUSIBLE_RATIO = 0.5, 1.5
 
 
@@ -44,7 +47,7 @@ class Judge:
     def __init__(self, lanes: Lanes, attempts: Attempts, vocabulary: Vocabulary, tolerances: Tolerances):
         self.lanes, self.attempts, self.vocabulary, self.tolerances = lanes, attempts, vocabulary, tolerances
         self.candidates = int(vocabulary.allowed.sum())
-        self.z = deviations(self.candidates)
+        self.z = tolerances.deviations(self.candidates)
 
     def run(self, run: Run, residual: Tensor) -> RunVerdict:
         """Causality: what holds up to the first mismatch is certified by one pass. residual `[b, K]`, in the metric of
@@ -60,18 +63,36 @@ class Judge:
         single = self.vocabulary.class_size[ids] == 1
         fits = residual <= tolerance
         open_ones = fits & ~alone & single & (at.loudness(residual) <= 1)
-        certified = fits & (alone | open_ones) & single
         ambiguous = fits & alone & ~single
+        if isinstance(at, NoisyAt):  # behind what cannot be certified nothing can, and none of it is worth a rival
+            open_ones &= ~at.hopeless(separation, residual, self.z)
+            open_ones &= ~self._too_many(ids, position, residual, open_ones)
+            open_ones &= (fits & (alone | open_ones) & single).int().cumprod(-1).bool()
+            ambiguous = fits & ~(alone & single) & ~open_ones
+        certified = fits & (alone | open_ones) & single
         nearest = ~fits & (residual < at.bound(separation, at.typical) / 2)  # nearer than half-way to anything else
+        nearest |= ~fits & run.final & (residual <= _LOUDER * tolerance)
+        missing = ~fits & ~nearest & run.final
         failed = self.attempts.failed[run.slots][:, None]
         status = torch.where(nearest, int(Status.BEST_MATCH), int(Status.AFTER_FAILURE))
         status = torch.where(ambiguous, int(Status.AMBIGUOUS), status)
         status = torch.where(certified, int(Status.CERTIFIED), status)
+        status = status.masked_fill(missing, int(Status.NOT_FOUND))
+        failed = failed | ((missing.cumsum(-1) - missing.long()) > 0)
         status = status.masked_fill(failed, int(Status.AFTER_FAILURE))
-        good = (certified | ambiguous | nearest | failed) & (step < run.counts[:, None])
+        good = (certified | ambiguous | nearest | missing | failed) & (step < run.counts[:, None])
         counts = good.int().cumprod(-1).sum(-1)
         error = at.error(residual, bound, torch.full_like(residual, torch.inf), self.candidates)
         return RunVerdict(status, (bound - residual).clamp_min(0), residual < bound, counts, error, open_ones & ~failed)
+
+    def _too_many(self, ids: Tensor, position: Tensor, residual: Tensor, among: Tensor) -> Tensor:
+        """`[b, K]` bool: which of the tokens `among` others usually have more rivals in loud noise than are tried."""
+        found = torch.zeros_like(among)
+        at = self.tolerances.at(position[among])
+        if bool(among.any()) and isinstance(at, NoisyAt):
+            radius = at.usual_radius(residual[among], self.z)
+            found[among] = self.vocabulary.rivals_within(ids[among], radius, NEAREST, NEAREST)[1]
+        return found
 
     def settled(self, slots: Tensor) -> Tensor:
         """`[b]` bool: the answer at these lanes' positions is clear from what was tried there."""

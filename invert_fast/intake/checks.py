@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from ..model.decoder import Decoder
-from ..types import InputError, States
+from ..types import InputError, Noise, States
 
 
 def check_lengths(decoder: Decoder, lengths: Sequence[int]) -> None:
@@ -51,6 +52,36 @@ def checked(decoder: Decoder, index: int, item: States | Tensor) -> Tensor:
             "numbers: capture it again, in bfloat16 or float32 if float16 overflowed"
         )
     return rows.float()
+
+
+def noise_of(item: States | Tensor) -> Noise | None:
+    """What these states say of it."""
+    return item.noise if isinstance(item, States) else None
+
+
+def of_noise(
+    texts: Iterable[tuple[int, States | Tensor]], noise: Noise | None
+) -> Iterator[tuple[int, States | Tensor]]:
+    """The texts as they come; InputError for one that says it has other noise than what all are inverted with."""
+    for index, item in texts:
+        if isinstance(item, States) and item.noise not in (None, noise):
+            raise InputError(
+                f"text {index}: states say they have noise {item.noise}, the first text's are inverted with "
+                f"{noise or 'none'}, expected the same for all: invert those of other noise by themselves"
+            )
+        yield index, item
+
+
+def of_like_noise(
+    texts: Sequence[States], noise: Noise | None
+) -> Iterator[tuple[Noise | None, list[tuple[int, States]]]]:
+    """Texts, each with its place, that go together: those that say they have the same noise; all, where `noise` is
+    said of all."""
+    groups: dict[Noise | None, list[tuple[int, States]]] = {}
+    for place, text in enumerate(texts):
+        own = noise or text.noise
+        groups.setdefault(own, []).append((place, replace(text, noise=own)))
+    yield from groups.items()
 
 
 def _instead(decoder: Decoder, rows: Tensor) -> str:

@@ -60,6 +60,14 @@ class NormalEquations:
         more of it for M while tokens are few. The covariance is shrunk to its diagonal by `_SHRINK` · (D / count)².
         Both fade as tokens come in, and where a layer is read without error there is next to none from the start.
         """
+        solution, covariance = self.regression()
+        M = solution[: self.rows]
+        precision_M = torch.linalg.solve(covariance, M.T)  # Q Mᵀ: [D, D_e]
+        context = -solution[self.rows :] @ precision_M
+        return torch.cat([precision_M, context]).float(), (M @ precision_M).float()
+
+    def regression(self) -> tuple[Tensor, Tensor]:
+        """What `solve` makes its scorer of, fp64: the map `[D_e + context, D]` and the covariance `[D, D]` of ε."""
         inputs, sums = self.rows + self.context, self.sums
         normal, mixed = sums[:inputs, :inputs], sums[:inputs, inputs:]
         power, count = sums[inputs:, inputs:], max(1, self.count)
@@ -70,10 +78,7 @@ class NormalEquations:
         own = covariance.diagonal().clamp_min(_NOTHING * float(power.diagonal().mean()) / count)
         covariance = (1 - shrink) * covariance
         covariance.diagonal().copy_(own + _LEAST * own.mean() + 1e-30)
-        M = solution[: self.rows]
-        precision_M = torch.linalg.solve(covariance, M.T)  # Q Mᵀ: [D, D_e]
-        context = -solution[self.rows :] @ precision_M
-        return torch.cat([precision_M, context]).float(), (M @ precision_M).float()
+        return solution, covariance
 
     def _ridge(self, normal: Tensor, mixed: Tensor, power: Tensor) -> Tensor:
         """What to add to the diagonal of the inputs' products, `[inputs]`."""

@@ -12,7 +12,7 @@ nothing else that was tried, near exchanges among it, comes close to that.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,8 +23,10 @@ from ..engine.tolerances import Tolerances
 from ..model.decoder import Decoder
 from ..model.vocabulary import Vocabulary
 from ..types import InputError, Status
+from .certify import solve_all
 from .exchanges import reorderings, repeated
 from .offsets import OffsetLens, offset_lenses
+from .recorded import Logits, last_rows
 from .vector import VectorRecovery, VectorSearch
 
 _PASS = 4096  # tokens a forward pass
@@ -46,6 +48,23 @@ class _Beam:
 
 
 @torch.no_grad()
+def search_vectors(
+    decoder: Decoder,
+    vocabulary: Vocabulary,
+    vectors: Logits | Tensor | Sequence[Logits | Tensor],
+    lengths: Sequence[int],
+    settings: VectorSearch | None,
+    calibrate: Callable[[], Tolerances],
+) -> list[VectorRecovery]:
+    """Prompts of so many tokens whose next-token vectors these are, see `Inverter.invert_vector`; calibrate: asked
+    where solving for the states leaves no more noise than the model's own."""
+    found, tolerances = solve_all(decoder, vocabulary, last_rows(vectors))
+    if not found:
+        return []
+    targets = torch.cat([one.hidden[-1:].float() for one in found])
+    return search_states(decoder, vocabulary, targets, tolerances or calibrate(), lengths, settings)
+
+
 def search_states(
     decoder: Decoder,
     vocabulary: Vocabulary,

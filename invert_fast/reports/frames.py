@@ -43,6 +43,8 @@ def of_recovery(found: Recovery) -> Any:
     }
     if found.error_bound is not None:
         columns["error_bound"] = found.error_bound
+    if found.posterior is not None:
+        columns["posterior"] = found.posterior
     return frame(columns)
 
 

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..types import Recovery, Status
+from ..types import InputError, Recovery, Status
+from .calibration import calibration_error
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,8 @@ class ScoredText:
     text, reference: what came out, what went in; token_ids, reference_ids: the same in tokens (reference_ids None where
     they are not known); exact: equal, by tokens where these are known; token_accuracy: share of positions that are
     right, of those of the longer of the two; similarity: difflib's ratio of the texts; certified: share of positions
-    with a certificate, None where nobody said; recovery: the whole of it, where it was given.
+    with a certificate, None where nobody said; recovery: the whole of it, where it was given; posterior: the stated
+    probability of each token, None where nobody said.
     """
 
     text: str
@@ -29,6 +31,7 @@ class ScoredText:
     similarity: float
     certified: float | None = None
     recovery: Recovery | None = field(default=None, repr=False, compare=False)
+    posterior: list[float] | None = field(default=None, repr=False)
 
     @property
     def tokens(self) -> int:
@@ -48,7 +51,9 @@ class ScoredText:
 class Score:
     """exact_match: share of prompts recovered at every token (by text where there are no reference ids);
     token_accuracy: share of positions, None without reference ids; similarity: mean difflib ratio of the texts;
-    certified: share of positions with a certificate, None where nobody said; texts: each by itself."""
+    certified: share of positions with a certificate, None where nobody said; texts: each by itself; posterior: mean of
+    the stated probabilities that tokens are right, calibration_error: how far those are from what came true (see
+    `calibration`), None where nobody stated any."""
 
     prompts: int
     exact_match: float
@@ -56,6 +61,8 @@ class Score:
     similarity: float
     certified: float | None = None
     texts: tuple[ScoredText, ...] = field(default=(), repr=False)
+    posterior: float | None = None
+    calibration_error: float | None = None
 
     def to_pandas(self) -> Any:
         """A row a text. InputError without pandas."""
@@ -69,6 +76,15 @@ class Score:
         return of_score(self)
 
 
+def check_paired(recovered: Sequence[Recovery], texts: Sequence[Any]) -> None:
+    """InputError where there is not one text for each recovery."""
+    if len(recovered) != len(texts):
+        raise InputError(
+            f"{len(recovered)} recoveries came with {len(texts)} texts, expected one each: give the texts that were "
+            "captured, in their order"
+        )
+
+
 def score(
     rows: Iterable[Recovery | Mapping[str, Any]], references: Sequence[tuple[Sequence[int] | None, str]]
 ) -> Score:
@@ -80,6 +96,9 @@ def score(
     known = all(one.reference_ids is not None for one in texts)
     accuracy = _pooled(texts, [max(len(one.reference_ids or ()), one.tokens) for one in texts], "token_accuracy")
     said = all(one.certified is not None for one in texts)
+    stated = [p for one in texts for p in one.posterior or ()]
+    right = [i not in one.wrong for one in texts if one.posterior is not None for i in range(one.tokens)]
+    believed = known and len(stated) == sum(one.tokens for one in texts) > 0
     return Score(
         len(texts),
         sum(one.exact for one in texts) / len(texts),
@@ -87,6 +106,8 @@ def score(
         sum(one.similarity for one in texts) / len(texts),
         _pooled(texts, [one.tokens for one in texts], "certified") if said else None,
         texts,
+        sum(stated) / len(stated) if believed else None,
+        calibration_error(stated, right) if believed else None,
     )
 
 
@@ -95,18 +116,30 @@ def _scored(row: Recovery | Mapping[str, Any], ids: Sequence[int] | None, refere
     if isinstance(row, Recovery):
         found, text, status = row.token_ids.tolist(), row.text or "", [int(s) for s in row.status]
         certified = [s == Status.CERTIFIED for s in status]
+        posterior = None if row.posterior is None else row.posterior.tolist()
     else:
         found, text = list(row["token_ids"]), row["text"] or ""
         certified = [s == Status.CERTIFIED.label for s in row.get("status", ())]
+        posterior = _stated(row.get("posterior"), len(found))
     similarity = 1.0 if text == reference else difflib.SequenceMatcher(None, text, reference, autojunk=False).ratio()
     share = sum(certified) / len(found) if len(certified) == len(found) and found else None if found else 1.0
     if ids is None:
-        return ScoredText(text, reference, found, None, text == reference, None, similarity, share, recovery)
+        exact = text == reference
+        return ScoredText(text, reference, found, None, exact, None, similarity, share, recovery, posterior)
     truth = list(ids)
     longer = max(len(truth), len(found))
     right = sum(a == b for a, b in zip(found, truth, strict=False))
     accuracy = right / longer if longer else 1.0
-    return ScoredText(text, reference, found, truth, found == truth, accuracy, similarity, share, recovery)
+    exact = found == truth
+    return ScoredText(text, reference, found, truth, exact, accuracy, similarity, share, recovery, posterior)
+
+
+def _stated(posterior: Any, tokens: int) -> list[float] | None:
+    """The probabilities of a line of recovered.jsonl, if they are one a token; null is none."""
+    if not isinstance(posterior, list) or len(posterior) != tokens:
+        return None
+    good = [p if isinstance(p, (int, float)) and 0 <= p <= 1.001 else 0.0 for p in posterior]
+    return [min(1.0, float(p)) for p in good]
 
 
 def _pooled(texts: Sequence[ScoredText], weights: Sequence[int], name: str) -> float:

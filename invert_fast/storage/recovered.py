@@ -38,6 +38,8 @@ def recovered_row(recovery: Recovery) -> dict[str, Any]:
         "forward_tokens": recovery.cost.forward_tokens,
         "seconds": round(recovery.cost.seconds, 6),
     }
+    if recovery.posterior is not None:
+        row["posterior"] = _numbers(recovery.posterior)
     if recovery.alternatives:
         row["alternatives"] = {str(position): ids for position, ids in recovery.alternatives.items()}
     if (mended := recovery.mended) is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -17,10 +18,13 @@ from ..types import InputError, States
 from .arrow import is_arrow, open_arrow
 from .contents import FLOATS, Array, Contents, open_npy, open_npz, open_safetensors
 from .masks import spans
+from .noise import Noise, noise_named
 from .precisions import CODES, codes_of
 from .scaled import SUFFIXES, are_codes, is_scale, unpacked
 from .tensors import write_tensors
 from .visible import visible
+
+log = logging.getLogger("invert_fast")
 
 FORMAT = "invert_fast-states-1"
 _CHECK_ROWS = 1 << 16
@@ -33,8 +37,8 @@ class StatesFile:
     """A states file on disk; rows are read when asked for, so its size does not matter.
 
     kind: that of its `Contents`; array: `[N, D]`, or `[B, T, D]` seen as B·T rows; lead: index of the layer where all
-    are in front of these; spans: text i has rows spans[i][0] to spans[i][1]; layer, compute_dtype, model: None when
-    unknown.
+    are in front of these; spans: text i has rows spans[i][0] to spans[i][1]; layer, compute_dtype, model, noise: None
+    when unknown.
     """
 
     path: Path
@@ -45,6 +49,7 @@ class StatesFile:
     layer: str | None = None
     compute_dtype: str | None = None
     model: str | None = None
+    noise: Noise | None = None
     lead: tuple[int, ...] = ()
 
     def __len__(self) -> int:
@@ -75,7 +80,7 @@ class StatesFile:
         return self._said(self.rows(0, 0), layer)
 
     def _said(self, rows: Tensor, layer: int | str) -> States:
-        return States(rows, self.layer or layer, self.dtype, self.compute_dtype or "", self.model)
+        return States(rows, self.layer or layer, self.dtype, self.compute_dtype or "", self.model, noise=self.noise)
 
     def without_model(self) -> StatesFile:
         """The same file, what it says of its model and layer disregarded because the caller insists."""
@@ -185,8 +190,18 @@ def states_in(
         meta.get("layer"),
         meta.get("compute_dtype"),
         meta.get("model"),
+        _noise(path, meta.get("noise")),
         lead,
     )
+
+
+def _noise(path: Path, said: str | None) -> Noise | None:
+    """The noise that a file says is in its states; what others mean by that word may be anything."""
+    try:
+        return noise_named(said)
+    except InputError as error:
+        log.warning("%s: %s; the states are taken to have none (--noise states it)", visible(str(path)), error)
+        return None
 
 
 def choose(contents: Contents, tensor: str | None, usual: str) -> str:

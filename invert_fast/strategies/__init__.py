@@ -8,6 +8,7 @@ from ..lazy import exporting
 from .registry import BUILT_IN
 
 if TYPE_CHECKING:
+    from .beam import Beam
     from .chain import Chain
     from .continuous import Continuous
     from .exhaustive import Exhaustive
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from .prior import PriorOrder
     from .speculative import Speculative
 
-__all__ = ["Chain", "Continuous", "Exhaustive", "PerStepProjection", "PriorOrder", "Speculative"]
+__all__ = ["Beam", "Chain", "Continuous", "Exhaustive", "PerStepProjection", "PriorOrder", "Speculative"]
 
 _places = (place.split(":") for place in BUILT_IN.values())
 __getattr__ = exporting(__name__, {name: module for module, name in _places} | {"Chain": f"{__name__}.chain"})

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 BUILT_IN = {
     "auto": "invert_fast.strategies.auto:auto",
     "speculative": "invert_fast.strategies.speculative:Speculative",
+    "beam": "invert_fast.strategies.beam:Beam",
     "continuous": "invert_fast.strategies.continuous:Continuous",
     "sipit": "invert_fast.strategies.per_step:PerStepProjection",
     "prior": "invert_fast.strategies.prior:PriorOrder",

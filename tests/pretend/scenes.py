@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from invert_fast import Continuous, Exhaustive, Inverter, PerStepProjection, PriorOrder, Recovery
+from invert_fast import Beam, Continuous, Exhaustive, Inverter, PerStepProjection, PriorOrder, Recovery
 from invert_fast.lens import linear_fit
 from invert_fast.strategies.registry import BUILT_IN
 
@@ -23,6 +23,7 @@ SHORT = ("The small town", "A letter")
 STRATEGIES = {
     "auto": "auto",
     "speculative": "speculative",
+    "beam": Beam(width=2),
     "continuous": Continuous(steps=24, candidates=4096, first_block=64, round=8),
     "sipit": PerStepProjection(max_steps=24),
     "prior": PriorOrder(first_block=64),

@@ -7,7 +7,7 @@ import pytest
 from invert_fast import Chain, Exhaustive, PriorOrder, Speculative
 from invert_fast.strategies.registry import BUILT_IN, strategy_named
 
-SEARCHES = ("continuous", "sipit")  # hundreds of steps a position: they have tests of their own
+SEARCHES = ("continuous", "sipit", "beam")  # of hundreds of steps a position, or for noise: with tests of their own
 TUNED = {"exhaustive": Exhaustive(block=64)}
 STRATEGIES = {
     **{name: TUNED.get(name) or strategy_named(name) for name in BUILT_IN if name not in SEARCHES},
