@@ -24,7 +24,7 @@ from ..types import InputError
 from . import store
 from .linear import LinearLens
 from .linear_fit import add_texts, measure
-from .mixture import LENGTH, Held, Mixture
+from .mixture import Held, Mixture
 from .normal_equations import NormalEquations
 from .prior import draft_lists
 from .settings import Fit, FitReport
@@ -121,11 +121,11 @@ def _add_rounds(
     drawn = sums.count  # other texts than those that are in them already
     fresh = NormalEquations(sums.rows, sums.width, sums.context, decoder.device)
     begun = kept = now = time.perf_counter()
-    given = _given(decoder, text)
     while rounds == 0 or now + (now - begun) / rounds < until:  # the next one would end in time
         mixture = Mixture(decoder, vocabulary, step_seed(fit.seed, drawn), 0.0, bar, more=_ROUND)
         bar.set_description(f"fit the lens: {drawn:,} tokens")
         ids = mixture.texts()
+        given = _given(decoder, text, mixture.length)
         if len(given):
             at = torch.arange(len(ids[::2])) + rounds * len(ids[::2])
             ids[::2] = vocabulary.representative[given[at % len(given)]]
@@ -140,9 +140,9 @@ def _add_rounds(
     return rounds
 
 
-def _given(decoder: Decoder, text: Sequence[Sequence[int]]) -> Tensor:
-    """The user's texts as rows of the mixture's length, each behind what the tokenizer puts before a text."""
-    length, opening = min(LENGTH, decoder.max_length), opening_of(decoder)
+def _given(decoder: Decoder, text: Sequence[Sequence[int]], length: int) -> Tensor:
+    """The user's texts as rows `[n, length]`, each behind what the tokenizer puts before a text."""
+    opening = opening_of(decoder)
     rows = windows(text, max(1, length - len(opening)), decoder.device)
     begun = torch.tensor([opening], dtype=torch.long, device=decoder.device).expand(len(rows), -1)
     return torch.cat([begun, rows], 1)[:, :length]

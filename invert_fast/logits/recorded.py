@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
-
-from torch import Tensor
 
 from ..types import InputError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from .unembedding import Unembedding
 
 KINDS = ("auto", "log_probs", "logits")
@@ -140,9 +139,3 @@ def _check_ids(ids: Tensor, size: int, text: int) -> None:
         raise InputError(
             f"text {text}: token id {int(ordered[..., 1:][same][0])} is there twice in one row, expected distinct ids"
         )
-
-
-def last_rows(vectors: Logits | Tensor | Sequence[Logits | Tensor]) -> list[Logits]:
-    """Of each of some recordings (or `[V]`, `[T, V]` tensors) the last row."""
-    items = [vectors] if isinstance(vectors, (Logits, Tensor)) else list(vectors)
-    return [v.last() if isinstance(v, Logits) else Logits(v[None] if v.dim() == 1 else v[-1:]) for v in items]

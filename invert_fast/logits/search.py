@@ -26,7 +26,7 @@ from ..types import InputError, Status
 from .certify import solve_all
 from .exchanges import reorderings, repeated
 from .offsets import OffsetLens, offset_lenses
-from .recorded import Logits, last_rows
+from .recorded import Logits
 from .vector import VectorRecovery, VectorSearch
 
 _PASS = 4096  # tokens a forward pass
@@ -58,7 +58,7 @@ def search_vectors(
 ) -> list[VectorRecovery]:
     """Prompts of so many tokens whose next-token vectors these are, see `Inverter.invert_vector`; calibrate: asked
     where solving for the states leaves no more noise than the model's own."""
-    found, tolerances = solve_all(decoder, vocabulary, last_rows(vectors))
+    found, tolerances = solve_all(decoder, vocabulary, _last_rows(vectors))
     if not found:
         return []
     targets = torch.cat([one.hidden[-1:].float() for one in found])
@@ -263,3 +263,8 @@ class _Run:
         swapped = best.repeat(T, near.indices.shape[1], 1)
         swapped[torch.arange(T, device=best.device), :, torch.arange(T, device=best.device)] = near.indices
         return torch.cat([guessed, swapped.flatten(0, 1)])[None]
+
+
+def _last_rows(vectors: Logits | Tensor | Sequence[Logits | Tensor]) -> list[Logits]:
+    items = [vectors] if isinstance(vectors, (Logits, Tensor)) else list(vectors)
+    return [v.last() if isinstance(v, Logits) else Logits(v[None] if v.dim() == 1 else v[-1:]) for v in items]

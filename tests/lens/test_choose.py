@@ -46,7 +46,7 @@ def test_an_unknown_lens_is_refused():
     inv = Inverter(make("gpt2"))
     with pytest.raises(InputError, match="expected one of auto, linear, learned"):
         choose_lens(inv.decoder, inv.vocabulary, "psychic")
-    with pytest.raises(InputError, match="expected learned or linear"):
+    with pytest.raises(InputError, match="expected auto, learned or linear"):
         inv.fit("psychic")
 
 
