@@ -28,7 +28,7 @@ from workloads import random_rows, real_rows
 
 from invert_fast import Inverter, States, Status
 from invert_fast.engine.protocol import Block, Context, Run
-from invert_fast.engine.verdict import deviations
+from invert_fast.engine.tolerances import deviations
 from invert_fast.model.decoder import capture
 from invert_fast.model.numerics import model_in
 

@@ -263,9 +263,9 @@ class Inverter:
 
     def calibrate(self, states_dtype: str = "float32", compute_dtype: str = "float32") -> Tolerances:
         """Noise and tolerance for states stored in one precision, computed in another; measured once, then cached."""
-        two = tuple("float32" if d == "float64" else d for d in (states_dtype, compute_dtype))
-        if (key := (*two, name_in_use())) not in self._tolerances:
-            self._tolerances[key] = calibrate(self.decoder, self.vocabulary, *two)
+        stored, computed = ("float32" if d == "float64" else d for d in (states_dtype, compute_dtype))
+        if (key := (stored, computed, name_in_use())) not in self._tolerances:
+            self._tolerances[key] = calibrate(self.decoder, self.vocabulary, stored, computed)
         return self._tolerances[key]
 
     def fit(

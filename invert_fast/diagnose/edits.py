@@ -68,7 +68,8 @@ def _told(edit: str, found: Sequence[Recovery], given: Tensor) -> bool:
         placed = [row for row, status in zip(rows[0], found[0].status, strict=True) if status == Status.CERTIFIED]
         return placed != sorted(placed)
     if edit == "steering":
-        length = max(float(np.linalg.norm(one.mended.vector)) for one in found if one.mended is not None)
+        vectors = [one.mended.vector for one in found if one.mended is not None]
+        length = max(float(np.linalg.norm(vector)) for vector in vectors if vector is not None)
         return length > _SOME * float(given.norm(dim=-1).median())
     if edit == "gap":
         return -1 in rows[0]

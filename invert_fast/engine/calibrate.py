@@ -77,8 +77,8 @@ def with_noise(
     precision = str(decoder.dtype).removeprefix("torch.")
     flat = calibrate(decoder, vocabulary, precision, precision, flat=True)
     length = rows.float().norm(dim=-1) if len(rows) else torch.ones(1)
-    lengths = (float(length[0]), float(length[1:].median())) if len(length) > 1 else (float(length.mean()),) * 2
-    return noisy_tolerances(flat, own, noise, lengths, decoder.width)
+    first, rest = float(length[0]), float(length[1:].median() if len(length) > 1 else length.mean())
+    return noisy_tolerances(flat, own, noise, (first, rest), decoder.width)
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -54,8 +55,8 @@ class NoisyTolerances(Tolerances):
 
     def at(self, positions: Tensor) -> NoisyAt:
         plain = super().at(positions)
-        figures = {field.name: getattr(plain, field.name) for field in fields(plain)} | {"exact": False}
-        return NoisyAt(**figures, width=self.width, laplacian=self.laplacian)
+        figures: dict[str, Any] = {field.name: getattr(plain, field.name) for field in fields(plain)}
+        return NoisyAt(**figures | {"exact": False}, width=self.width, laplacian=self.laplacian)
 
     def describe(self) -> str:
         first, rest = self.typical
@@ -114,7 +115,9 @@ def noisy_tolerances(
 ) -> NoisyTolerances:
     """For states with `noise`. flat: how far states are apart, in the plain metric; own: of the same states without it;
     lengths: of a state of a first position, and of another."""
-    known = {field.name: getattr(flat, field.name) for field in fields(Tolerances) if field.name != "metric"}
+    known: dict[str, Any] = {
+        field.name: getattr(flat, field.name) for field in fields(Tolerances) if field.name != "metric"
+    }
     added = [noise.beside(length, width) for length in lengths]
     typical = [math.hypot(one, rest) for one, rest in zip(added, own.own, strict=True)]
     spread = [

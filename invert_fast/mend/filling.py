@@ -80,7 +80,7 @@ class Search:
         best = int(others.argmin())
         if not bool(self.fits.near(others[best], position)):
             return None
-        token = int(behind[(tokens == best).nonzero()[0, 0]])
+        token = int(behind[tokens.tolist().index(best)])
         ids = torch.tensor([[*before, w, token] for w in order.tolist()], device=order.device)
         beside = self.fits.residuals(self.asked.after(ids)[:, -1], self.row[None], position)[0]
         others[order] = torch.minimum(others[order], beside)

@@ -68,9 +68,9 @@ def _starts(work: Work) -> Iterator[Tensor]:
     """What the vector may be, roughly: what a known opening leaves of the first row; nothing; and how far the mean of
     the rows is from that of states of other texts."""
     rows, decoder = work.rows, work.decoder
-    bos = opening_of(decoder) or [getattr(decoder.tokenizer, "bos_token_id", None)]
-    if isinstance(bos[0], int):
-        yield rows[0] - work.made(bos[:1], 1)[0]
+    bos = next(iter(opening_of(decoder)), getattr(decoder.tokenizer, "bos_token_id", None))
+    if isinstance(bos, int):
+        yield rows[0] - work.made([bos], 1)[0]
     yield torch.zeros_like(rows[0])
     samples = sample_texts(decoder, work.vocabulary.allowed, _SAMPLES, min(len(rows), decoder.max_length), 0)
     states = decoder.capture(samples).float()
