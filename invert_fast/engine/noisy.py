@@ -56,7 +56,8 @@ class NoisyTolerances(Tolerances):
     def at(self, positions: Tensor) -> NoisyAt:
         plain = super().at(positions)
         figures: dict[str, Any] = {field.name: getattr(plain, field.name) for field in fields(plain)}
-        return NoisyAt(**figures | {"exact": False}, width=self.width, laplacian=self.laplacian)
+        figures["exact"] = False
+        return NoisyAt(**figures, width=self.width, laplacian=self.laplacian)
 
     def describe(self) -> str:
         first, rest = self.typical
@@ -126,8 +127,8 @@ def noisy_tolerances(
     ]
     more = math.sqrt(1 + _LOUDEST * math.sqrt(_TAILS[noise.kind == LAPLACIAN] / width) * (1 + 8 / width))
     ceiling = max(typical[0] * more, own.plain_noise[0]), max(typical[1] * more, own.plain_noise[1])
-    known |= {"noise": ceiling, "tolerance": ceiling, "typical": tuple(typical), "spread": tuple(spread)}
-    return NoisyTolerances(**known | {"plain": (1.0, 1.0)}, noise_level=noise, rounding=own.own, width=width)
+    known.update(noise=ceiling, tolerance=ceiling, typical=tuple(typical), spread=tuple(spread), plain=(1.0, 1.0))
+    return NoisyTolerances(**known, noise_level=noise, rounding=own.own, width=width)
 
 
 def keep_certain(ledger: Ledger, slots: Tensor) -> None:
