@@ -13,6 +13,10 @@ from ..types import Recovery
 
 Texts = Iterable[tuple[int, Tensor] | None]  # None: none now, see `Engine.run`
 Run = Callable[[Texts], Iterator[tuple[int, Recovery]]]
+_TABLES = (  # of a recovery, a row a position
+    *("token_ids", "residual", "discrete_loss", "margin", "status", "rank", "steps"),
+    *("loss_ceiling", "error_bound", "posterior"),
+)
 
 
 def run_as_read(decoder: Decoder, texts: Texts, run: Run) -> Iterator[tuple[int, Recovery]]:
@@ -33,18 +37,12 @@ def run_as_read(decoder: Decoder, texts: Texts, run: Run) -> Iterator[tuple[int,
 
 def behind(found: Recovery, count: int, decode: Callable[[list[int]], str | None]) -> Recovery:
     """The recovery less its first `count` positions; what it cost stays the cost of all."""
-    tables = (
-        "residual",
-        "discrete_loss",
-        "margin",
-        "status",
-        "rank",
-        "steps",
-        "loss_ceiling",
-        "error_bound",
-        "posterior",
-    )
-    cut = {name: table[count:] for name in tables if (table := getattr(found, name)) is not None}
-    ids = found.token_ids[count:]
-    others = {position - count: also for position, also in found.alternatives.items() if position >= count}
-    return replace(found, token_ids=ids, text=decode(ids.tolist()), alternatives=others, trace=None, **cut)
+    cut = positions(found, count, len(found.token_ids))
+    return replace(cut, text=decode(cut.token_ids.tolist()))
+
+
+def positions(found: Recovery, start: int, stop: int) -> Recovery:
+    """What is known of these positions, counted from the first of them; text and cost stay those of all."""
+    cut = {name: table[start:stop] for name in _TABLES if (table := getattr(found, name)) is not None}
+    others = {at - start: also for at, also in found.alternatives.items() if start <= at < stop}
+    return replace(found, alternatives=others, trace=None, **cut)

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..engine.read import positions
 from ..types import InputError, Mended, Recovery, Status
 from .filling import MOST, Filling, Search, by_prior
 from .settle import Settled, settled, with_settled
-from .work import Work, cut_at, first_failure, not_certified, with_lost
+from .work import Work, first_failure, not_certified, with_lost
 
 _GAPS = 4  # that are looked for where nobody says where they are
 _BEHIND = 2  # rows behind a gap that have to certify, where there are so many
@@ -74,7 +75,7 @@ def _unknown(work: Work) -> Recovery:
             why = "the first row fits no token: what is missing stood before it (edit 'front'), if anything is"
             break
         for count in range(1, MOST + 1):
-            filling, why = _fill(work, text, cut_at(found, at), at, count, text.rows[at])
+            filling, why = _fill(work, text, positions(found, 0, at), at, count, text.rows[at])
             if filling is None:
                 continue
             made = work.made([*found.token_ids[:at].tolist(), *filling.ids], count)
@@ -93,7 +94,7 @@ def _unknown(work: Work) -> Recovery:
         return _finished(work, text, found, "", [])
     lost = text.given[at:]
     text = _Text(text.rows[:at], text.given[:at], text.filled)
-    return _finished(work, text, cut_at(found, at), why, lost)
+    return _finished(work, text, positions(found, 0, at), why, lost)
 
 
 def _goes_on(found: Recovery, at: int) -> bool:

@@ -174,21 +174,3 @@ def not_certified(found: Recovery, start: int, status: Status = Status.BEST_MATC
     if error is not None:
         error[which] = 1.0
     return replace(found, status=changed, error_bound=error)
-
-
-def cut_at(found: Recovery, stop: int) -> Recovery:
-    """The first `stop` positions of a recovery."""
-    tables = (
-        "token_ids",
-        "residual",
-        "discrete_loss",
-        "margin",
-        "status",
-        "rank",
-        "steps",
-        "loss_ceiling",
-        "error_bound",
-    )
-    cut = {name: table[:stop] for name in tables if (table := getattr(found, name)) is not None}
-    others = {position: also for position, also in found.alternatives.items() if position < stop}
-    return replace(found, alternatives=others, trace=None, **cut)
