@@ -278,8 +278,8 @@ class Inverter:
     ) -> FitReport:
         """Fit a lens for this layer, on text that the model writes itself; later inversions draft with it.
 
-        lens: `learned` (minutes); `linear` (seconds, on first use anyway; with `Fit.minutes` it is made better for so
-        long); `auto`: learned, or of a large vocabulary 15 minutes of linear. settings: see `Fit`; text: texts (or ids)
+        lens: `learned`, as `auto` (minutes, of a large vocabulary 15); `linear` (seconds, on first use anyway; with
+        `Fit.minutes` it is made better for so long). settings: see `Fit`; text: texts (or ids)
         like those to be recovered, half of the training if given; output: also write the learned lens there. It is kept
         in the cache folder; interrupted fits go on. Raises InputError for what is out of range.
         """

@@ -27,13 +27,21 @@ def add(commands: argparse._SubParsersAction) -> None:
         "--lens",
         choices=("auto", "learned", "linear"),
         default="auto",
-        help="learned: a small transformer, minutes; linear: closed form, seconds, made on first use anyway, and made "
-        "better for --minutes; auto (default): learned, or for a large vocabulary linear for 15 minutes",
+        help="learned (auto, the default): a small transformer, minutes; linear: closed form, seconds, made on first "
+        "use anyway, and made better for --minutes",
     )
     one.add_argument(
-        "--minutes", type=_minutes, metavar="m", help="for at most so long (of the learned lens, sampling comes before)"
+        "--minutes",
+        type=_minutes,
+        metavar="m",
+        help="for at most so long (default of a large vocabulary 15; of a small one sampling comes before)",
     )
-    one.add_argument("--steps", type=positive, metavar="N", help="optimisation steps at most (default 1500)")
+    one.add_argument(
+        "--steps",
+        type=positive,
+        metavar="N",
+        help="optimisation steps at most (default 1500; of a large vocabulary what there is time for)",
+    )
     one.add_argument(
         "--text", type=Path, metavar="FILE", help="prompts.txt or .jsonl like those to recover: half of the training"
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -65,4 +65,15 @@ class Lens(Protocol):
     @property
     def row_bias(self) -> Tensor:
         """`scores` less the products of proxies and tokens' rows, beyond position 0: `[V]`."""
+        ...
+
+
+@runtime_checkable
+class WeighingLens(Protocol):
+    """A lens that may say itself how much of the model's own prior its scores want, text by text and row by row."""
+
+    weighs: bool
+
+    def weighed_proxies(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """As `Lens.proxies`, and the weights of the prior `[b, T]`, 0 at position 0; where it `weighs`."""
         ...

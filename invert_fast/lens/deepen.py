@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from ..storage import cache
 from ..storage.checkpoint import step_seed
 from ..types import InputError
 from . import store
+from .base import Lens
 from .linear import LinearLens
 from .linear_fit import add_texts, measure
 from .mixture import Held, Mixture
@@ -40,7 +41,7 @@ _KEEP_SECONDS, _TO_SOLVE = 60.0, 0.05  # what is left of the time for solving an
 _TOP = 16
 
 
-class _Clock(tqdm):
+class Clock(tqdm):
     """Runs with the time, whatever is told of tokens."""
 
     def update(self, n: float | None = 1) -> bool | None:
@@ -67,77 +68,117 @@ def deepen_linear(
         lens = store.linear_lens(decoder, vocabulary, fit.seed, again=True)
     minutes = fit.minutes or MINUTES
     seconds = 60 * minutes
-    log.info("the linear lens of %s gets %g minutes of more texts (what it has by then is kept)", _of(decoder), minutes)
-    with _Clock(total=round(seconds), desc="fit the lens", unit="s", leave=False) as bar:
-        test = _held_out(decoder, vocabulary, fit.seed, bar)
-        before = _right(decoder, lens, test)
-        rounds = _add_rounds(decoder, vocabulary, fit, text, bar, started + seconds * (1 - _TO_SOLVE))
-        bar.set_description("fit the lens: solve")
-        found = read_sums(decoder, vocabulary, fit.seed)
-        deeper = None if found is None else solved_again(lens, *found)
+    log.info(
+        "the linear lens of %s gets %g minutes of more texts (what it has by then is kept)", named(decoder), minutes
+    )
+    with Clock(total=round(seconds), desc="fit the lens", unit="s", leave=False) as bar:
+        test = held_out(decoder, vocabulary, fit.seed, bar)
+        before = right(decoder, lens, test)
+        deeper, rounds = deepened(decoder, vocabulary, lens, fit, text, test, bar, started + seconds * (1 - _TO_SOLVE))
         if deeper is None:
             raise InputError(
-                "the sums of the linear lens are gone or cannot be solved: fit it again, without --minutes"
+                "a lens is made better from its sums, and the cache keeps none that can be solved: set "
+                "INVERT_FAST_CACHE to a folder, or fit the lens again, without --minutes"
             )
-        measure(decoder, deeper, test)
-    after = _right(decoder, deeper, test)
+    after = right(decoder, deeper, test)
     better = after[0] > before[0]
     if better:
         store.keep_linear(deeper, decoder, fit.seed)
     path = cache.path(store.linear_name(decoder, fit.seed))
     top1, top16, linear = ({"held out": round(share, 5)} for share in (*after, before[0]))
-    named = None if path is None else str(path)
-    return FitReport(top1, top16, linear, rounds, time.perf_counter() - started, named, deeper=True, better=better)
+    kept = None if path is None else str(path)
+    return FitReport(top1, top16, linear, rounds, time.perf_counter() - started, kept, deeper=True, better=better)
 
 
-def _of(decoder: Decoder) -> str:
+@torch.no_grad()
+def deepened(
+    decoder: Decoder,
+    vocabulary: Vocabulary,
+    lens: LinearLens,
+    fit: Fit,
+    text: Sequence[Sequence[int]],
+    test: Held,
+    bar: tqdm,
+    until: float,
+    also: Callable[[Tensor, Tensor], None] | None = None,
+) -> tuple[LinearLens | None, int]:
+    """The lens solved again with what texts until `until` (of `time.perf_counter`) add to its sums, and in how many
+    rounds they came; no lens where no sums are kept. also: what else is told of these texts, `[b, T]`, and states."""
+    found = read_sums(decoder, vocabulary, fit.seed) if learns(lens.accuracy) else None
+    drawn = 0 if found is None else found[0].count  # other texts than those that are in them already
+    sums = _fresh(decoder, vocabulary)
+    rounds, kept = 0, time.perf_counter()
+    for texts in _rounds(decoder, vocabulary, fit, text, bar, drawn, until):
+        rounds += 1
+        for ids, states in texts:
+            if found is not None:
+                add_texts(sums, vocabulary, ids, states)
+            if also is not None:
+                also(ids, states)
+        if found is not None and time.perf_counter() - kept > _KEEP_SECONDS:
+            add_to_sums(decoder, fit.seed, sums, of_use=False)
+            sums, kept = _fresh(decoder, vocabulary), time.perf_counter()
+    if sums.count:
+        add_to_sums(decoder, fit.seed, sums, of_use=False)
+    found = None if found is None else read_sums(decoder, vocabulary, fit.seed)
+    if found is None:
+        return None, rounds
+    bar.set_description("fit the lens: solve")
+    deeper = solved_again(lens, *found)
+    if deeper is not None:
+        measure(decoder, deeper, test)
+    return deeper, rounds
+
+
+def named(decoder: Decoder) -> str:
+    """Model and layer, as messages name them."""
     return f"{decoder.fingerprint()}, {decoder.layer.name}"
 
 
-def _held_out(decoder: Decoder, vocabulary: Vocabulary, seed: int, bar: tqdm) -> Held:
-    """The texts that the first fit held out, too."""
+def held_out(decoder: Decoder, vocabulary: Vocabulary, seed: int, bar: tqdm) -> Held:
+    """The texts that the first fit held out, too, and as many that are nothing but natural: most captures are."""
     bar.set_description("fit the lens: hold out texts")
     mixture = Mixture(decoder, vocabulary, seed, 0.0, bar)
-    return mixture.hold(mixture.texts()[: mixture.held_rows])
+    mixed = mixture.texts()[: mixture.held_rows]
+    return mixture.hold(torch.cat([mixed, mixture.natural(mixture.held_rows)]))
 
 
-def _right(decoder: Decoder, lens: LinearLens, test: Held) -> tuple[float, float]:
+def right(decoder: Decoder, lens: Lens, test: Held) -> tuple[float, float]:
     """Shares of held-out tokens that are drafted right, and that are among the first sixteen."""
     ids = draft_lists(decoder, lens, test.states).ids
-    right = ids == test.ids[..., None]
-    return right[..., 0].float().mean().item(), right[..., :_TOP].any(-1).float().mean().item()
+    found = ids == test.ids[..., None]
+    return found[..., 0].float().mean().item(), found[..., :_TOP].any(-1).float().mean().item()
 
 
-def _add_rounds(
-    decoder: Decoder, vocabulary: Vocabulary, fit: Fit, text: Sequence[Sequence[int]], bar: tqdm, until: float
-) -> int:
-    """Add to the sums on disk until it is time to solve them. Returns how many rounds of texts there was time for."""
-    found = read_sums(decoder, vocabulary, fit.seed)
-    if found is None:
-        raise InputError(
-            "a lens is made better from its sums, and the cache keeps none: set INVERT_FAST_CACHE to a folder"
-        )
-    sums, rounds = found[0], 0
-    drawn = sums.count  # other texts than those that are in them already
-    fresh = NormalEquations(sums.rows, sums.width, sums.context, decoder.device)
-    begun = kept = now = time.perf_counter()
-    while rounds == 0 or now + (now - begun) / rounds < until:  # the next one would end in time
-        mixture = Mixture(decoder, vocabulary, step_seed(fit.seed, drawn), 0.0, bar, more=_ROUND)
+def _fresh(decoder: Decoder, vocabulary: Vocabulary) -> NormalEquations:
+    return NormalEquations(vocabulary.embedding.shape[1], decoder.width, decoder.width + 1, decoder.device)
+
+
+def _rounds(
+    decoder: Decoder,
+    vocabulary: Vocabulary,
+    fit: Fit,
+    text: Sequence[Sequence[int]],
+    bar: tqdm,
+    drawn: int,
+    until: float,
+) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """Rounds of texts `[b, T]` and their states, one at least, while the next one would end in time. drawn: how many
+    tokens came before."""
+    likely, rounds = None, 0
+    begun = now = time.perf_counter()
+    while rounds == 0 or now + (now - begun) / rounds < until:
+        mixture = Mixture(decoder, vocabulary, step_seed(fit.seed, drawn), 0.0, bar, more=_ROUND, likely=likely)
         bar.set_description(f"fit the lens: {drawn:,} tokens")
         ids = mixture.texts()
+        likely = mixture.likely
         given = _given(decoder, text, mixture.length)
         if len(given):
             at = torch.arange(len(ids[::2])) + rounds * len(ids[::2])
             ids[::2] = vocabulary.representative[given[at % len(given)]]
-        for part in ids.split(64):
-            add_texts(fresh, vocabulary, part, mixture.run(part))
+        ids = torch.cat([ids, mixture.varied(ids)])
+        yield [(part, mixture.run(part)) for part in ids.split(64)]
         rounds, drawn, now = rounds + 1, drawn + ids.numel(), time.perf_counter()
-        if now - kept > _KEEP_SECONDS:
-            add_to_sums(decoder, fit.seed, fresh, of_use=False)
-            fresh, kept = NormalEquations(sums.rows, sums.width, sums.context, decoder.device), now
-    if fresh.count:
-        add_to_sums(decoder, fit.seed, fresh, of_use=False)
-    return rounds
 
 
 def _given(decoder: Decoder, text: Sequence[Sequence[int]], length: int) -> Tensor:

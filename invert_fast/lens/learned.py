@@ -1,7 +1,10 @@
 """The learned lens: a small causal transformer over H that corrects the linear lens where context blurs it.
 
     z_t = (h_t − μ) / σ,   x = transformer(W₁ z_t + W₂ z_{t−1}),   proxy_t = s·A[h_t; h_{t−1}; 1] + W₃ x_t
-    score_v = proxy_t·e_v + s·b_v + d_v
+    score_v = proxy_t·e_v + s·b_v + d_v   (+ w_t · log p(v | h_{t−1}), w_t = max(0, W₄ x_t + b₄))
+
+The last term, the model's own next-token prior, is part of a lens of a large vocabulary at the last layer: how much of
+it a token wants shows in the states around it, so the transformer says that as well.
 
 A and b start as those of the linear lens (`linear.py`) and W₃ at zero, so before any training it *is* the linear lens.
 Position 0 has no context to correct for, and stays with the linear lens. The output is tied to the embedding matrix.
@@ -31,8 +34,9 @@ _TOKENS_AT_ONCE = 2048  # of a draft: what a pass over so many tokens writes sta
 class LearnedLens(nn.Module):
     """Used like `LinearLens`, which it holds for position 0 and for change scores. Trained by `train.fit_learned`.
 
-    width: of the transformer, a multiple of 64 (or less than 64); layers: its depth. accuracy, linear_accuracy: its own
-    and the linear lens's share of held-out tokens whose top score is right.
+    width: of the transformer, a multiple of 64 (or less than 64); layers: its depth; weighs: whether it says how much
+    of the model's own prior joins its scores. accuracy, linear_accuracy: its own and the linear lens's share of
+    held-out tokens whose top score is right.
     """
 
     kind = "learned"
@@ -40,10 +44,10 @@ class LearnedLens(nn.Module):
     spread: Tensor
     fixed: Tensor
 
-    def __init__(self, linear: LinearLens, width: int, layers: int):
+    def __init__(self, linear: LinearLens, width: int, layers: int, weighs: bool = False):
         super().__init__()
         self.linear, self.vocabulary = linear, linear.vocabulary
-        self.width, self.layers = width, layers
+        self.width, self.layers, self.weighs = width, layers, weighs
         self.accuracy, self.linear_accuracy, self.repair = linear.accuracy, linear.accuracy, Repair()
         self.prior: DraftPrior | None = None
         both, constant = split_rows(linear.parts["rest"].project)
@@ -59,6 +63,10 @@ class LearnedLens(nn.Module):
         self.body = nn.ModuleList(_Block(width) for _ in range(layers))
         self.norm, self.leave = nn.LayerNorm(width), nn.Linear(width, outputs)
         _zero(self.leave)
+        self.gate = nn.Linear(width, 1) if weighs else None
+        if self.gate is not None:
+            _zero(self.gate)
+            nn.init.ones_(self.gate.bias)
         self.to(both.device)
 
     def freeze(self) -> LearnedLens:
@@ -67,8 +75,9 @@ class LearnedLens(nn.Module):
         pack_linears(self)
         return self
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        """Proxies of whole texts, `[b, T, D] → [b, T, D_e]` fp32.
+    def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Proxies of whole texts, `[b, T, D] → [b, T, D_e]` fp32, and the weights of the prior `[b, T]`, 0 at position
+        0, or None.
 
         The transformer runs in bf16 where that is faster. The linear part never does: its scores are in the thousands,
         of which bf16 would round away what tells tokens apart.
@@ -79,9 +88,11 @@ class LearnedLens(nn.Module):
             x = here + F.pad(before, (0, 0, 1, 0))[:, :-1]
             for block in self.body:
                 x = block(x)
-            correction = self.leave(self.norm(x[:, 1:]))
+            seen = self.norm(x[:, 1:])
+            correction = self.leave(seen)
+            weights = None if self.gate is None else F.pad(self.gate(seen)[..., 0].float().clamp_min(0.0), (1, 0))
         linear = two_row_map(hidden, self.linear.parts["first"].project, self.project, self.constant)
-        return torch.cat([linear[:, :1], self.log_scale.exp() * linear[:, 1:] + correction.float()], 1)
+        return torch.cat([linear[:, :1], self.log_scale.exp() * linear[:, 1:] + correction.float()], 1), weights
 
     def bias(self) -> Tensor:
         """`[V]`: what a token scores beyond position 0 whatever the state; −1e30 for tokens that are no candidates."""
@@ -90,8 +101,16 @@ class LearnedLens(nn.Module):
     @torch.no_grad()
     def proxies(self, hidden: Tensor) -> Tensor:
         """As `LinearLens.proxies`; the texts go through in groups of a few thousand tokens."""
-        texts = max(1, hidden.shape[1] and _TOKENS_AT_ONCE // hidden.shape[1])
-        return torch.cat([self(part) for part in hidden.split(texts)])
+        return torch.cat([self(part)[0] for part in self._groups(hidden)])
+
+    @torch.no_grad()
+    def weighed_proxies(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """The same of a lens that weighs the prior, and the weights of that, `[b, T]`."""
+        proxies, weights = zip(*(self(part) for part in self._groups(hidden)), strict=True)
+        return torch.cat(proxies), torch.cat(weights)
+
+    def _groups(self, hidden: Tensor) -> tuple[Tensor, ...]:
+        return hidden.split(max(1, hidden.shape[1] and _TOKENS_AT_ONCE // hidden.shape[1]))
 
     @torch.no_grad()
     def best(self, proxies: Tensor) -> tuple[Tensor, Tensor]:

@@ -125,6 +125,21 @@ def _most(count: int, size: int) -> int:
     return max(_FEWEST, min(count, _SCORES_IN_ALL // size))
 
 
+@torch.no_grad()
+def accuracy(lens: Lens, ids: Tensor, states: Tensor) -> tuple[float, float]:
+    """top-1 and top-16 over all positions but the first."""
+    if ids.shape[1] < 2:
+        return 1.0, 1.0
+    first, later, tokens = 0.0, 0.0, ids[:, 1:].numel()
+    none = torch.zeros(1, dtype=torch.bool, device=ids.device)
+    for part, rows in zip(ids.split(32), states.split(32), strict=True):
+        right = part[:, 1:].flatten()
+        scores = lens.scores(lens.proxies(rows)[:, 1:].flatten(0, 1), none.expand(len(right)))
+        ahead = (scores > scores.gather(1, right[:, None])).sum(-1)
+        first, later = first + float((ahead == 0).sum()), later + float((ahead < 16).sum())
+    return first / tokens, later / tokens
+
+
 def sureness(wrong: Tensor, leads: Tensor) -> float:
     """The sureness under which what was seen is most likely: which tokens were wrong, and by what they led."""
     towards = torch.where(wrong, -1.0, 1.0).double() * leads

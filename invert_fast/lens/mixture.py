@@ -28,6 +28,7 @@ _A_NUMBER, _LEAST, _MOST = 40, 16_384, 65_536  # tokens per number of a state, w
 _A_NUMBER_DEAR, _LEAST_DEAR = 20, 4096  # where they are dear
 _SHARES = {True: (0.6, 0.15, 0.25), False: (0.2, 0.35, 0.45)}  # written, prose, random: cheap and dear
 _SWAPPED, _SWAPS = 0.5, 0.3  # of the written and prose texts, how many have tokens replaced at random, and how many
+_ASKED_MORE = 1536  # rows that are asked for what is likely, where many texts are written
 _BARE, _CHATS = {True: 0.5, False: 0.25}, 0.125  # of all texts: begun with nothing, begun as a chat
 _LONG, _LONG_SHARE = 1024, 4  # a few texts are long, a quarter of the tokens: late positions must not surprise the lens
 _SINGLES, _SINGLES_DEAR = 8192, 1536  # texts of one token, at most
@@ -49,10 +50,18 @@ class Mixture:
     """The texts of one fit, deterministic from the seed. cheap: the model is small enough to run as much as we want.
 
     more: so many tokens instead, for a lens that has had the package's prose already: the model writes in its place.
+    likely: what it writes in, see `likely_tokens`; found out where it is not given, and told to the next.
     """
 
     def __init__(
-        self, decoder: Decoder, vocabulary: Vocabulary, seed: int, noise: float, bar: tqdm, more: int | None = None
+        self,
+        decoder: Decoder,
+        vocabulary: Vocabulary,
+        seed: int,
+        noise: float,
+        bar: tqdm,
+        more: int | None = None,
+        likely: Tensor | None = None,
     ):
         self.decoder, self.vocabulary, self.seed, self.noise, self.bar = decoder, vocabulary, seed, noise, bar
         self.generator = torch.Generator().manual_seed(seed)
@@ -62,6 +71,7 @@ class Mixture:
         tokens = _A_NUMBER_DEAR * decoder.width if not self.cheap else max(_A_NUMBER * decoder.width, _LEAST)
         self.tokens = more or min(max(tokens, _LEAST_DEAR), _MOST)
         self.shares = _SHARES[self.cheap] if more is None else (1 - _SHARES[self.cheap][2], 0.0, _SHARES[self.cheap][2])
+        self.asked = None if more is None else _ASKED_MORE
         self.rows = max(8, self.tokens // self.length)
         held = min(self.rows // _HELD, (_HELD_TOKENS if self.cheap else _HELD_TOKENS_DEAR) // self.length)
         self.held_rows = max(1, held)
@@ -69,6 +79,7 @@ class Mixture:
         self.long = min(decoder.max_length, _LONG)
         self.singles = min(len(self.allowed), _SINGLES if self.cheap else max(_SINGLES_DEAR, 2 * decoder.width))
         asked = self.kept_rows * self.length  # what else might have stood there
+        self.likely = likely
         self.work = round((1 + self.shares[0]) * self.rows * self.length) + self.singles + asked
         self._offset = 0
 
@@ -81,7 +92,7 @@ class Mixture:
             starts[:written] = [opening_of(self.decoder)[: self.length // 2]] * written
         given = prose_ids(self.decoder)
         if len(given) < self.length:
-            written, prose = written + prose, 0
+            written, prose, given = written + prose, 0, []
         for row, begun in enumerate(starts):
             if written <= row < written + prose:
                 at = (row - written) * len(given) // prose
@@ -90,7 +101,10 @@ class Mixture:
                 ids[row, len(begun) :] = ids[row, : self.length - len(begun)].clone()
             ids[row, : len(begun)] = torch.tensor(begun, dtype=ids.dtype)
         if self.length > 1:
-            self._write(ids, starts[:written], ids[written : written + prose])
+            natural = ids[written : written + prose]
+            if not prose:  # there was some, and a mixture before this one had it
+                natural = torch.tensor(given[: len(given) // self.length * self.length], device=ids.device)
+            self._write(ids, starts[:written], natural.view(-1, self.length))
         natural = torch.rand(written + prose, generator=self.generator) < _SWAPPED
         swap = (torch.rand(len(natural), self.length, generator=self.generator) < _SWAPS) & natural[:, None]
         for row, begun in enumerate(starts[: len(natural)]):
@@ -100,6 +114,20 @@ class Mixture:
         ids = torch.where(self.vocabulary.usable[ids], ids, self.random(*ids.shape))
         order = torch.randperm(self.rows, generator=self.generator).to(ids.device)
         return self.vocabulary.representative[ids[order]]
+
+    def varied(self, ids: Tensor) -> Tensor:
+        """The same texts `[b, T]` with some of their tokens replaced at random: contexts that nobody has to write."""
+        swap = torch.rand(ids.shape, generator=self.generator) < _SWAPS
+        swap[:, 0] = False
+        return self.vocabulary.representative[torch.where(swap.to(ids.device), self.random(*ids.shape), ids)]
+
+    def natural(self, rows: int) -> Tensor:
+        """Ids `[rows, length]` of texts as the model writes them, behind what the tokenizer puts before a text."""
+        ids, begun = self.random(rows, self.length), opening_of(self.decoder)[: self.length // 2]
+        ids[:, : len(begun)] = torch.tensor(begun, dtype=ids.dtype, device=ids.device)
+        if self.length > 1:
+            self._write(ids, [begun] * rows, ids[:0])
+        return self.vocabulary.representative[torch.where(self.vocabulary.usable[ids], ids, self.random(*ids.shape))]
 
     def random(self, *shape: int) -> Tensor:
         """Random candidates, `shape`."""
@@ -117,12 +145,13 @@ class Mixture:
 
     def _write(self, ids: Tensor, starts: list[list[int]], prose: Tensor) -> None:
         """Fill the first rows of `ids` with what the model writes after their starts, or after a token at random."""
-        tokens = likely_tokens(self.decoder, self.vocabulary, prose if len(prose) else ids)
+        if self.likely is None:
+            self.likely = likely_tokens(self.decoder, self.vocabulary, prose if len(prose) else ids, self.asked)
         for begun in {tuple(start) for start in starts}:
             rows = torch.tensor([i for i, start in enumerate(starts) if tuple(start) == begun], device=ids.device)
             for part in rows.split(_TOKENS_AT_ONCE // LENGTH * 2):
                 at = ids[part, : max(1, len(begun))]
-                ids[part] = write(self.decoder, at, self.length, tokens, self.generator, self.bar)
+                ids[part] = write(self.decoder, at, self.length, self.likely, self.generator, self.bar)
 
     def run(self, ids: Tensor) -> Tensor:
         """States of texts, `[b, T] → [b, T, D]` fp32, as noisy as they are expected to be."""

@@ -4,6 +4,7 @@ gives it.
 A lens takes what a context adds to a state for Gaussian noise, which it is not: its scores exaggerate, and drafts are
 best with several times the prior. But for what the model would never write, passwords or keys, the prior only misleads.
 So a text is drafted as if it were natural; where that draft surprises the model, its rows are drafted again with less.
+A learned lens has seen what natural texts look like, and says for each row how much of it to take.
 
 Where the head is the embedding matrix, as in most models of many tokens, a logit is a product with a token's row, as
 is the score of a lens: the prior is added to the proxies, and costs nothing. Where it is not, it is asked for the
@@ -19,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..model.decoder import Decoder
-from .base import Lens
+from .base import Lens, WeighingLens
 
 _AROUND = 8  # tokens on either side whose surprise counts at a position
 
@@ -76,6 +77,9 @@ class Drafted:
 @torch.no_grad()
 def draft_lists(decoder: Decoder, lens: Lens, hidden: Tensor) -> Drafted:
     """Of states of whole texts `[b, T, D]`."""
+    if isinstance(lens, WeighingLens) and lens.weighs:
+        proxies, weights = lens.weighed_proxies(hidden)
+        return _lists(decoder, lens, hidden, proxies, weights)
     found = weighed_lists(decoder, lens, hidden, 0.0 if lens.prior is None else lens.prior.weights[0])
     if lens.prior is None or not decoder.layer.near_head or hidden.shape[1] < 2:
         return found
@@ -90,16 +94,22 @@ def draft_lists(decoder: Decoder, lens: Lens, hidden: Tensor) -> Drafted:
 @torch.no_grad()
 def weighed_lists(decoder: Decoder, lens: Lens, hidden: Tensor, weight: float) -> Drafted:
     """With `weight` times the prior everywhere."""
-    proxies = together = lens.proxies(hidden)
-    joins, tied = weight > 0 and decoder.layer.near_head, decoder.tied_scale
+    weights = torch.full(hidden.shape[:2], weight if decoder.layer.near_head else 0.0, device=hidden.device)
+    weights[:, :1] = 0.0
+    return _lists(decoder, lens, hidden, lens.proxies(hidden), weights, joins=weight > 0)
+
+
+def _lists(
+    decoder: Decoder, lens: Lens, hidden: Tensor, proxies: Tensor, weights: Tensor, joins: bool = True
+) -> Drafted:
+    joins = joins and decoder.layer.near_head and hidden.shape[1] > 1
+    together, tied, weight = proxies, decoder.tied_scale, weights[:, 1:, None]
     if joins and tied is not None:
         together = proxies.clone()
         together[:, 1:] += (weight / tied) * decoder.head_input(hidden[:, :-1]).float()
     ids, scores = lens.lists(together)
     if joins and tied is None:
         ids[:, 1:], scores[:, 1:] = _add_prior(decoder, hidden[:, :-1], ids[:, 1:], scores[:, 1:], weight)
-    weights = torch.full_like(scores[..., 0], weight if joins else 0.0)
-    weights[:, :1] = 0.0
     return Drafted(proxies, ids, scores, lens.repair.error(_leads(scores)), weights)
 
 
@@ -118,9 +128,7 @@ def _weigh_again(decoder: Decoder, lens: Lens, hidden: Tensor, found: Drafted, w
     found.weight[at] = weight[:, 0]
 
 
-def _add_prior(
-    decoder: Decoder, before: Tensor, ids: Tensor, scores: Tensor, weight: Tensor | float
-) -> tuple[Tensor, Tensor]:
+def _add_prior(decoder: Decoder, before: Tensor, ids: Tensor, scores: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     prior = decoder.logits_of(before.flatten(0, -2), ids.flatten(0, -2)).view_as(scores)
     scores, order = (scores + weight * prior.masked_fill(ids < 0, 0.0)).sort(-1, descending=True)
     return ids.gather(-1, order), scores

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..model.decoder import Decoder
 from ..model.lanes import Lanes
+from .base import Lens
 from .linear import LinearLens
 from .measure import SIZES, cost, evenly, sureness
 from .orders import orders, ranked_ids, take_turns
@@ -58,9 +59,7 @@ def fit_prior(decoder: Decoder, lens: LinearLens, ids: Tensor, states: Tensor) -
 
 
 @torch.no_grad()
-def measure_orders(
-    decoder: Decoder, lens: LinearLens, ids: Tensor, states: Tensor, lanes: Lanes, drafted: Drafted
-) -> Repair:
+def measure_orders(decoder: Decoder, lens: Lens, ids: Tensor, states: Tensor, lanes: Lanes, drafted: Drafted) -> Repair:
     """As `measure_repair`, where candidates are tried in the turns of `orders`. lanes: where these texts are kept, one
     each."""
     draft, leads = drafted.ids[..., 0], drafted.leads

@@ -14,10 +14,11 @@ class Fit:
     """How a learned lens is trained, or a linear one made better.
 
     width, layers: of its transformer (None: 128 and 1 where the linear lens drafts nine of ten held-out tokens right,
-    else 192 and 2: where there is more to correct, a second layer saves more repairs than it costs); steps: at most so
-    many (None: 1,500; fewer when held-out texts stop gaining); minutes: wall time at most, sampling left out (of the
-    linear lens: all in all); states_dtype: precision that its states will be stored in, `any` for all in turn; noise:
-    standard deviation of Gaussian noise on them, relative to the RMS of each; seed.
+    else 192 and 2: where there is more to correct, a second layer saves more repairs than it costs; of a large
+    vocabulary 256 and 2); steps: at most so many (None: 1,500, fewer when held-out texts stop gaining; of a large
+    vocabulary what there is time for); minutes: wall time at most, sampling left out (of the linear lens and of a large
+    vocabulary all in all, None: 15); states_dtype: precision that its states will be stored in, `any` for all in
+    turn; noise: standard deviation of Gaussian noise on them, relative to the RMS of each; seed.
     Equal settings give the equal lens, unless `minutes` cuts the training short.
     """
 
@@ -48,9 +49,10 @@ class Fit:
 class FitReport:
     """What a fit came to. top1, top16: shares of held-out tokens whose right candidate is the first, or among the first
     sixteen: `written` by the model (or from the texts that were given) and `random`; linear: top-1 of the linear lens
-    on both; steps taken; seconds; path of the lens, None when the cache is off. Of a large vocabulary, and of a
-    linear lens that was given minutes (`deeper`), there is one kind of tokens, `held out`; of the latter, `linear` is
-    what the lens before drafted right, steps are rounds of texts, and it is kept if it is `better`."""
+    on both; steps taken; seconds; path of the lens, None when the cache is off; better: than the lens before, else that
+    one goes on being used. Of a large vocabulary, and of a linear lens that was given minutes (`deeper`), there is one
+    kind of tokens, `held out`; of the latter, `linear` is what the lens before drafted right, and steps are rounds of
+    texts."""
 
     top1: dict[str, float]
     top16: dict[str, float]

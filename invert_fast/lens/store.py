@@ -88,7 +88,7 @@ def write_learned(lens: LearnedLens, decoder: Decoder, about: dict) -> bytes:
     tensors = {name: t for name, t in _linear_tensors(lens.linear).items() if name != "rest.project"}
     for name, tensor in lens.state_dict().items():
         tensors[f"lens.{name}"] = (tensor.half() if _in_half(name) else tensor).contiguous()
-    described = {"format": _LEARNED, "width": lens.width, "layers": lens.layers, **about}
+    described = {"format": _LEARNED, "width": lens.width, "layers": lens.layers, "weighs": lens.weighs, **about}
     described |= {"linear_accuracy": lens.linear_accuracy}
     described |= {"model": decoder.fingerprint(), "layer": _place(decoder)}
     return save(tensors, metadata=_about(lens, described))
@@ -108,7 +108,7 @@ def round_weights(lens: LearnedLens) -> None:
 
 
 def _in_half(name: str) -> bool:
-    return name.split(".")[0] in ("enter", "body", "leave")
+    return name.split(".")[0] in ("enter", "body", "leave", "gate")
 
 
 def read_learned(path: Path, decoder: Decoder, vocabulary: Vocabulary) -> LearnedLens | None:
@@ -126,7 +126,7 @@ def read_learned(path: Path, decoder: Decoder, vocabulary: Vocabulary) -> Learne
         rest = torch.cat([both[:, :out], both[:, out:], whole_tensor(file, "lens.constant", (out,))[None]])
         parts = _parts(file, D, out, {"rest": rest})
         linear = _listed(LinearLens(vocabulary, parts, energies=_energies(file, vocabulary)), file)
-        lens = LearnedLens(linear, width, layers)
+        lens = LearnedLens(linear, width, layers, about.get("weighs") is True)
         state = {
             name: whole_tensor(file, f"lens.{name}", tuple(like.shape)).to(like.dtype)
             for name, like in lens.state_dict().items()

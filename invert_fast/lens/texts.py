@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..model.decoder import Decoder
 from ..model.vocabulary import Vocabulary
 from ..storage.checkpoint import step_seed
 from ..types import dtype_named
+from .learned import LearnedLens
+from .measure import accuracy
 from .sampling import noisy, self_samples
 from .settings import Fit
 
@@ -24,6 +27,9 @@ _ROUNDINGS = {"any": (torch.float32, torch.float32, torch.float16, torch.bfloat1
 
 class TrainingTexts:
     """Texts to train and to measure on, and their states as a capture would have stored them."""
+
+    steps, rate, linear_rate = 1500, 2e-3, 2e-4  # see `TrainingData`
+    patience: int | None = 5
 
     def __init__(self, decoder: Decoder, vocabulary: Vocabulary, fit: Fit, text: Sequence[Sequence[int]]):
         self.decoder, self.fit = decoder, fit
@@ -72,10 +78,22 @@ class TrainingTexts:
     @torch.no_grad()
     def states(self, ids: Tensor, step: int) -> Tensor:
         """`[b, T] → [b, T, D]` fp32, rounded and with noise as the fit asks."""
-        states = self.decoder.states(ids).float()
-        states = noisy(states, self.fit.noise, step_seed(self.fit.seed, step) + 1)
-        roundings = _ROUNDINGS.get(self.fit.states_dtype) or (dtype_named(self.fit.states_dtype),)
-        return states.to(roundings[step % len(roundings)]).float()
+        return as_stored(self.decoder.states(ids).float(), self.fit, step)
+
+    def loss(self, lens: LearnedLens, step: int) -> Tensor:
+        """Of the texts of one step: cross entropy of the right tokens among all that are scored."""
+        ids = self.batch(step)
+        states, columns = self.states(ids, step), self.columns(ids, step)
+        embedding, bias, right = lens.vocabulary.embedding, lens.bias(), ids[:, 1:].flatten()
+        proxies = lens(states)[0][:, 1:].flatten(0, 1)
+        if columns is None:
+            return F.cross_entropy(embedding.scores(proxies, bias), right)
+        scores = torch.addmm(bias[columns], proxies, embedding[columns].T)
+        return F.cross_entropy(scores, torch.searchsorted(columns, right))
+
+    def accuracy(self, lens: LearnedLens) -> tuple[float, float]:
+        """top-1 and top-16 on the texts that are held out."""
+        return accuracy(lens, self.held_ids, self.held_states)
 
     def columns(self, ids: Tensor, step: int) -> Tensor | None:
         """The tokens that are scored in a step: None for all, else those in the batch and a random sample."""
@@ -83,6 +101,13 @@ class TrainingTexts:
             return None
         sample = self.tokens[_randint(len(self.tokens), (_SCORED // 2,), self.fit.seed, step).to(ids.device)]
         return torch.cat([ids.flatten(), sample]).unique()
+
+
+def as_stored(states: Tensor, fit: Fit, step: int) -> Tensor:
+    """States with the noise that is expected, rounded as they will be stored: by any dtype, by all in turn."""
+    states = noisy(states, fit.noise, step_seed(fit.seed, step) + 1)
+    roundings = _ROUNDINGS.get(fit.states_dtype) or (dtype_named(fit.states_dtype),)
+    return states.to(roundings[step % len(roundings)]).float()
 
 
 def windows(text: Sequence[Sequence[int]], length: int, device: torch.device) -> Tensor:

@@ -5,7 +5,6 @@ States are computed anew in each step, by the model itself; `texts.py` has what 
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -17,17 +16,16 @@ from ..model.decoder import Decoder
 from ..model.vocabulary import Vocabulary
 from ..storage import cache
 from ..storage.atomic import write_whole
-from ..types import InputError
 from . import store
 from .base import Lens
 from .learned import LearnedLens
 from .linear import LinearLens
 from .linear_fit import fit_linear
-from .measure import measure_repair
+from .measure import accuracy, measure_repair
 from .prior import draft_lists
 from .settings import Fit, FitReport
 from .texts import TrainingTexts
-from .trainer import Trainer, accuracy
+from .trainer import Trainer
 
 _EASY, _SMALL, _LARGE = 0.9, (128, 1), (192, 2)  # width and layers where the linear lens is right so often, and else
 
@@ -46,9 +44,6 @@ def fit_learned(
     the lens to this file.
     """
     fit, started = fit or Fit(), time.perf_counter()
-    folder = None if output is None else Path(output).absolute().parent
-    if folder is not None and not os.access(folder, os.W_OK):  # told now, not after the training
-        raise InputError(f"{output} cannot be written: give a file in a folder that exists and is yours to write")
     if fit.noise:
         linear = fit_linear(decoder, vocabulary, fit.seed, fit.noise)
     else:

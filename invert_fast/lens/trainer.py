@@ -6,46 +6,68 @@ import json
 import logging
 import time
 from dataclasses import asdict, replace
+from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..calls.interrupts import raise_interrupt
+from ..model.decoder import Decoder
 from ..storage import cache, checkpoint
-from .base import Lens
 from .files import UNREADABLE
 from .learned import LearnedLens
 from .precision import fast_dtype
 from .settings import Fit
-from .texts import TrainingTexts
 
 log = logging.getLogger("invert_fast")
 
-_RATE, _RATE_LINEAR, _WARM, _CLIP = 2e-3, 2e-4, 20, 1.0
-_STEPS, _FALL = 1500, 0.4  # the learning rate falls to zero over the last 40 % of the steps
-_LOOK, _PATIENCE, _BETTER, _GOOD = 50, 5, 0.0005, 0.9998  # held-out texts: how often, how long without gain, how much
+_WARM, _CLIP = 20, 1.0
+_FALL = 0.4  # the learning rate falls to zero over the last 40 % of the steps
+_LOOK, _BETTER, _GOOD = 50, 0.0005, 0.9998  # held-out texts: how often they are looked at, what gain counts
 _CHECKPOINT_SECONDS = 30.0
+
+
+class TrainingData(Protocol):
+    """What a lens is trained on. steps: at most, where nothing else is asked for; rate, linear_rate: of learning, of
+    the transformer and of the linear part; patience: looks at held-out texts without gain before the end begins, None
+    for no end but that of time and steps; digest: equal for equal texts; length: of most texts."""
+
+    steps: int
+    rate: float
+    linear_rate: float
+    patience: int | None
+    decoder: Decoder
+    digest: int
+    length: int
+    held_states: Tensor
+
+    def loss(self, lens: LearnedLens, step: int) -> Tensor:
+        """Of the texts of one step."""
+        ...
+
+    def accuracy(self, lens: LearnedLens) -> tuple[float, float]:
+        """top-1 and top-16 on texts that are held out."""
+        ...
 
 
 class Trainer:
     """The optimisation, with its checkpoints."""
 
-    def __init__(self, lens: LearnedLens, data: TrainingTexts, fit: Fit):
+    def __init__(self, lens: LearnedLens, data: TrainingData, fit: Fit):
         self.lens, self.data, self.fit = lens, data, fit
         linear = [lens.project, lens.constant, lens.log_scale, lens.shift]
         chosen = {id(p) for p in linear}
         rest = [p for p in lens.parameters() if id(p) not in chosen]
         self.optimizer = torch.optim.AdamW(
-            [{"params": rest, "rate": _RATE}, {"params": linear, "rate": _RATE_LINEAR}],
-            lr=_RATE,
+            [{"params": rest, "rate": data.rate}, {"params": linear, "rate": data.linear_rate}],
+            lr=data.rate,
             betas=(0.9, 0.98),
             weight_decay=0.01,
         )
         self.step, self.seconds, self.best, self.since = 0, 0.0, 0.0, 0
-        self.total = fit.steps or _STEPS
+        self.total = fit.steps or data.steps
         self.falls_from = round(self.total * (1 - _FALL))
         same = replace(fit, minutes=None, steps=None)
         decoder = data.decoder
@@ -81,16 +103,7 @@ class Trainer:
         falling = max(0, self.step - self.falls_from) / max(1, self.total - self.falls_from)
         for group in self.optimizer.param_groups:
             group["lr"] = group["rate"] * min(1.0, (self.step + 1) / _WARM) * (1 - falling)
-        ids = data.batch(self.step)
-        states, columns = data.states(ids, self.step), data.columns(ids, self.step)
-        embedding, bias, right = lens.vocabulary.embedding, lens.bias(), ids[:, 1:].flatten()
-        proxies = lens(states)[:, 1:].flatten(0, 1)
-        if columns is None:
-            scores = embedding.scores(proxies, bias)
-        else:
-            scores = torch.addmm(bias[columns], proxies, embedding[columns].T)
-            right = torch.searchsorted(columns, right)
-        loss = F.cross_entropy(scores, right)
+        loss = data.loss(lens, self.step)
         self.optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(lens.parameters(), _CLIP)
@@ -99,11 +112,12 @@ class Trainer:
 
     def _look(self, bar: tqdm, loss: float) -> None:
         """Measure held-out texts; begin the end when they are right or have stopped gaining."""
-        top1, top16 = accuracy(self.lens.eval(), self.data.held_ids, self.data.held_states)
+        top1, top16 = self.data.accuracy(self.lens.eval())
         bar.set_postfix(loss=f"{loss:.3f}", top1=f"{top1:.4f}", top16=f"{top16:.4f}")
         self.since = 0 if top1 > self.best + _BETTER else self.since + 1
         self.best = max(self.best, top1)
-        if self.step < self.falls_from and (top1 >= _GOOD or self.since >= _PATIENCE):
+        patience = self.data.patience
+        if self.step < self.falls_from and (top1 >= _GOOD or (patience is not None and self.since >= patience)):
             self._fall_now(bar)
 
     def _keep_to_time(self, bar: tqdm) -> None:
@@ -114,6 +128,8 @@ class Trainer:
             self._fall_now(bar)
         elif self.seconds >= limit:
             self.total = self.step
+        elif self.step < self.falls_from:  # no end is known, but how many steps there is time for
+            bar.total = min(self.total, round(self.step * limit / max(self.seconds, 1e-9)))
 
     def _fall_now(self, bar: tqdm) -> None:
         self.falls_from = self.step
@@ -153,18 +169,3 @@ class Trainer:
 
 
 _PROGRESS = ("step", "seconds", "best", "since", "total", "falls_from")
-
-
-@torch.no_grad()
-def accuracy(lens: Lens, ids: Tensor, states: Tensor) -> tuple[float, float]:
-    """top-1 and top-16 over all positions but the first."""
-    if ids.shape[1] < 2:
-        return 1.0, 1.0
-    first, later, tokens = 0.0, 0.0, ids[:, 1:].numel()
-    none = torch.zeros(1, dtype=torch.bool, device=ids.device)
-    for part, rows in zip(ids.split(32), states.split(32), strict=True):
-        right = part[:, 1:].flatten()
-        scores = lens.scores(lens.proxies(rows)[:, 1:].flatten(0, 1), none.expand(len(right)))
-        ahead = (scores > scores.gather(1, right[:, None])).sum(-1)
-        first, later = first + float((ahead == 0).sum()), later + float((ahead < 16).sum())
-    return first / tokens, later / tokens

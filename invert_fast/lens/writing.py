@@ -15,18 +15,20 @@ from ..model.own_lanes import lanes_of
 from ..model.vocabulary import Vocabulary
 
 SMALL = 16_384  # tokens of which all are scored
-_ASKED, _LIKELY, _ROWS = 384, 32, 16  # rows of states that are asked for their likeliest tokens; rows at once
+_ASKED, _LIKELY, _ROWS = 384, 32, 64  # rows of states that are asked for their likeliest tokens; rows at once
 
 
 @torch.no_grad()
-def likely_tokens(decoder: Decoder, vocabulary: Vocabulary, texts: Tensor) -> Tensor | None:
-    """The tokens `[n]` to write in: those of `texts [b, T]` and those that the model finds likely there; None: all."""
+def likely_tokens(decoder: Decoder, vocabulary: Vocabulary, texts: Tensor, asked: int | None = None) -> Tensor | None:
+    """The tokens `[n]` to write in: those of `texts [b, T]` and those that the model finds likely there; None: all.
+    asked: of how many rows of states (384)."""
+    asked = asked or _ASKED
     if vocabulary.size <= SMALL:
         return None
     full = decoder.full()
-    texts = texts[: -(-2 * _ASKED // max(1, texts.shape[1]))]
+    texts = texts[: -(-2 * asked // max(1, texts.shape[1]))]
     states = full.states(texts).flatten(0, 1)
-    states = states[torch.linspace(0, len(states) - 1, min(_ASKED, len(states))).long().to(states.device)]
+    states = states[torch.linspace(0, len(states) - 1, min(asked, len(states))).long().to(states.device)]
     found = [full.log_probs(part).topk(_LIKELY, -1).indices.flatten() for part in states.split(_ROWS)]
     tokens = torch.cat([texts.flatten(), *found]).unique()
     return tokens[vocabulary.usable[tokens]]

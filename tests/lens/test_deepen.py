@@ -24,8 +24,8 @@ def young(monkeypatch, tmp_path) -> Inverter:
     monkeypatch.setenv("INVERT_FAST_SHARPEN", "on")
     begin = Mixture.__init__
 
-    def little(self, decoder, vocabulary, seed, noise, bar, more=None):
-        begin(self, decoder, vocabulary, seed, noise, bar, more or 700)
+    def little(self, decoder, vocabulary, seed, noise, bar, more=None, likely=None):
+        begin(self, decoder, vocabulary, seed, noise, bar, more or 700, likely)
         self.kept_rows, self.singles = 4, 300
 
     monkeypatch.setattr(Mixture, "__init__", little)
@@ -83,22 +83,30 @@ def test_half_of_it_is_text_of_the_users(young, monkeypatch):
 def test_a_lens_that_is_no_better_is_not_kept(young, monkeypatch):
     before = linear_lens(young.decoder, young.vocabulary)
     monkeypatch.setattr(deepen, "measure", lambda *_: None)
-    monkeypatch.setattr(deepen, "_right", lambda *_: (0.5, 0.9))
+    monkeypatch.setattr(deepen, "right", lambda *_: (0.5, 0.9))
     assert not young.fit("linear", SOON).better
     after = linear_lens(young.decoder, young.vocabulary)
     assert torch.equal(before.parts["rest"].gram, after.parts["rest"].gram)
 
 
-def test_auto_is_the_linear_lens_where_the_vocabulary_is_large(young, monkeypatch):
+def test_which_fit_it_is_hangs_on_the_vocabulary(young, monkeypatch):
     asked = []
-    monkeypatch.setattr(fit, "deepen_linear", lambda *_: asked.append("linear"))
-    monkeypatch.setattr(fit, "fit_learned", lambda *_: asked.append("learned"))
-    young.fit()
-    monkeypatch.setattr(fit, "MANY_TOKENS", 100)
-    young.fit()
-    assert asked == ["learned", "linear"]
+    for name in ("deepen_linear", "fit_learned", "fit_large", "fit_linear_again"):
+        monkeypatch.setattr(fit, name, lambda *_, name=name: asked.append(name))
+    for many in (fit.MANY_TOKENS, 100):
+        monkeypatch.setattr(fit, "MANY_TOKENS", many)
+        for lens, settings in (
+            ("auto", Fit()),
+            ("learned", Fit(minutes=3)),
+            ("linear", Fit()),
+            ("linear", Fit(minutes=3)),
+        ):
+            young.fit(lens, settings)
+    small, large = asked[:4], asked[4:]
+    assert small == ["fit_learned", "fit_learned", "fit_linear_again", "deepen_linear"]
+    assert large == ["fit_large", "fit_large", "fit_linear_again", "deepen_linear"]
     with pytest.raises(InputError, match="of the learned lens"):
-        young.fit(settings=Fit(steps=3))
+        young.fit("linear", settings=Fit(steps=3))
 
 
 @pytest.mark.parametrize("setting", ["off", "good"])
