@@ -83,7 +83,8 @@ class LearnedLens(nn.Module):
         of which bf16 would round away what tells tokens apart.
         """
         half = fast_dtype(hidden.device) is torch.bfloat16
-        with torch.autocast(hidden.device.type, dtype=torch.bfloat16, enabled=half):
+        # no cache: inside an autocast of the caller's it would outlive a step, and with it the weights before the step
+        with torch.autocast(hidden.device.type, dtype=torch.bfloat16, enabled=half, cache_enabled=False):
             here, before = self.enter((hidden - self.mean) / self.spread).chunk(2, -1)
             x = here + F.pad(before, (0, 0, 1, 0))[:, :-1]
             for block in self.body:

@@ -77,7 +77,7 @@ def test_half_of_it_is_text_of_the_users(young, monkeypatch):
     young.fit("linear", SOON, text=given)
     rows = torch.cat(seen)
     theirs = (rows[:, 1:] - rows[:, :-1]) % VOCAB == 1
-    assert theirs.float().mean() == pytest.approx(0.5, abs=0.05)
+    assert (theirs.float().mean(1) > 0.2).float().mean() == pytest.approx(0.5, abs=0.05)
 
 
 def test_a_lens_that_is_no_better_is_not_kept(young, monkeypatch):
