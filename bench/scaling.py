@@ -1,6 +1,6 @@
-"""How leak and cost go with length of texts, size of the model and number of texts: audits, and their plot.
+"""How leak and cost go with length of texts, size of the model and number of texts: audits, and their plots.
 
-    python bench/scaling.py [--gemma ./gemma-3-270m] --folder build/scaling --output docs/scaling.svg
+    python bench/scaling.py [--gemma ./gemma-3-270m] --folder build/scaling --output docs
 
 One audit of the last layer a model and length, and one a number of texts: in fp32 and bf16, undefended, under Gaussian
 noise and under top-k. `--folder` keeps them: a run that was stopped goes on. Prints the table of docs/audit.md.
@@ -19,7 +19,7 @@ from workloads import MODELS, SHARED
 from invert_fast import Inverter
 from invert_fast.audit import Settings, audit
 from invert_fast.cli.report import table
-from invert_fast.figures.svg import SERIES, Axis, Panel, sheet
+from invert_fast.figures.svg import SERIES, Axis, Panel, around, sheet
 
 LENGTHS, NUMBERS = (10, 32, 128, 512, 1024), (1, 4, 16, 64, 256)
 TOKENS, LENGTH = 2048, 32  # of an audit of one length, at least one text; of texts where their number changes
@@ -61,49 +61,53 @@ def audits(models: dict[str, str], folder: Path) -> Iterator[dict]:
                 yield {"model": name, "size": size, "length": length, "count": count, "along": along, **cell}
 
 
-def plot(rows: list[dict]) -> str:
-    """Four panels: what comes back and what it costs, by length and by number."""
+def plots(rows: list[dict]) -> dict[str, str]:
+    """SVG by file name: what comes back and what it costs, by length, by number of texts and by size of the model."""
+    rows = [row for row in rows if row["precision"] == "float32"]
     models = list(dict.fromkeys(row["model"] for row in rows))
-
-    def along(what: str, value: str, title: str, words: str, high: float, percent: bool) -> Panel:
-        chosen = [r for r in rows if r["along"] == what and r["precision"] == "float32"]
-        at = "length" if what == "length" else "count"
-        x = Axis(
-            "tokens a text" if what == "length" else "texts of 32 tokens", 1 if what == "number" else 10, 1024, True
-        )
-        panel = Panel(title, x, Axis(words, 0, high))
-        for model, colour in zip(models, SERIES, strict=False):
+    by_length = [row for row in rows if row["along"] == "length"]
+    by_number = [row for row in rows if row["along"] == "number"]
+    by_size = [{**row, "size": row["size"] / 1e6} for row in by_length if row["length"] == LENGTH]
+    length, number = Axis("tokens a text", 10, 1024, True), Axis("texts of 32 tokens", 1, 1000, True)
+    size = around((row["size"] for row in by_size), "million parameters", log=True)
+    found = {}
+    for words, chosen, x, at, lines in (
+        ("length", by_length, length, "length", models),
+        ("number of texts", by_number, number, "count", ["bundled"]),
+        ("size of the model", by_size, size, "size", None),
+    ):
+        right = Panel(f"What comes back, by {words}", x, Axis("tokens right, %", 0, 100))
+        cost = Panel(f"What it costs, by {words}", x, around([0.5, *_costs(rows)], "time / bare pass", log=True))
+        for model, colour in zip(lines or [None], SERIES, strict=False):
+            of = [row for row in chosen if model in (None, row["model"])]
             for defence, dash in (("none", ""), *zip(DEFENCES, ("6 3", "2 3"), strict=True)):
-                points = [(r[at], r[value]) for r in chosen if (r["model"], r["defence"]) == (model, defence)]
-                points = [(x, (y["value"] if isinstance(y, dict) else y) * (100 if percent else 1)) for x, y in points]
-                if points and (percent or defence == "none"):
-                    label = model if defence == "none" else f"{model}, {defence}"
-                    panel.line(sorted(points), colour, label, dash=dash)
-        return panel
+                some = sorted((row for row in of if row["defence"] == defence), key=lambda row: row[at])
+                label = ", ".join(name for name in (model, defence) if name and name != "none") or "undefended"
+                shares = [(row[at], 100 * row["token_accuracy"]["value"]) for row in some]
+                right.line(shares, colour, label, dash=dash)
+                if defence == "none":
+                    cost.line([(row[at], row["times_bare_pass"]) for row in some], colour, label)
+        found[f"scaling_{at}.svg"] = sheet(f"Leak and cost by {words}", [right, cost])
+    return found
 
-    most = 1.1 * max(r["times_bare_pass"] for r in rows if r["defence"] == "none")
-    return sheet(
-        "How leak and cost go with length and number",
-        [
-            along("length", "token_accuracy", "What comes back, by length", "tokens right, %", 100, True),
-            along("length", "times_bare_pass", "What it costs, by length", "time / bare pass", most, False),
-            along("number", "token_accuracy", "What comes back, by number", "tokens right, %", 100, True),
-            along("number", "times_bare_pass", "What it costs, by number", "time / bare pass", most, False),
-        ],
-    )
+
+def _costs(rows: list[dict]) -> list[float]:
+    return [row["times_bare_pass"] for row in rows if row["defence"] == "none"]
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gemma", type=Path, help="folder of Gemma-3-270M, to have it in as well")
     parser.add_argument("--folder", type=Path, default=Path("build/scaling"))
-    parser.add_argument("--output", type=Path, default=Path("docs/scaling.svg"))
+    parser.add_argument("--output", type=Path, default=Path("docs"), help="folder of the plots")
     args = parser.parse_args()
+    args.folder.mkdir(parents=True, exist_ok=True)
     models = {Path(name).name: name for name in MODELS}
     if args.gemma:
         models["Gemma-3-270M"] = str(args.gemma)
     rows = [*audits(models, args.folder)]
-    args.output.write_text(plot(rows), encoding="utf-8")
+    for name, drawn in plots(rows).items():
+        (args.output / name).write_text(drawn, encoding="utf-8")
     columns = [
         "model",
         "parameters",
