@@ -14,6 +14,7 @@ from torch import Tensor
 from ..model.decoder import Decoder
 from ..model.vocabulary import Vocabulary
 from ..storage.checkpoint import step_seed
+from .deepen import right
 from .learned import LearnedLens
 from .linear import LinearLens
 from .mixture import Held
@@ -24,19 +25,18 @@ from .texts import as_stored
 _TOKENS = 2048  # a step
 _RANDOM, _RIVALS, _ROWS = 1024, 48, 1 << 26  # tokens beside those of a step; of a list; numbers in rows of these
 _BYTES = 1 << 30  # of states that are kept
-_TOP = 16
 _LOOKED = 4  # steps whose proxies say by what to search
 
 
 class GatheredTexts:
-    """See `Trainer` for what it asks of texts. Those to train on come by `add`."""
+    """See `TrainingData` for what is asked of texts. Those to train on come by `add`."""
 
     steps, rate, linear_rate = 100_000, 1e-3, 1e-5
     patience: int | None = None
 
     def __init__(self, decoder: Decoder, vocabulary: Vocabulary, fit: Fit, linear: LinearLens, held: Held):
         self.decoder, self.vocabulary, self.fit, self.linear = decoder, vocabulary, fit, linear
-        self.held_ids, self.held_states = held.ids, held.states
+        self.held, self.held_states = held, held.states
         self.length, self.digest = held.ids.shape[1], 0  # a fit that is cut short goes on with other texts
         self.allowed = vocabulary.allowed.nonzero().flatten()
         self.count = 0
@@ -56,14 +56,14 @@ class GatheredTexts:
         ids, states, lists = self._batch(step)
         states = as_stored(states, self.fit, step)
         proxies, weight = self._together(lens, states)
-        right, lists = ids[:, 1:].flatten(), lists.flatten(0, 1).long()
-        columns = torch.cat([right, self._random(step)]).unique()
-        place = torch.searchsorted(columns, right)
+        true, lists = ids[:, 1:].flatten(), lists.flatten(0, 1).long()
+        columns = torch.cat([true, self._random(step)]).unique()
+        place = torch.searchsorted(columns, true)
         rows, bias = self.vocabulary.embedding, lens.bias()
         among = torch.addmm(bias[columns], proxies, rows[columns].T)
         rivals = torch.bmm(rows[lists.clamp_min(0)], proxies[..., None])[..., 0] + bias[lists.clamp_min(0)]
         if weight is not None:
-            prior = self._prior(states[:, :-1].flatten(0, 1), columns, lists, right, place)
+            prior = self._prior(states[:, :-1].flatten(0, 1), columns, lists, true, place)
             among, rivals = (scores + weight * of for scores, of in zip((among, rivals), prior, strict=True))
         twice = columns[torch.searchsorted(columns, lists).clamp_max(len(columns) - 1)] == lists
         rivals = rivals.masked_fill(twice | (lists < 0), float("-inf"))
@@ -80,9 +80,7 @@ class GatheredTexts:
 
     def accuracy(self, lens: LearnedLens) -> tuple[float, float]:
         """Shares of held-out tokens that are drafted right, and that are among the first sixteen."""
-        ids = draft_lists(self.decoder, lens, self.held_states).ids
-        right = ids == self.held_ids[..., None]
-        return right[..., 0].float().mean().item(), right[..., :_TOP].any(-1).float().mean().item()
+        return right(self.decoder, lens, self.held)
 
     def _together(self, lens: LearnedLens, states: Tensor) -> tuple[Tensor, Tensor | None]:
         """Proxies of all rows but the first of texts, `[n, D_e]`, with the prior where that is a product with a token's
@@ -113,9 +111,9 @@ class GatheredTexts:
 
     @torch.no_grad()
     def _prior(
-        self, before: Tensor, columns: Tensor, lists: Tensor, right: Tensor, place: Tensor
+        self, before: Tensor, columns: Tensor, lists: Tensor, true: Tensor, place: Tensor
     ) -> tuple[Tensor, Tensor]:
         """The model's logits of tokens after rows, of `columns` and of `lists`, up to the same constant a row."""
         among, rivals = self.decoder.log_probs(before, columns), self.decoder.logits_of(before, lists)
-        shift = self.decoder.logits_of(before, right[:, None]) - among.gather(1, place[:, None])
+        shift = self.decoder.logits_of(before, true[:, None]) - among.gather(1, place[:, None])
         return among.clamp_min(-1e4), (rivals - shift).clamp_min(-1e4)
