@@ -21,6 +21,7 @@ import transformers
 from hypothesis import HealthCheck, settings
 
 from .crashes import pytest_configure as pytest_configure
+from .crashes import pytest_configure_node as pytest_configure_node
 from .small_fits import shrink
 
 ROOT = Path(__file__).resolve().parents[1]

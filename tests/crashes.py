@@ -6,6 +6,8 @@ test; with `--dist loadfile` it then waits for ever for tests that nobody runs.
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import pytest
 
 
@@ -13,3 +15,16 @@ import pytest
 def pytest_configure(config: pytest.Config) -> None:
     if getattr(config.option, "maxworkerrestart", "not installed") is None:
         config.option.maxworkerrestart = "0"
+
+
+@pytest.hookimpl(optionalhook=True)  # the plugin's
+def pytest_configure_node(node) -> None:
+    """More tests may be sent to a worker that has died, which the plugin has not read yet: the broken pipe would end
+    the run as an error of the plugin's, before it says which test the worker died of."""
+    send = node.sendcommand
+
+    def send_if_alive(name: str, **arguments) -> None:
+        with suppress(OSError):
+            send(name, **arguments)
+
+    node.sendcommand = send_if_alive

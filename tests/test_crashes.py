@@ -31,6 +31,17 @@ def test_after(): pass
 """
 
 
+NAMED = r"worker 'gw\d' crashed while running '.*test_3.py::test_that_dies'"
+CLOSED = """
+
+def pytest_runtest_logreport(report):
+    if "test_before" in report.nodeid and hasattr(report, "node"):
+        def send(_):
+            raise OSError("cannot send (already closed?)")
+        report.node.channel.send = send
+"""
+
+
 def of_the_makefile() -> list[str]:
     """The options that `make test` gives pytest."""
     (options,) = re.findall(r"bin/pytest (-n .*)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)
@@ -60,8 +71,20 @@ def test_a_worker_that_dies_ends_the_run_and_is_named(tmp_path, options, death):
     (tmp_path / "test_3.py").write_text(DEADLY.format(death=death))
     start, run = time.monotonic(), run_pytest(*options, tmp_path)
     assert run.returncode == 1, run.stdout + run.stderr
-    assert re.search(r"worker 'gw\d' crashed while running '.*test_3.py::test_that_dies'", run.stdout), run.stdout
+    assert re.search(NAMED, run.stdout), run.stdout
     assert time.monotonic() - start < 60, "it is a matter of seconds; the rest is a busy machine"
+
+
+def test_a_worker_that_is_sent_more_tests_after_its_death_is_named(tmp_path):
+    """The pipe to it is broken, and its end has not been read yet: a matter of microseconds, so the break is ours."""
+    crashes = (ROOT / "tests" / "crashes.py").read_text(encoding="utf-8")
+    (tmp_path / "conftest.py").write_text(crashes + CLOSED)
+    (tmp_path / "test_3.py").write_text(DEADLY.format(death="import time; time.sleep(1); os._exit(3)"))
+    for number in (4, 5, 6):
+        (tmp_path / f"test_{number}.py").write_text(FINE)
+    run = run_pytest("-n", "2", "--dist", "loadfile", "--no-loadscope-reorder", tmp_path)
+    assert run.returncode == 1, run.stdout + run.stderr
+    assert re.search(NAMED, run.stdout), run.stdout
 
 
 def test_a_number_of_restarts_that_was_asked_for_is_kept(tmp_path):

@@ -18,7 +18,6 @@ from .store import learned_lens, linear_lens
 
 log = logging.getLogger("invert_fast")
 
-_WORTH = 0.001  # more of the tokens right, at least, for the learned lens to be worth its passes
 _read: WeakKeyDictionary[Decoder, dict[tuple, Lens]] = WeakKeyDictionary()  # once a process
 
 
@@ -55,7 +54,7 @@ def forget(decoder: Decoder) -> None:
 def _chosen(decoder: Decoder, vocabulary: Vocabulary, kind: str, states_dtype: str, seed: int) -> Lens:
     if kind != "linear":
         learned = learned_lens(decoder, vocabulary, states_dtype)
-        if learned is not None and (kind == "learned" or learned.accuracy >= learned.linear_accuracy + _WORTH):
+        if learned is not None and (kind == "learned" or learned.pays):
             log.info("drafting with the learned lens (%.2f %% right when fitted)", 100 * learned.accuracy)
             return learned
         if kind == "learned":

@@ -81,8 +81,8 @@ def fit_large(
     first, among, linear_first = ({"held out": round(share, 5)} for share in (top1, top16, lens.linear_accuracy))
     path = cache.path(name)
     kept = None if path is None else str(path)
-    seconds, better = time.perf_counter() - started, top1 > lens.linear_accuracy
-    return FitReport(first, among, linear_first, trainer.step, seconds, kept, better=better)
+    seconds = time.perf_counter() - started
+    return FitReport(first, among, linear_first, trainer.step, seconds, kept, better=lens.pays)
 
 
 def _begun(decoder: Decoder, linear: LinearLens, fit: Fit) -> LearnedLens:

@@ -28,6 +28,7 @@ from .repair import Repair
 from .settings import HEAD
 
 WINDOW = 64  # rows that a row attends to, itself included
+_WORTH = 0.001  # more of the tokens right, at least, than the linear lens has, to be worth its passes
 _TOKENS_AT_ONCE = 2048  # of a draft: what a pass over so many tokens writes stays in the cache
 
 
@@ -68,6 +69,11 @@ class LearnedLens(nn.Module):
             _zero(self.gate)
             nn.init.ones_(self.gate.bias)
         self.to(both.device)
+
+    @property
+    def pays(self) -> bool:
+        """Whether it drafts so much better than the linear lens that it is used unasked."""
+        return self.accuracy >= self.linear_accuracy + _WORTH
 
     def freeze(self) -> LearnedLens:
         """For drafting from now on, no longer for training."""

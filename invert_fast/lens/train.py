@@ -72,7 +72,7 @@ def fit_learned(
     if output is not None:
         write_whole(Path(output), whole)
     trainer.forget()
-    return replace(report, seconds=time.perf_counter() - started, path=_named(cache.path(name)))
+    return replace(report, seconds=time.perf_counter() - started, path=_named(cache.path(name)), better=lens.pays)
 
 
 def fit_linear_again(decoder: Decoder, vocabulary: Vocabulary, seed: int = 0) -> FitReport:
