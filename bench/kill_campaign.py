@@ -65,7 +65,7 @@ def commands(inputs: Path) -> list[Command]:
             lambda f: ["invert", *model, states, "--output", str(f / "o"), "--batch-size", "1"],
             _lines,
             ("--resume",),
-            lambda f, before: (f / "o").read_bytes().startswith(before[: before.rfind(b"\n") + 1]),
+            lambda f, before: _whole_lines(before) <= _whole_lines((f / "o").read_bytes()),
         ),
         Command("fit", lambda f: ["fit", *model, "--steps", "24", "--output", str(f / "o")], _bytes),
         Command("prepare", lambda f: ["prepare", *model, "--layer", "2", "--states-dtype", "bfloat16"], _bytes),
@@ -83,6 +83,11 @@ def _bytes(folder: Path) -> dict:
     files = {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file()}
     passing = tuple(name for name in files if name.startswith("cache/") and name.endswith((".partial", ".lock")))
     return {name: path.read_bytes() for name, path in files.items() if name not in passing}
+
+
+def _whole_lines(output: bytes) -> set[bytes]:
+    """Without the last one, where it was not written to its end."""
+    return set(output[: output.rfind(b"\n") + 1].splitlines())
 
 
 def _lines(folder: Path) -> dict:
@@ -109,9 +114,10 @@ def trial(server: Commands, command: Command, wanted: dict, seconds: float, rng:
             if command.kept is not Command.__dataclass_fields__["kept"].default and output.exists():
                 before = output.read_bytes()
             argv = [*command.argv(folder), *command.resume]
-            if ended.status == 0 and not command.resume:
+            ended_well = not command.resume and (ended.status == 0 or output.exists())  # stopped after its last write
+            if ended_well:
                 break
-        if not (stopped[-1] == 0 and not command.resume):
+        if not ended_well:
             last = server.run(argv, folder / "cache")
             if last.status != 0:
                 wrong.append(f"the run to the end: status {last.status}: {last.said[-300:]}")

@@ -1,8 +1,9 @@
 """A linear lens made better for a stated time: the sums that it is solved from take in more and more texts.
 
-On models that run slowly the first fit makes do with a tenth of the tokens that a lens can use. Here the model writes
-more of them, half beside texts of the user's where there are any, until the time is up; then the sums are solved
-again. What was summed is kept once a minute, so that a fit that is cut short is gone on from by the next.
+On models that run slowly the first fit makes do with a tenth of the tokens that a lens can use. Here the model reads
+what is left of the package's pages, then writes more itself, half beside texts of the user's where there are any, until
+the time is up; then the sums are solved again. What was summed is kept once a minute, so that a fit that is cut short
+is gone on from by the next.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..model.decoder import Decoder
-from ..model.samples import opening_of
+from ..model.samples import opening_of, page_ids
 from ..model.vocabulary import Vocabulary
 from ..storage import cache
 from ..storage.checkpoint import step_seed
@@ -36,7 +37,7 @@ from .texts import windows
 log = logging.getLogger("invert_fast")
 
 MINUTES = 15.0
-_ROUND = 8192  # tokens of texts that are written at once
+_ROUND, _READ = 8192, 6144  # tokens of texts that are made at once, and of pages in them
 _KEEP_SECONDS, _TO_SOLVE = 60.0, 0.05  # what is left of the time for solving and measuring
 _TOP = 16
 
@@ -136,11 +137,10 @@ def named(decoder: Decoder) -> str:
 
 
 def held_out(decoder: Decoder, vocabulary: Vocabulary, seed: int, bar: tqdm) -> Held:
-    """The texts that the first fit held out, too, and as many that are nothing but natural: most captures are."""
+    """The texts that the first fit held out, too, natural ones among them: most captures are."""
     bar.set_description("fit the lens: hold out texts")
     mixture = Mixture(decoder, vocabulary, seed, 0.0, bar)
-    mixed = mixture.texts()[: mixture.held_rows]
-    return mixture.hold(torch.cat([mixed, mixture.natural(mixture.held_rows)]))
+    return mixture.held_out(mixture.texts())
 
 
 def right(decoder: Decoder, lens: Lens, test: Held) -> tuple[float, float]:
@@ -166,9 +166,11 @@ def _rounds(
     """Rounds of texts `[b, T]` and their states, one at least, while the next one would end in time. drawn: how many
     tokens came before."""
     likely, rounds = None, 0
+    unread = _unread(decoder, vocabulary, fit.seed, bar, drawn)
     begun = now = time.perf_counter()
     while rounds == 0 or now + (now - begun) / rounds < until:
-        mixture = Mixture(decoder, vocabulary, step_seed(fit.seed, drawn), 0.0, bar, more=_ROUND, likely=likely)
+        pages, unread = unread[:_READ], unread[_READ:]
+        mixture = Mixture(decoder, vocabulary, step_seed(fit.seed, drawn), 0.0, bar, _ROUND, likely, pages)
         bar.set_description(f"fit the lens: {drawn:,} tokens")
         ids = mixture.texts()
         likely = mixture.likely
@@ -179,6 +181,15 @@ def _rounds(
         ids = torch.cat([ids, mixture.varied(ids)])
         yield [(part, mixture.run(part)) for part in ids.split(64)]
         rounds, drawn, now = rounds + 1, drawn + ids.numel(), time.perf_counter()
+
+
+def _unread(decoder: Decoder, vocabulary: Vocabulary, seed: int, bar: tqdm, drawn: int) -> list[int]:
+    """What of the package's pages neither the first fit nor one before this has read, as far as `drawn` tells."""
+    first = Mixture(decoder, vocabulary, seed, 0.0, bar)
+    if first.writes:
+        return []
+    rounds = max(0, drawn - first.tokens) // (2 * _ROUND)  # each text comes varied as well
+    return page_ids(decoder)[len(first.given) + rounds * _READ :]
 
 
 def _given(decoder: Decoder, text: Sequence[Sequence[int]], length: int) -> Tensor:

@@ -39,7 +39,7 @@ def _fit(mixture: Mixture, bar: tqdm) -> LinearLens:
     bar.set_description("fit the lens: write texts")
     ids = mixture.texts()
     bar.set_description("fit the lens: run texts")
-    test, kept = mixture.hold(ids[: mixture.held_rows]), mixture.hold(ids[mixture.held_rows :][: mixture.kept_rows])
+    test, kept = mixture.held_out(ids), mixture.hold(ids[mixture.held_rows :][: mixture.kept_rows])
     parts = {"first": _fit_first(mixture)}
     sums = NormalEquations(vocabulary.embedding.shape[1], decoder.width, decoder.width + 1, device)
     if mixture.length > 1:

@@ -2,12 +2,17 @@
 
 They begin as real captures do: most with what the tokenizer puts before a text, some with a chat template's opening,
 some with nothing. States of natural text and of random tokens differ, and each kind teaches what the other cannot:
-contexts come from what the model writes and from the package's prose, distinct tokens (many times as many as a state
-has numbers are needed) from random ones.
+contexts come from what the model writes and from the package's own texts, distinct tokens (many times as many as a
+state has numbers are needed) from random ones.
+
+A small model writes most of it: what it knows is narrow, and so are the texts that it is given. One that people use was
+trained on the web and is given the like, so it reads the package's pages instead: as many tokens of them teach more
+than what it writes itself, which takes longer besides (docs/real_models.md).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,19 +22,20 @@ from tqdm import tqdm
 from ..model.decoder import Decoder
 from ..model.lanes import Lanes
 from ..model.own_lanes import lanes_of
-from ..model.samples import opening_of, opening_of_chat, prose_ids
+from ..model.samples import held_out_page_ids, opening_of, opening_of_chat, page_ids, prose_ids
 from ..model.vocabulary import Vocabulary
+from ..ops.best_two import MANY_TOKENS
 from .sampling import noisy
 from .writing import likely_tokens, write
 
 LENGTH = 48
 _CHEAP = 20_000_000  # parameters of a model that writes all we want in seconds
 _A_NUMBER, _LEAST, _MOST = 40, 16_384, 65_536  # tokens per number of a state, where they are cheap; at least, at most
-_A_NUMBER_DEAR, _LEAST_DEAR = 20, 4096  # where they are dear
-_SHARES = {True: (0.6, 0.15, 0.25), False: (0.2, 0.35, 0.45)}  # written, prose, random: cheap and dear
+_A_NUMBER_DEAR, _LEAST_DEAR = 20, 24_576  # where they are dear
+_SHARES = {True: (0.6, 0.15, 0.25), False: (0.0, 0.75, 0.25)}  # written, read, random: of small models and of others
 _SWAPPED, _SWAPS = 0.5, 0.3  # of the written and prose texts, how many have tokens replaced at random, and how many
 _ASKED_MORE = 1536  # rows that are asked for what is likely, where many texts are written
-_BARE, _CHATS = {True: 0.5, False: 0.25}, 0.125  # of all texts: begun with nothing, begun as a chat
+_BARE, _CHATS = {True: 0.5, False: 0.125}, 0.125  # of all texts: begun with nothing, begun as a chat
 _LONG, _LONG_SHARE = 1024, 4  # a few texts are long, a quarter of the tokens: late positions must not surprise the lens
 _SINGLES, _SINGLES_DEAR = 8192, 1536  # texts of one token, at most
 _TOKENS_AT_ONCE = 4096
@@ -49,8 +55,9 @@ class Held:
 class Mixture:
     """The texts of one fit, deterministic from the seed. cheap: the model is small enough to run as much as we want.
 
-    more: so many tokens instead, for a lens that has had the package's prose already: the model writes in its place.
-    likely: what it writes in, see `likely_tokens`; found out where it is not given, and told to the next.
+    more: so many tokens instead, for a lens that has had the package's texts already, but for these `pages`: the model
+    writes in place of those. likely: what it writes in, see `likely_tokens`; found out where it is not given, and told
+    to the next.
     """
 
     def __init__(
@@ -62,17 +69,21 @@ class Mixture:
         bar: tqdm,
         more: int | None = None,
         likely: Tensor | None = None,
+        pages: Sequence[int] = (),
     ):
         self.decoder, self.vocabulary, self.seed, self.noise, self.bar = decoder, vocabulary, seed, noise, bar
         self.generator = torch.Generator().manual_seed(seed)
         self.cheap = decoder.device.type == "cuda" or decoder.parameters <= _CHEAP
         self.length = min(LENGTH, decoder.max_length)
         self.allowed = vocabulary.allowed.nonzero().flatten()
-        tokens = _A_NUMBER_DEAR * decoder.width if not self.cheap else max(_A_NUMBER * decoder.width, _LEAST)
-        self.tokens = more or min(max(tokens, _LEAST_DEAR), _MOST)
-        self.shares = _SHARES[self.cheap] if more is None else (1 - _SHARES[self.cheap][2], 0.0, _SHARES[self.cheap][2])
-        self.asked = None if more is None else _ASKED_MORE
-        self.rows = max(8, self.tokens // self.length)
+        a_number, least = (_A_NUMBER, _LEAST) if self.cheap else (_A_NUMBER_DEAR, _LEAST_DEAR)
+        self.tokens = more or min(max(a_number * decoder.width, least), _MOST)
+        self.rows, self.asked = max(8, self.tokens // self.length), None if more is None else _ASKED_MORE
+        self.writes = self.cheap and vocabulary.size < MANY_TOKENS
+        self.given = list(pages) if more is not None else self._texts_at_hand()
+        self.written, self.read, _ = (round(share * self.rows) for share in _SHARES[self.writes])
+        if len(self.given) < self.length:
+            self.written, self.read, self.given = self.written + self.read, 0, []
         held = min(self.rows // _HELD, (_HELD_TOKENS if self.cheap else _HELD_TOKENS_DEAR) // self.length)
         self.held_rows = max(1, held)
         self.kept_rows = min(_KEPT if self.cheap else _KEPT_DEAR, self.rows - self.held_rows)
@@ -80,19 +91,16 @@ class Mixture:
         self.singles = min(len(self.allowed), _SINGLES if self.cheap else max(_SINGLES_DEAR, 2 * decoder.width))
         asked = self.kept_rows * self.length  # what else might have stood there
         self.likely = likely
-        self.work = round((1 + self.shares[0]) * self.rows * self.length) + self.singles + asked
+        self.work = (self.written + self.rows) * self.length + self.singles + asked
         self._offset = 0
 
     def texts(self) -> Tensor:
         """Ids `[rows, length]` of all short texts, shuffled."""
-        written, prose, _ = (round(share * self.rows) for share in self.shares)
+        written, prose, given = self.written, self.read, self.given
         ids = self.random(self.rows, self.length)
         starts = self._openings(self.rows)
         if not self.cheap:  # every kind of beginning is written by itself, and is as dear as all of them together
             starts[:written] = [opening_of(self.decoder)[: self.length // 2]] * written
-        given = prose_ids(self.decoder)
-        if len(given) < self.length:
-            written, prose, given = written + prose, 0, []
         for row, begun in enumerate(starts):
             if written <= row < written + prose:
                 at = (row - written) * len(given) // prose
@@ -101,10 +109,7 @@ class Mixture:
                 ids[row, len(begun) :] = ids[row, : self.length - len(begun)].clone()
             ids[row, : len(begun)] = torch.tensor(begun, dtype=ids.dtype)
         if self.length > 1:
-            natural = ids[written : written + prose]
-            if not prose:  # there was some, and a mixture before this one had it
-                natural = torch.tensor(given[: len(given) // self.length * self.length], device=ids.device)
-            self._write(ids, starts[:written], natural.view(-1, self.length))
+            self._write(ids, starts[:written])
         natural = torch.rand(written + prose, generator=self.generator) < _SWAPPED
         swap = (torch.rand(len(natural), self.length, generator=self.generator) < _SWAPS) & natural[:, None]
         for row, begun in enumerate(starts[: len(natural)]):
@@ -122,12 +127,24 @@ class Mixture:
         return self.vocabulary.representative[torch.where(swap.to(ids.device), self.random(*ids.shape), ids)]
 
     def natural(self, rows: int) -> Tensor:
-        """Ids `[rows, length]` of texts as the model writes them, behind what the tokenizer puts before a text."""
+        """Ids `[rows, length]` of texts as people write them, in pages that no lens is fitted on, or as a small model
+        writes them; behind what the tokenizer puts before a text."""
         ids, begun = self.random(rows, self.length), opening_of(self.decoder)[: self.length // 2]
         ids[:, : len(begun)] = torch.tensor(begun, dtype=ids.dtype, device=ids.device)
-        if self.length > 1:
-            self._write(ids, [begun] * rows, ids[:0])
+        given = [] if self.writes else held_out_page_ids(self.decoder)
+        room = self.length - len(begun)
+        if len(given) >= room:
+            starts = torch.linspace(0, len(given) - room, rows).long()
+            ids[:, len(begun) :] = torch.tensor(given)[starts[:, None] + torch.arange(room)].to(ids)
+        elif self.length > 1:
+            self._write(ids, [begun] * rows)
         return self.vocabulary.representative[torch.where(self.vocabulary.usable[ids], ids, self.random(*ids.shape))]
+
+    def held_out(self, ids: Tensor) -> Held:
+        """Texts that are kept from the fit: the first of `ids`; of a model that reads, twice as many as well that are
+        nothing but natural, as most captures are."""
+        held = ids[: self.held_rows]
+        return self.hold(held if self.writes else torch.cat([held, self.natural(2 * self.held_rows)]))
 
     def random(self, *shape: int) -> Tensor:
         """Random candidates, `shape`."""
@@ -143,10 +160,19 @@ class Mixture:
             openings.append(begun[:room] if len(begun) > room else begun)
         return openings
 
-    def _write(self, ids: Tensor, starts: list[list[int]], prose: Tensor) -> None:
+    def _texts_at_hand(self) -> list[int]:
+        """What a first fit reads."""
+        if self.writes:
+            return prose_ids(self.decoder)
+        return page_ids(self.decoder, round(_SHARES[False][1] * self.rows) * self.length)
+
+    def _write(self, ids: Tensor, starts: list[list[int]]) -> None:
         """Fill the first rows of `ids` with what the model writes after their starts, or after a token at random."""
-        if self.likely is None:
-            self.likely = likely_tokens(self.decoder, self.vocabulary, prose if len(prose) else ids, self.asked)
+        if self.likely is None and starts:
+            prose = prose_ids(self.decoder)
+            rows = torch.tensor(prose[: len(prose) // self.length * self.length], device=ids.device)
+            rows = rows.view(-1, self.length) if len(rows) else ids
+            self.likely = likely_tokens(self.decoder, self.vocabulary, rows, self.asked)
         for begun in {tuple(start) for start in starts}:
             rows = torch.tensor([i for i, start in enumerate(starts) if tuple(start) == begun], device=ids.device)
             for part in rows.split(_TOKENS_AT_ONCE // LENGTH * 2):

@@ -2,9 +2,10 @@
 
 No one score is good at the tail: how much of a state is context differs from token to token by a factor of thirty, so
 the weight at which lens and prior are best added up does too. Several weights take turns, each naming its next
-candidate, and with them the change lens, which saw the wrong token's state in this very context. On Gemma the right
-token then stands among the first eight for 84 of 100 wrong drafts (74 by the draft's own weight alone), and its mean
-place is 17 instead of 65.
+candidate, and with them the change lens, which saw the wrong token's state in this very context, and the prior by
+itself: to the second half of a rare name a lens may be blind, and the model sure of it. On Gemma the right token then
+stands among the first 32 for 97 of 100 wrong drafts, and its mean place is 12 (of four orders, without the prior by
+itself and the sum of all three: 95, and 18; by the draft's own weight alone it was 65).
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ def orders(row: Tensor, prior: Tensor, change: Tensor, weight: Tensor) -> tuple[
         change + _BESIDE_CHANGE * weight * prior,
         row + weight / _SPREAD * prior,
         row + _SPREAD * weight * prior,
+        prior,
+        row + change + weight * prior,
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -27,6 +29,7 @@ PROSE = (
     "ok so i tried it twice 😅 and it STILL says error 0x80070057?? anyone else seeing this on the new version...",
     "Mix 200 g flour, 2 eggs and a pinch of salt; rest the dough for 30 min, then roll it out as thinly as you can.",
 )
+_HELD_OUT = 40  # pages
 
 
 def sample_texts(decoder: Decoder, allowed: Tensor, count: int, length: int, seed: int) -> Tensor:
@@ -73,7 +76,28 @@ def opening_of_chat(decoder: Decoder) -> list[int]:
 def prose_ids(decoder: Decoder) -> list[int]:
     """The package's own texts, `PROSE` and some twenty kilobytes more, as this tokenizer cuts them, one after the
     other; none without a tokenizer."""
-    if decoder.tokenizer is None:
-        return []
-    more = (BUNDLED / "prose.txt").read_text(encoding="utf-8").split("\n%\n")
-    return [i for text in (*more, *PROSE) for i in decoder.encode(text) if i < decoder.usable_ids]
+    return _ids(decoder, [*_bundled("prose.txt"), *PROSE])
+
+
+def page_ids(decoder: Decoder, most: int | None = None) -> list[int]:
+    """The same of `pages.txt`: some 380 kilobytes of all kinds, in twenty languages, well mixed, that read like a part
+    of the web. most: the first so many ids, where not all are needed. The last pages are left out."""
+    return _ids(decoder, _bundled("pages.txt")[:-_HELD_OUT], most)
+
+
+def held_out_page_ids(decoder: Decoder) -> list[int]:
+    """The last pages, which nothing is fitted on: for measuring what was fitted on the others."""
+    return _ids(decoder, _bundled("pages.txt")[-_HELD_OUT:])
+
+
+def _ids(decoder: Decoder, texts: Iterable[str], most: int | None = None) -> list[int]:
+    found: list[int] = []
+    for text in texts if decoder.tokenizer is not None else ():
+        if most is not None and len(found) >= most:
+            break
+        found += [i for i in decoder.encode(text) if i < decoder.usable_ids]
+    return found[:most]
+
+
+def _bundled(name: str) -> list[str]:
+    return (BUNDLED / name).read_text(encoding="utf-8").split("\n%\n")

@@ -18,7 +18,7 @@ from ..ops.best_two import LISTED, MANY_TOKENS
 from .blocks import Ranked
 
 _ROWS_AT_ONCE = 4096  # of states, that another lens looks at
-_FROM_ALL = 4096  # of the whole vocabulary, in each order
+_FROM_ALL = 3072  # of the whole vocabulary, in each order
 _TABLES_AT_ONCE = 32  # positions whose candidates are ordered at once: a few tables of scores of all tokens for each
 
 

@@ -24,8 +24,8 @@ def young(monkeypatch, tmp_path) -> Inverter:
     monkeypatch.setenv("INVERT_FAST_SHARPEN", "on")
     begin = Mixture.__init__
 
-    def little(self, decoder, vocabulary, seed, noise, bar, more=None, likely=None):
-        begin(self, decoder, vocabulary, seed, noise, bar, more or 700, likely)
+    def little(self, decoder, vocabulary, seed, noise, bar, more=None, *rest):
+        begin(self, decoder, vocabulary, seed, noise, bar, more or 700, *rest)
         self.kept_rows, self.singles = 4, 300
 
     monkeypatch.setattr(Mixture, "__init__", little)

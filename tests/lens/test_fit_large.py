@@ -34,10 +34,10 @@ def large(monkeypatch, tmp_path):
         monkeypatch.setattr(import_module(f"invert_fast.{room}"), "MANY_TOKENS", 1)
     begin = Mixture.__init__
 
-    def little(self, decoder, vocabulary, seed, noise, bar, more=None, likely=None):
-        begin(self, decoder, vocabulary, seed, noise, bar, more and 4096, likely)
+    def little(self, decoder, vocabulary, seed, noise, bar, more=None, *rest):
+        begin(self, decoder, vocabulary, seed, noise, bar, more and 4096, *rest)
 
-    for name, value in (("_A_NUMBER", 8), ("_LEAST", 2048), ("_KEPT", 4), ("_SINGLES", 300), ("_LONG", 64)):
+    for name, value in (("_A_NUMBER", 8), ("_LEAST", 4096), ("_KEPT", 4), ("_SINGLES", 300), ("_LONG", 64)):
         monkeypatch.setattr(mixture, name, value)
     monkeypatch.setattr(Mixture, "__init__", little)
     monkeypatch.setattr(gathered, "_TOKENS", 512)
