@@ -9,10 +9,10 @@ import torch
 from tqdm import tqdm
 
 from invert_fast import Inverter
-from invert_fast.lens import mixture, writing
+from invert_fast.lens import deepen, mixture, writing
 from invert_fast.lens.mixture import Mixture
 from invert_fast.lens.writing import likely_tokens, write
-from invert_fast.model.samples import opening_of, opening_of_chat, prose_ids
+from invert_fast.model.samples import held_out_page_ids, opening_of, opening_of_chat, page_ids, prose_ids
 
 from ..families import VOCAB, Tokenizer, build, make
 
@@ -82,6 +82,51 @@ def test_the_package_has_prose_for_any_tokenizer():
     inv = Inverter.from_pretrained("bundled", device="cpu")
     assert len(prose_ids(inv.decoder)) > 8000
     assert prose_ids(Inverter(make("gpt2")).decoder) == []
+
+
+@pytest.fixture
+def reader(monkeypatch) -> Inverter:
+    """A model that is given pages, as those are that are too large to write much; any text it writes is an error."""
+    monkeypatch.setattr(mixture, "_CHEAP", 0)
+    monkeypatch.setattr(mixture, "_LEAST_DEAR", 4096)
+    monkeypatch.setattr(mixture, "_A_NUMBER_DEAR", 1)
+    monkeypatch.setattr(mixture, "write", None)
+    return Inverter.from_pretrained("bundled", device="cpu")
+
+
+def test_pages_are_read_in_their_order_behind_what_texts_begin_with(reader):
+    found = mixed(reader)
+    ids = found.texts()
+    assert found.given == page_ids(reader.decoder, len(found.given))
+    pages, begun = torch.tensor(found.given).view(-1, found.length), opening_of(reader.decoder)
+    assert len(pages) == round(0.75 * found.rows)
+    expected = {tuple(row) for row in pages.tolist()} | {(*begun, *row[: -len(begun)]) for row in pages.tolist()}
+    unchanged = sum(tuple(row) in expected for row in ids.tolist())
+    assert 0.25 * found.rows < unchanged < 0.5 * found.rows, "half of the pages have other tokens among theirs"
+
+
+def test_what_is_held_out_is_in_no_page_that_a_fit_reads(reader):
+    found = mixed(reader)
+    held = found.held_out(found.texts())
+    assert len(held.ids) == 3 * found.held_rows
+    room = found.length - len(opening_of(reader.decoder))
+    apart = held_out_page_ids(reader.decoder)
+    parts = {tuple(apart[i : i + room]) for i in range(len(apart))}
+    assert all(tuple(row[-room:]) in parts for row in held.ids[found.held_rows :].tolist())
+    assert not set(zip(*(page_ids(reader.decoder)[i:] for i in range(room)), strict=False)) & parts
+
+
+def test_a_longer_fit_reads_what_is_left_and_then_the_model_writes(reader):
+    def left(drawn):
+        return deepen._unread(reader.decoder, reader.vocabulary, 0, bar(), drawn)
+
+    found, pages = mixed(reader), page_ids(reader.decoder)
+    assert left(0) == left(found.tokens) == pages[len(found.given) :]
+    assert left(found.tokens + 2 * deepen._ROUND) == pages[len(found.given) + deepen._READ :], "after a round"
+    assert left(10**7) == []
+    more = Mixture(reader.decoder, reader.vocabulary, 1, 0.0, bar(), 4096, pages=pages[:3000])
+    assert (more.written, more.given) == (0, pages[:3000])
+    assert Mixture(reader.decoder, reader.vocabulary, 1, 0.0, bar(), 4096).written > 0
 
 
 def test_a_chat_templates_opening_is_found_and_none_is_no_error():
