@@ -10,7 +10,9 @@ from .lens_order import LensOrder
 from .per_step import PerStepProjection
 from .speculative import Speculative
 
-_A_FEW_STEPS = PerStepProjection(candidates_per_step=8, largest_block=32, max_steps=64, rest_block=None)
+_A_FEW_STEPS = PerStepProjection(
+    candidates_per_step=8, largest_block=32, max_steps=96, rest_block=None, project_every=2
+)
 
 
 def auto(lens: str | Lens | LensMaker = "auto") -> Chain:

@@ -27,15 +27,15 @@ _PATIENCE = 3  # projections between two growths of the block
 @dataclass(frozen=True)
 class PerStepProjection:
     """optimiser: polyak (steps of `lr` times ℒ/‖∇ℒ‖², at home at any scale) | sgd | adam, at a constant rate `lr`;
-    clip: gradient norm of a lane for the last two; ℒ = ‖f(e) − h‖²; metric: l1 | l2 | cosine | dot, in which a proxy
-    is projected; project_from: the first step after which it is (None: 1 from `prior`, else 2); candidates_per_step:
-    nearest untried tokens verified then, and `growth` times as many after every three projections in vain, up to
-    `largest_block`; snap_every: the proxy jumps to its nearest row after that many steps (× 1 + ⌊V / 25,000⌋ at the
-    first position); max_steps: steps of a position before the rest of V is tried in the order of distance, rest_block
-    at once (None: give up instead);
+    clip: gradient norm of a lane for the last two; ℒ = ‖f(e) − h‖²; metric: l1 | l2 | cosine | dot, in which a
+    proxy is projected; project_from: the first step after which it is (None: 1 from `prior`, else 2),
+    project_every: and after each so many more; candidates_per_step: nearest untried tokens verified then, and
+    `growth` times as many after every three projections in vain, up to `largest_block`; snap_every: the proxy jumps
+    to its nearest row after that many steps (× 1 + ⌊V / 25,000⌋ at the first position); max_steps: steps of a
+    position before the rest of V is tried in the order of distance, rest_block at once (None: give up instead);
     init: zeros | token | gaussian | prior (the mean row under the model's next-token prior); None: prior where the
-    layer gives it for nothing, else zeros. polyak leaves a start where the model is singular, as an RMSNorm is at zero,
-    for the row of a random token. seed: of random starts; cuda_graph, search_dtype: as in `Continuous`.
+    layer gives it for nothing, else zeros. polyak leaves a start where the model is singular, as an RMSNorm is at
+    zero, for the row of a random token. seed: of random starts; cuda_graph, search_dtype: as in `Continuous`.
     """
 
     optimiser: str = "polyak"
@@ -53,6 +53,7 @@ class PerStepProjection:
     seed: int = 42
     cuda_graph: bool | None = None
     search_dtype: str | None = None
+    project_every: int = 1
     name: str = "sipit"
 
     @classmethod
@@ -64,6 +65,8 @@ class PerStepProjection:
         """See `Strategy`."""
         if self.optimiser not in ("polyak", "sgd", "adam"):
             raise ValueError(f"optimiser '{self.optimiser}' is unknown, expected polyak, sgd or adam")
+        if self.project_every < 1:
+            raise ValueError(f"project_every {self.project_every}, expected 1 or more")
         return _Proposer(self, context)
 
 
@@ -99,14 +102,19 @@ class _Proposer:
     def _project(self, slots: Tensor, value: Tensor) -> list[Run | Block | Working]:
         """What to verify after a step: lanes that try equally many tokens share a block, so that none is padded."""
         s = self.settings
-        times = self.proxies.step[slots] - self.project_from  # projections before this one
+        steps = self.proxies.step[slots] - self.project_from
+        due = (steps >= 0) & (steps % s.project_every == 0)
         items: list[Run | Block | Working] = []
-        if bool((times < 0).any()):
-            items.append(Working(slots[times < 0]))
+        if not bool(due.all()):
+            items.append(Working(slots[~due]))
+            slots, value, steps = slots[due], value[due], steps[due]
+        if not len(slots):
+            return items
+        times = steps // s.project_every  # projections before this one
         for grown in range(int(times.max()) // _PATIENCE + 1):
             count = s.candidates_per_step * s.growth**grown
             last = s.growth <= 1 or count >= s.largest_block
-            group = (times >= 0) & (times >= grown * _PATIENCE) & (last | (times < (grown + 1) * _PATIENCE))
+            group = (times >= grown * _PATIENCE) & (last | (times < (grown + 1) * _PATIENCE))
             if bool(group.any()):
                 items += self._nearest(
                     slots[group], value[group], min(count, max(s.largest_block, s.candidates_per_step))

@@ -16,7 +16,6 @@ from .captures import BOS, CAPTURES, bundled, ids
 DOCS = Path(__file__).parents[2] / "docs" / "diagnose.md"
 DEAR = ("weights off", "rows missing")  # lenses of other layers are fitted, to no avail
 ONCE = (*DEAR, "one layer", "after the first", "left-padded by 300", "residual stream", "the final norm", "times √D")
-pytestmark = pytest.mark.numeric
 
 
 def alike(options: str, wanted: str) -> bool:

@@ -9,7 +9,6 @@ from invert_fast.diagnose.trial import Trials
 
 from ..mend.edits import edited, small
 
-pytestmark = pytest.mark.numeric
 NAMED = {
     "one vector on all rows": "steering",
     "shuffled": "order",

@@ -15,7 +15,6 @@ from ..adversary import CERTIFIED
 from ..families import build, inverter, make, texts
 from ..readings import handed_out
 
-pytestmark = pytest.mark.numeric
 CASES = {
     "one layer early": (2, Reading(), "block:1"),
     "centered": (2, Reading(centered=True), "block:1"),

@@ -94,6 +94,7 @@ def reader(monkeypatch) -> Inverter:
     return Inverter.from_pretrained("bundled", device="cpu")
 
 
+@pytest.mark.slow
 def test_pages_are_read_in_their_order_behind_what_texts_begin_with(reader):
     found = mixed(reader)
     ids = found.texts()
@@ -105,6 +106,7 @@ def test_pages_are_read_in_their_order_behind_what_texts_begin_with(reader):
     assert 0.25 * found.rows < unchanged < 0.5 * found.rows, "half of the pages have other tokens among theirs"
 
 
+@pytest.mark.slow
 def test_what_is_held_out_is_in_no_page_that_a_fit_reads(reader):
     found = mixed(reader)
     held = found.held_out(found.texts())
@@ -116,6 +118,7 @@ def test_what_is_held_out_is_in_no_page_that_a_fit_reads(reader):
     assert not set(zip(*(page_ids(reader.decoder)[i:] for i in range(room)), strict=False)) & parts
 
 
+@pytest.mark.slow
 def test_a_longer_fit_reads_what_is_left_and_then_the_model_writes(reader):
     def left(drawn):
         return deepen._unread(reader.decoder, reader.vocabulary, 0, bar(), drawn)

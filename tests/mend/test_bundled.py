@@ -9,7 +9,6 @@ from invert_fast import Inverter, Reading, Status
 
 from .edits import bundled, judge, prose, rows_of, small
 
-pytestmark = pytest.mark.numeric
 layers = pytest.mark.parametrize("layer", ["final_norm", "block:1"])
 
 

@@ -91,6 +91,7 @@ def test_a_row_that_says_nothing_spoils_no_start():
         replace(PerStepProjection.official(), max_steps=20),
         replace(SIPIT, candidates_per_step=7),
         replace(SIPIT, snap_every=2),
+        replace(SIPIT, project_every=3),
         replace(SIPIT, max_steps=0),
         replace(SIPIT, max_steps=1, rest_block=16),
         replace(QUICK, steps=1),
@@ -112,6 +113,8 @@ def test_settings_that_make_no_sense_are_refused():
     for strategy in (replace(QUICK, init="ones"), replace(SIPIT, optimiser="lbfgs"), replace(QUICK, metric="l3")):
         with pytest.raises(ValueError, match="is unknown, expected"):
             inv.invert(states, strategy)
+    with pytest.raises(ValueError, match="project_every 0, expected 1 or more"):
+        inv.invert(states, replace(SIPIT, project_every=0))
 
 
 def test_the_operating_points_are_those_of_table_1():

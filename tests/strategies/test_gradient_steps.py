@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from invert_fast import PerStepProjection
-from invert_fast.strategies import proxies
+from invert_fast.strategies import per_step, proxies
 
 from ..families import VOCAB, inverter, texts
 from .modes import QUICK
@@ -82,6 +82,23 @@ def test_official_sipit_takes_steps_of_its_clip_norm(monkeypatch):
         assert squares.item() / len(grad) == pytest.approx(loss, rel=1e-3)
         expected = before.detach() - grad / grad.norm().clamp_min(1.0)
         torch.testing.assert_close(after, expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("every", [1, 3])
+def test_a_proxy_is_projected_every_so_many_steps(every, monkeypatch):
+    seen = set()
+    nearest = per_step._Proposer._nearest
+
+    def watched(self, slots, value, count):
+        seen.update((self.proxies.step[slots] - self.project_from).tolist())
+        return nearest(self, slots, value, count)
+
+    monkeypatch.setattr(per_step._Proposer, "_nearest", watched)
+    inv = inverter("llama")
+    strategy = PerStepProjection(candidates_per_step=1, growth=1, max_steps=12, rest_block=None, project_every=every)
+    inv.invert(inv.capture(texts(6, 4, seed=2)), strategy)
+    assert max(seen) >= 2 * every, "some position took several projections"
+    assert all(step % every == 0 for step in seen)
 
 
 def test_an_easy_position_stops_early():
