@@ -45,6 +45,16 @@ def test_a_bf16_pass_is_certified_at_the_cost_of_a_few_rivals(gemma):
 
 
 @pytest.mark.slow
+def test_a_bf16_model_certifies_first_tokens_that_came_in_another_batch():
+    """Alone, a BOS gives the same state bit for bit; among others, another by a hundredth."""
+    inverter = Inverter.from_pretrained(FOLDER, device="cpu", dtype="bfloat16")
+    truth = [inverter.encode(text, 17, special=True) for text in demo.sentences()[:6]]
+    found = inverter.invert(inverter.capture(truth), drafted(*truth))
+    assert all(r.token_ids.tolist() == row for r, row in zip(found, truth, strict=True))
+    assert all(r.status[0] == Status.CERTIFIED for r in found)
+
+
+@pytest.mark.slow
 def test_the_nearest_row_of_a_real_vocabulary_is_found(gemma):
     tokens = torch.randperm(gemma.vocabulary.size, generator=torch.Generator().manual_seed(0))[:64]
     _, distance, _ = gemma.vocabulary.neighbours.of(tokens)

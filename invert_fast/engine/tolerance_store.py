@@ -21,7 +21,7 @@ from .tolerances import Tolerances
 
 log = logging.getLogger("invert_fast")
 
-_FORMAT = "tolerances-7"
+_FORMAT = "tolerances-8"
 
 
 def name(decoder: Decoder, dtype: str, compute_dtype: str) -> str:
