@@ -35,6 +35,7 @@ _SLOPE_FACTOR = 0.5  # and a wrong one's above this share of the smallest measur
 _BELOW = 3.0  # distances of coarse states are believed to stay above so many standard deviations below their mean
 _NEAR_FACTOR = 0.7  # and, of rows nearer than the knee, above this share of the smallest measured
 _KNEE = 0.05  # share of the measured rows that are nearer than the knee: there states are as far apart as rows
+_UNSEEN = 1 / 3  # spread of noise that there is none of to measure it by
 _SPREAD_FACTOR = 1.25  # noise along a direction is believed to vary by this much more than measured
 
 Through = Callable[[Tensor], Tensor]
@@ -43,15 +44,14 @@ Through = Callable[[Tensor], Tensor]
 @dataclass
 class _Measured:
     """Texts `[b, T]` of one length: ids, and the noise of their states `[b, T, D]` over the length of each, as verified
-    in one draft and (None where it was not) token by token; grouped `[b, 1, D]`: of first tokens in other passes."""
+    in one draft and (None where it was not) token by token."""
 
     ids: Tensor
     drafted: Tensor
     stepped: Tensor | None = None
-    grouped: Tensor | None = None
 
     def rows(self, at: int) -> Tensor:
-        parts = [part for part in (self.drafted, self.stepped, self.grouped) if part is not None]
+        parts = [part for part in (self.drafted, self.stepped) if part is not None]
         return torch.cat([(part[:, 0] if at == FIRST else part[:, 1:]).flatten(0, -2) for part in parts])
 
 
@@ -109,6 +109,7 @@ def measure(
         measured = [_noise(decoder, ids, dtype, compute_dtype, through, ids is texts, bar) for ids in groups]
         noise = [torch.cat([m.rows(at) for m in measured]) for at in (FIRST, REST)]
         noise[REST] = noise[REST] if len(noise[REST]) else noise[FIRST]  # a model of one position
+        noise = [_heard(rows) for rows in noise]
         # solved for, or rounded, so well that there is no noise to learn from
         exact = exact or (not flat and max(float(rows.norm(dim=-1).max()) for rows in noise) <= _NOTHING_SEEN)
         metric = None if exact else flat_metric(decoder.width, decoder.device) if flat else metric_of(*noise)
@@ -164,27 +165,26 @@ def _noise(
             lanes.commit(slots, part, none + part.shape[1], slots, none if width == 1 else None)
             bar.update(part.numel())
         found.append(_off(torch.cat(parts, 1), captured[: lanes.slots]))
-    grouped = None if decoder.dtype == torch.float32 else _off(_first_in_groups(decoder, ids), captured[:, :1])
-    return _Measured(ids, *found, *([None] if len(found) == 1 else []), grouped)
+    return _Measured(ids, *found)
+
+
+def _heard(rows: Tensor) -> Tensor:
+    """Noise without what is none at all, bit for bit, unless all is: passes that were alike by luck tell nothing."""
+    some = rows.any(-1)
+    return rows[some] if bool(some.any()) else rows
 
 
 def _off(ours: Tensor, theirs: Tensor) -> Tensor:
     return (theirs - ours.float()) / theirs.norm(dim=-1, keepdim=True).clamp_min(1e-30)
 
 
-def _first_in_groups(decoder: Decoder, ids: Tensor) -> Tensor:
-    """States `[b, 1, D]` of first tokens alone and a few at a time: bf16 products hang on how many there are."""
-    parts = []
-    for part in (*ids[:8, :1].split(1), *(ids[8:, :1].split(17) if len(ids) > 8 else ())):
-        lanes = lanes_of(decoder, len(part), 1)
-        lanes.target_length[:] = 1
-        parts.append(lanes.draft(torch.arange(len(part), device=ids.device), part))
-    return torch.cat(parts)
-
-
 def _captured(decoder: Decoder, ids: Tensor, compute_dtype: str) -> Tensor:
     if compute_dtype == str(decoder.dtype).removeprefix("torch."):
-        return decoder.capture(ids)
+        if decoder.dtype == torch.float32:
+            return decoder.capture(ids)
+        # a coarse pass hangs on how many rows there are: in one of the same size nothing would be seen of its noise
+        few = min(8, len(ids) - 1)
+        return torch.cat([decoder.capture(part) for part in (*ids[:few].split(1), *ids[few:].split(17))])
     model, rows = model_in(decoder.model, compute_dtype), len(ids)
     if decoder.own is not None:
         rows = max(1, decoder.own.at_once // ids.shape[1])
@@ -251,8 +251,10 @@ def _wrong(
     hard_ones[:, others.shape[1] :] = True
     context = torch.arange(len(away), device=ids.device)[:, None].expand_as(away)
     bounds = _follow(*(figures[clear] for figures in (away, distance, loud, hard_ones, context)))
+    counts &= noise.any(-1, keepdim=True)  # where there is some
     spread = metric.cosines(noise[:, None].expand_as(apart)[counts], apart[counts], at).square().mean().sqrt().item()
-    return nearest, bounds, _SPREAD_FACTOR * max(spread, 1 / math.sqrt(decoder.width))
+    spread = _UNSEEN if math.isnan(spread) else max(spread, 1 / math.sqrt(decoder.width))
+    return nearest, bounds, _SPREAD_FACTOR * spread
 
 
 def _follow(away: Tensor, distance: Tensor, loud: Tensor, hard: Tensor, context: Tensor) -> tuple[float, ...]:
