@@ -52,7 +52,7 @@ def test_a_bf16_model_certifies_first_tokens_that_came_in_another_batch():
     found = inverter.invert(inverter.capture(truth), drafted(*truth))
     assert all(r.token_ids.tolist() == row for r, row in zip(found, truth, strict=True))
     assert all(r.status[0] == Status.CERTIFIED for r in found)
-    # measured between passes of one size there is no noise, and none along the way to a rival: a wrong token was certified
+    # between passes of one size there is no noise, nor any along the way to a rival: a wrong token was certified
     assert inverter.calibrate("bfloat16", "bfloat16").spread[1] > 0.1
 
 
