@@ -11,6 +11,7 @@ one, fp32: what the window costs. Any token that is certified and wrong ends the
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,7 +30,7 @@ HEAD = ["| model | states | tokens right | certified | forward/token | of fp32 |
 
 def tiny(family: str, window: int = _WINDOW) -> transformers.PreTrainedModel:
     """Sharper than a fresh initialisation, so that texts have clearly different states."""
-    wanted = {
+    wanted: dict[str, Any] = {
         "vocab_size": _VOCAB,
         "hidden_size": 64,
         "intermediate_size": 128,
@@ -59,7 +60,9 @@ def tiny(family: str, window: int = _WINDOW) -> transformers.PreTrainedModel:
 def load(name: str, dtype: str = "float32") -> Inverter:
     if name == "bundled" or Path(name).is_dir():
         return Inverter.from_pretrained(name, device="cpu", dtype=dtype)
-    return Inverter(tiny(name).to(dtype_named(dtype)))
+    model = tiny(name)
+    torch.nn.Module.to(model, dtype_named(dtype))  # in place
+    return Inverter(model)
 
 
 def rows_of(inverter: Inverter, texts: int, tokens: int) -> list[list[int]]:
