@@ -17,9 +17,16 @@ from ..types import InputError, dtype_named
 
 INT8 = "int8"  # weights only, rounded by output channel, and everything else as the model has it
 
+_MARK = "_invert_fast_converted"
+
 
 def model_in(model: PreTrainedModel, precision: str) -> PreTrainedModel:
-    """`model` computing in `precision` (float32 | float16 | bfloat16), or with its weights rounded to int8."""
+    """`model` computing in `precision` (float32 | float16 | bfloat16), or with its weights rounded to int8. ValueError
+    of one that came from here: its embedding would be taken apart twice, for other tokens' states."""
+    if getattr(model, _MARK, False):
+        raise ValueError(
+            f"a model that was put in another precision already, expected the one it was made of ({precision})"
+        )
     if precision == INT8:
         convert, inputs = _int8, None
     else:
@@ -30,6 +37,7 @@ def model_in(model: PreTrainedModel, precision: str) -> PreTrainedModel:
 
     shared = {id(t): t for t in (*model.parameters(), *model.buffers())}
     made = copy.deepcopy(model, shared).eval()
+    setattr(made, _MARK, True)
     embedding = made.get_input_embeddings()
     for module in made.modules():
         own = {name: p for name, p in module.named_parameters(recurse=False) if p.is_floating_point()}

@@ -82,3 +82,9 @@ def test_weights_come_back_after_an_error():
 def test_an_unknown_precision_is_named():
     with pytest.raises(InputError, match=r"'int4'.*int8"):
         model_in(build("llama"), "int4")
+
+
+def test_a_model_that_was_converted_is_not_converted_again():
+    made = model_in(build("llama"), "float32")
+    with pytest.raises(ValueError, match="in another precision already"):
+        model_in(made, "bfloat16")
