@@ -171,6 +171,20 @@ def linear_case(rows: int) -> Case:
     )
 
 
+def scores_case(rows: int) -> Case:
+    """A table that nobody packed, larger than a cache: the head of a model."""
+    x, table = random(rows, 2 * D), random(1 << 17, 2 * D, seed=1)
+    return Case(
+        f"linear {rows} × {2 * D} × {len(table)}, as it lies",
+        "linear",
+        lambda: F.linear(x, table),
+        lambda backend: ops.linear(x, table.T, backend=backend),
+        lambda found, wanted: torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-3),
+        x.nbytes + table.nbytes + 4 * rows * len(table),
+        2 * rows * table.numel(),
+    )
+
+
 def gelu_case(rows: int) -> Case:
     x = random(rows, 4 * D)
     return Case(
@@ -218,6 +232,7 @@ CASES: dict[str, Callable[[], Case]] = {
     "adam 64": lambda: adam_case(64),
     "attention 16 × 16 after 64": lambda: attention_case(16, 16, 64),
     "linear 64": lambda: linear_case(64),
+    "scores 8": lambda: scores_case(8),
     "gelu 64": lambda: gelu_case(64),
     "best two 64": lambda: best_two_case(64),
 }

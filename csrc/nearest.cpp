@@ -13,15 +13,13 @@
 #include "clones.h"
 #include "parallel.h"
 #include "scalar.h"
+#include "sums.h"
 #include "vector.h"
 
 namespace invert_fast {
 namespace {
 
 constexpr float kSmallestLength = 1e-12f;  // a zero vector has no direction and must not divide by zero
-// A block of queries × rows: its sums stay in registers, and each load serves several of them.
-constexpr int kBlockQueries = 4, kBlockRows = 2;
-constexpr std::int64_t kTileFloats = 3 << 10;  // of rows, which stay in cache while every query passes over them
 // Where a lower bound on L1 pays: a query less costs it the passes over each row, and a kept row the exact sum.
 constexpr std::int64_t kBoundedQueries = 8, kRowsPerBounded = 64;
 
@@ -50,11 +48,7 @@ struct L2 {
     }
     INVERT_FAST_INLINE static float distance(float total, float, float) { return total; }
 };
-struct Dot {
-    template <class V>
-    INVERT_FAST_INLINE static void add(V& total, const V& q, const V& e) {
-        total.add_product(q, e);
-    }
+struct Dot : Products {
     INVERT_FAST_INLINE static float distance(float total, float, float) { return -total; }
 };
 struct Cosine : Dot {
@@ -62,34 +56,6 @@ struct Cosine : Dot {
         return 1 - total / (query_length * row_length);
     }
 };
-
-// Rows of floats at a stride; of a whole number of vectors, filled up with zeros, which add nothing to any sum.
-struct Rows {
-    const float* values;
-    std::int64_t stride, width;
-    INVERT_FAST_INLINE const float* operator[](std::int64_t row) const { return values + row * stride; }
-};
-
-std::int64_t padded(std::int64_t width) { return (width + kMostFloats - 1) / kMostFloats * kMostFloats; }
-
-// totals[n][r] = sum_i term(q[n][i], e[r][i])
-template <class Term, int floats, int queries, int rows>
-INVERT_FAST_INLINE void sums(const float* q, std::int64_t q_stride, const float* e, std::int64_t e_stride,
-                             std::int64_t width, float (&totals)[queries][rows]) {
-    Vector<floats> total[queries][rows];
-    for (std::int64_t i = 0; i < width; i += floats) {
-        Vector<floats> row[rows], query;
-        for (int r = 0; r < rows; ++r) row[r].load(e + r * e_stride + i);
-        for (int n = 0; n < queries; ++n) {
-            query.load(q + n * q_stride + i);
-            query.hold();
-            for (int r = 0; r < rows; ++r) Term::add(total[n][r], query, row[r]);
-        }
-    }
-    for (int n = 0; n < queries; ++n) {
-        for (int r = 0; r < rows; ++r) totals[n][r] = sum(total[n][r]);
-    }
-}
 
 template <int floats>
 INVERT_FAST_INLINE float length(const float* row, std::int64_t width) {
@@ -122,14 +88,6 @@ INVERT_FAST_INLINE float measure(const float* row, std::int64_t width) {
     if constexpr (std::is_same_v<Term, Cosine>) return length<floats>(row, width);
     if constexpr (std::is_same_v<Term, L1Bound>) return bound<floats>(row, width);
     return 1;
-}
-
-template <class Scalar>
-INVERT_FAST_INLINE void copy_rows(float* to, std::int64_t to_stride, const Scalar* from, std::int64_t from_stride,
-                                  std::int64_t rows, std::int64_t width) {
-    for (std::int64_t r = 0; r < rows; ++r) {
-        for (std::int64_t i = 0; i < width; ++i) to[r * to_stride + i] = widen(from[r * from_stride + i]);
-    }
 }
 
 // The op with its queries padded, and the best rows that one thread has found for each of them.

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..ops.best_two import scores_of
-from ..ops.linear import share_packs
+from ..ops.linear import linear, share_packs
 from ..types import InputError
 from . import attention
 from .embedding import BLOCK, Embedding
@@ -27,7 +27,7 @@ from .reading import AS_CAPTURED, Reading, positions_from
 from .row_table import RowTable
 from .trial import FAILS, choose_path, longest_text
 from .twin import after_blocks, body_of, final_norm
-from .wrapped import bare, device_of, fingerprint_of
+from .wrapped import bare, device_of, fingerprint_of, hooks_of
 
 
 class Decoder:
@@ -158,7 +158,8 @@ class Decoder:
         whose embeddings are no numbers."""
         head = self.model.get_output_embeddings()
         assert head is not None, "a causal language model has a head"
-        scores = head(rows).float()
+        plain = type(head) is nn.Linear and head.weight.device == rows.device and not hooks_of(head)
+        scores = (linear(rows, head.weight.T, head.bias) if plain else head(rows)).float()
         scores[..., self.usable_ids :] = float("-inf")
         return scores.index_fill_(-1, spoilt, float("-inf")) if len(spoilt := self.embedding.spoilt) else scores
 

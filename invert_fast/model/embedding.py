@@ -90,9 +90,9 @@ class Embedding:
     def scores(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """x·e_v + bias_v, `[n, D_e] → [n, V]`."""
         x = x if self.factor == 1.0 else x * self.factor
-        if bias is None or bias.dim() > 1:
-            return x @ self.matrix.T if bias is None else x @ self.matrix.T + bias
-        return torch.addmm(bias, x, self.matrix.T)
+        if bias is not None and bias.dim() > 1:
+            return ops.linear(x, self.matrix.T).add_(bias)
+        return ops.linear(x, self.matrix.T, bias)
 
     def scores_of(self, x: Tensor, ids: Tensor) -> Tensor:
         """As `scores` of a few tokens `ids [n, C]` a row, `[n, C]`; some score for −1."""

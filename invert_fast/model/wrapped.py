@@ -29,7 +29,7 @@ def device_of(model: nn.Module) -> torch.device:
     """Where the model takes token ids. InputError for weights that are nowhere, or of inference mode."""
     embedding: Any = model.get_input_embeddings()  # type: ignore[operator]
     for module in (embedding, model):
-        for hook in _hooks(module):
+        for hook in hooks_of(module):
             if getattr(hook, "execution_device", None) is not None:  # accelerate moves weights there when they are used
                 device = hook.execution_device
                 return torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
@@ -53,7 +53,7 @@ def value_of(module: nn.Module, name: str) -> Tensor:
     value = module._parameters[name]
     assert value is not None, f"{type(module).__name__} has a parameter '{name}'"
     if value.is_meta:
-        for hook in _hooks(module):
+        for hook in hooks_of(module):
             if getattr(hook, "weights_map", None) is not None:
                 return hook.weights_map[name]
     value = value.detach()
@@ -73,7 +73,7 @@ def fingerprint_of(model: PreTrainedModel) -> str:
     return f"{model.config.model_type}:{digest.hexdigest()[:16]}"
 
 
-def _hooks(module: nn.Module) -> list[Any]:
+def hooks_of(module: nn.Module) -> list[Any]:
     """Those of accelerate, which bring the weights of a module when it is called."""
     hook = getattr(module, "_hf_hook", None)
     return [] if hook is None else list(getattr(hook, "hooks", [hook]))

@@ -1,5 +1,9 @@
-"""`linear`: rows times a matrix that was packed once, csrc/product.cpp. A tenth to a half faster than PyTorch's
-at 16 to 128 rows, as a pass over lanes or over a chunk of a text has: a general product spends that time packing."""
+"""`linear`: rows times a matrix, as few of them as a pass over lanes or over a chunk of a text has.
+
+A matrix that was packed once, csrc/product.cpp: a tenth to a half faster than PyTorch's at 16 to 128 rows, which spends
+that time packing, and at fewer. One that is too large to be there twice, and lies as its columns do, as embeddings and
+heads do, is read as it lies, csrc/scores.cpp: there 2 to 32 rows take PyTorch's three times as long, or more.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +20,7 @@ from .native import _C, address, has_values
 from .recording import define, is_recording
 from .table import backend as backend_of
 
-_FEWEST_ROWS = 4  # for fewer, memory is what bounds it
+FEW_ROWS = 64  # of a product with a matrix that is not packed: of more, a general product is as fast
 MOST_BYTES = 1 << 30  # of weights: packed, each is there a second time, and for gradients a third
 
 
@@ -24,7 +28,8 @@ def linear(
     x: Tensor, matrix: Tensor, bias: Tensor | None = None, packed: Tensor | None = None, *, backend: str = "auto"
 ) -> Tensor:
     """x `[..., K]` · matrix `[K, N]` + bias `[N]`, see `kernels.reference.linear`. packed: the matrix as `pack` wrote
-    it, where it is used often. Takes no gradient: see `PackedLinear`."""
+    it, where it is used often; without it `table.T` of a contiguous `table [N, K]` is used as it lies. With a
+    packed matrix it takes no gradient: see `PackedLinear`."""
     if x.shape[-1] != matrix.shape[0] or (bias is not None and bias.shape != matrix.shape[1:]):
         shape = None if bias is None else list(bias.shape)
         raise ValueError(
@@ -42,20 +47,28 @@ def fused(x: Tensor, matrix: Tensor, bias: Tensor | None = None, packed: Tensor 
 
 
 def cpp(x: Tensor, matrix: Tensor, bias: Tensor | None = None, packed: Tensor | None = None) -> Tensor:
-    """csrc/product.cpp for fp32; PyTorch's own for a few rows and for other types."""
-    K, N = matrix.shape
-    if x.numel() < _FEWEST_ROWS * K or not x.dtype == matrix.dtype == torch.float32:
+    """csrc/product.cpp, csrc/scores.cpp for fp32; PyTorch's own for other types. So too, for what is not packed, where
+    there are many rows or a gradient is taken."""
+    if not x.dtype == matrix.dtype == torch.float32:
         return fused(x, matrix, bias)
-    packed = pack(matrix) if packed is None else packed
+    (K, N), as_columns = matrix.shape, packed is None and matrix.stride(0) == 1
+    if as_columns and (x.numel() > FEW_ROWS * K or not all(map(has_values, (x, matrix))) or _takes_gradient(x, bias)):
+        return fused(x, matrix, bias)
     rows = x.reshape(-1, K)
     if rows.stride(1) != 1:
         rows = rows.contiguous()
-    out = x.new_empty(*x.shape[:-1], N)
-    _C.product(
-        *(address(rows), address(packed), 0 if bias is None else address(bias), address(out)),
-        *(len(rows), K, N, rows.stride(0), N, torch.get_num_threads()),
-    )
+    out, added = x.new_empty(*x.shape[:-1], N), 0 if bias is None else address(bias)
+    sizes, threads = (len(rows), K, N, rows.stride(0)), torch.get_num_threads()
+    if as_columns:
+        _C.scores(address(rows), address(matrix.T), added, address(out), *sizes, matrix.stride(1), N, threads)
+    else:
+        packed = pack(matrix) if packed is None else packed
+        _C.product(address(rows), address(packed), added, address(out), *sizes, N, threads)
     return out
+
+
+def _takes_gradient(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
 def pack(matrix: Tensor) -> Tensor:
@@ -87,7 +100,7 @@ class _Packed(nn.Module):
             return super().forward(x)
         if is_recording():  # of any number of rows
             return _Product.apply(x, self)  # type: ignore[return-value]
-        if x.numel() < _FEWEST_ROWS * x.shape[-1] or not has_values(x) or torch.is_autocast_enabled("cpu"):
+        if not has_values(x) or torch.is_autocast_enabled("cpu"):
             return super().forward(x)
         if torch.is_grad_enabled() and x.requires_grad:
             return _Product.apply(x, self)  # type: ignore[return-value]

@@ -119,6 +119,7 @@ def test_gelu_and_its_gradient(count):
 def test_product(n, K, N):
     x, matrix, bias = random(n, K), random(K, N, seed=1), random(N, seed=2)
     check_product(ops.linear(x, matrix, bias, pack(matrix), backend="cpp"), x, matrix, bias)
+    check_product(ops.linear(x, matrix.t().contiguous().t(), bias, backend="cpp"), x, matrix, bias)
 
 
 @every_isa

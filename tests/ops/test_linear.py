@@ -1,6 +1,9 @@
-"""`linear` and csrc/product.cpp against float64, alone and on PyTorch's team of threads."""
+"""`linear`, csrc/product.cpp and csrc/scores.cpp against float64, alone and on PyTorch's team of threads."""
 
 from __future__ import annotations
+
+from importlib import import_module
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,6 +20,7 @@ from .inputs import backends, random
 from .products import check
 
 C = pytest.importorskip("invert_fast._C", reason="invert_fast._C is not built (it needs a C++ compiler)")
+linear_op = import_module("invert_fast.ops.linear")
 pytestmark = pytest.mark.numeric
 
 
@@ -35,6 +39,56 @@ def multiply(x: Tensor, matrix: Tensor, bias: Tensor | None, threads: int = 1) -
     return out[:M, :N]
 
 
+def score(x: Tensor, table: Tensor, bias: Tensor | None, threads: int = 1) -> Tensor:
+    """x · tableᵀ + bias as csrc/scores.cpp has it, with the same canaries."""
+    (M, K), N = x.shape, len(table)
+    out = torch.full((M + 1, N + 3), -7.0)
+    C.scores(
+        *(x.data_ptr(), table.data_ptr(), 0 if bias is None else bias.data_ptr(), out.data_ptr()),
+        *(M, K, N, x.stride(0), table.stride(0), out.stride(0), threads),
+    )
+    assert out[M:].eq(-7).all(), "the op wrote past its rows"
+    assert out[:, N:].eq(-7).all(), "the op wrote past its columns"
+    return out[:M, :N]
+
+
+@given(st.data())
+def test_scores_match_float64_at_any_shape_and_stride(data):
+    draw = data.draw
+    M, K, N = draw(st.integers(0, 20)), draw(st.integers(0, 70)), draw(st.integers(0, 300))
+    pad, seed = draw(st.integers(0, 9)), draw(st.integers(0, 2**31))
+    x, table = random(M, K + pad, seed=seed)[:, pad:], random(N, K + pad, seed=seed + 1)[:, pad:]
+    bias = random(N, seed=seed + 2) if draw(st.booleans()) else None
+    check(score(x, table, bias, draw(st.integers(0, 4))), x, table.T, bias)
+
+
+def test_neither_threads_nor_other_rows_change_a_bit_of_scores():
+    x, table, bias = random(23, 330), random(5000, 330, seed=1), random(5000, seed=2)
+    alone = torch.cat([score(row[None], table, bias) for row in x])
+    for threads in (0, 2, 5):
+        assert torch.equal(score(x, table, bias, threads), alone), f"{threads} threads"
+        assert torch.equal(score(x[7:18], table, bias, threads), alone[7:18]), f"{threads} threads"
+
+
+@pytest.mark.parametrize("rows", [1, 9, 65])
+def test_a_table_is_used_as_it_lies_and_passes_gradients_on(rows, monkeypatch):
+    """Through the op: of few rows by csrc/scores.cpp, and never where a gradient is asked for."""
+    called = []
+    monkeypatch.setattr(linear_op, "_C", SimpleNamespace(scores=lambda *args: called.append(C.scores(*args))))
+    x, table, bias = random(rows, 64), random(200, 64, seed=1), random(200, seed=2)
+    check(ops.linear(x, table.T, bias, backend="cpp"), x, table.T, bias)
+    assert len(called) == (rows <= linear_op.FEW_ROWS)
+    for asked in (x, bias):
+        asked.requires_grad_(True)
+        ops.linear(x, table.T, bias, backend="cpp").sum().backward()
+        assert torch.is_tensor(asked.grad)
+        assert asked.grad.abs().max() > 0
+        with torch.no_grad():
+            ops.linear(x, table.T, bias, backend="cpp")
+        asked.requires_grad_(False)
+    assert len(called) == 3 * (rows <= linear_op.FEW_ROWS)
+
+
 @pytest.mark.parametrize("backend", backends("linear"))
 @pytest.mark.parametrize("shape", [(24,), (1, 24), (4, 24), (2, 5, 24), (0, 24), (33, 24)], ids=str)
 def test_every_backend_matches_float64(shape, backend):
@@ -43,6 +97,12 @@ def test_every_backend_matches_float64(shape, backend):
         found = ops.linear(random(*shape), matrix, added, backend=backend)
         assert found.shape == (*shape[:-1], 40)
         check(found, random(*shape), matrix, added)
+        check(
+            ops.linear(random(*shape), matrix.t().contiguous().t(), added, backend=backend),
+            random(*shape),
+            matrix,
+            added,
+        )
 
 
 @given(st.data())
