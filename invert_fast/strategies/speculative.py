@@ -21,25 +21,31 @@ from ..lens.linear import LinearLens
 from ..lens.outside import LensMaker
 from ..lens.repair import GROWTH, GROWTH_OF_LARGE
 from ..lens.sharpen import Sharpener, sharpener_of
-from .blocks import Ranked, growing_blocks
+from ..model.decoder import Decoder
+from .blocks import Ranked, growing_blocks, together
 from .candidates import Candidates
 
-_CALL_TOKENS, _LANE_TOKENS = 96.0, 1.0  # what a further round costs in tokens: the call, and each lane in it
+# What a further round costs in tokens: each lane in it, and the call, whose layers have to be gone through and their
+# weights read. The less a token computes, the more of them that is, up to 96 of a small model.
+_LANE_TOKENS, _CALL_MOST, _CALL_LEAST, _CALL_WEIGHTS = 1.0, 96.0, 8.0, 1e8
 _IN_VAIN = 0.4  # share of the draft behind a doubtful token that is computed in vain
 _WORST = 0.9  # error: even a token that is most likely wrong may be worth verifying
 _NEAR = 0.02  # doubt of a token whose state came near behind a mismatch
 _SCORES_AT_ONCE, _WHOLE_SCORES = 1 << 21, 1 << 22
-_OF_LARGE = 256  # candidates of a large vocabulary that are worth trying before gradients are asked
+# Of a large vocabulary: so many times as many candidates, which then take as long as the 60 gradient steps that would
+# come next; and so many times smaller a largest block, since what is tried in vain is dear.
+_MORE_OF_LARGE, _LESS_AT_ONCE = 8, 4
 _TOLD = 2.0  # errors: how much what is believed beforehand counts against what a lane shows
 
 
 @dataclass(frozen=True)
 class Speculative:
     """first_block: candidates in the first repair block of a position (None: as many as the fit found cheapest), each
-    later one is `growth` times the one before (None: 4, of a large vocabulary 2), up to max_block; max_candidates:
-    leave a position to the next strategy after that many, of a large vocabulary 256 (None: try all); lens: auto |
-    linear | learned (see `lens.choose_lens`), the name of one that a package registered, a `Lens`, or what makes one of
-    `(decoder, vocabulary, states_dtype)`; seed: of a linear lens fitted on first use.
+    later one is `growth` times the one before (None: 4, of a large vocabulary 2), up to max_block, of a large
+    vocabulary up to a quarter of it; max_candidates: leave a position to the next strategy after that many, of a large
+    vocabulary eight times as many (None: try all); lens: auto | linear | learned (see `lens.choose_lens`), the name of
+    one that a package registered, a `Lens`, or what makes one of `(decoder, vocabulary, states_dtype)`; seed: of a
+    linear lens fitted on first use.
     """
 
     first_block: int | None = None
@@ -64,6 +70,7 @@ class _Proposer:
         self.settings, self.context, self.candidates = settings, context, Candidates(context, lens)
         self.sharpener = sharpener
         repair, lanes, device = lens.repair, context.lanes, context.decoder.device
+        self.call_tokens = _call_tokens(context.decoder)
         self.first_block = settings.first_block or repair.first_block
         self.growth = settings.growth or (GROWTH_OF_LARGE if self.candidates.listed else GROWTH)
         self.drafts = torch.zeros(lanes.slots, lanes.max_len, dtype=torch.long, device=device)
@@ -82,7 +89,7 @@ class _Proposer:
         self.seen[slots], self.lead[slots] = 0, -1
         self.believed[slots], self.made[slots] = 0.0, 0.0
         lanes = self.context.lanes
-        for group in _alike(lanes.target_length[slots]):
+        for group in _alike(lanes.target_length[slots], self.call_tokens):
             chosen = slots[group]
             longest = int(lanes.target_length[chosen].max())
             if longest:
@@ -99,12 +106,10 @@ class _Proposer:
         if not bool(tries.any()):
             return [*self._runs(slots, len(slots))]
         if self.settings.max_candidates is not None:
-            most = min(
-                self.settings.max_candidates, _OF_LARGE if self.candidates.listed else self.context.vocabulary.size
-            )
+            most = self.settings.max_candidates * (_MORE_OF_LARGE if self.candidates.listed else 1)
             slots, tries = (t[tries < most] for t in (slots, tries))
         stuck, runs = slots[tries > 0], slots[tries == 0]
-        items: list[Run | Block] = []
+        blocks: list[Block] = []
         for part, whole in self._kinds(stuck):
             attempts, position = self.context.attempts, self.context.lanes.length[part]
             near = attempts.near_state[part], attempts.near_ids[part, 0]
@@ -116,11 +121,11 @@ class _Proposer:
                 left = ~torch.isin(part, again)
                 part, ranked = part[left], ranked[left]
             if len(part):
-                most = self.settings.max_block
-                items += growing_blocks(self.context, part, ranked, self.first_block, self.growth, most)
-        if len(runs):
-            items += self._runs(runs, len(slots))
-        return items
+                most = max(1, self.settings.max_block // (_LESS_AT_ONCE if self.candidates.listed else 1))
+                blocks += growing_blocks(self.context, part, ranked, self.first_block, self.growth, most)
+        if self.candidates.listed:  # of a small model a call costs many tokens, but little
+            blocks = together(blocks, self.call_tokens)
+        return [*blocks, *(self._runs(runs, len(slots)) if len(runs) else ())]
 
     def _kinds(self, stuck: Tensor) -> Iterator[tuple[Tensor, bool]]:
         """Lanes that are scored together, and whether over the whole vocabulary: a few at once where that is large."""
@@ -158,14 +163,14 @@ class _Proposer:
             start, count = int(length), int(counts)
             yield Run(slots, self.drafts[slots, start : start + count], counts)
             return
-        for group in _alike(counts, left):
+        for group in _alike(counts, self.call_tokens, left):
             longest = int(counts[group].max())
             step = torch.arange(longest, device=slots.device)
             columns = (length[group][:, None] + step).clamp_max(self.context.lanes.max_len - 1)
             yield Run(slots[group], self.drafts[slots[group][:, None], columns], left[group].clamp_max(longest))
 
     def _round(self, lanes: int) -> float:
-        return _LANE_TOKENS + _CALL_TOKENS / lanes
+        return _LANE_TOKENS + self.call_tokens / lanes
 
     def _chunks(self, slots: Tensor, lanes: int) -> Tensor:
         """How many drafted tokens of each lane are worth verifying at once, `[b]`.
@@ -242,7 +247,16 @@ def _doubt(error: Tensor) -> Tensor:
     return -torch.log1p(-error.nan_to_num(nan=1.0).clamp_max(_WORST))
 
 
-def _alike(counts: Tensor, left: Tensor | None = None) -> Iterator[Tensor]:
+def _call_tokens(decoder: Decoder) -> float:
+    """On a CPU by the weights of a layer; a GPU has computed many tokens by the time that a call is on its way."""
+    layers = int(getattr(decoder.model.config.get_text_config(), "num_hidden_layers", 0) or 1)
+    if decoder.device.type != "cpu":
+        return _CALL_MOST
+    weights = decoder.parameters - decoder.embedding.shape.numel()
+    return min(_CALL_MOST, _CALL_LEAST + _CALL_WEIGHTS * layers / max(1, weights))
+
+
+def _alike(counts: Tensor, call_tokens: float, left: Tensor | None = None) -> Iterator[Tensor]:
     """Indices in groups of like count, longest first, that go through a call together.
 
     A group grows while what it computes in vain costs less than a call of its own would, or an eighth of all. Rows
@@ -254,6 +268,6 @@ def _alike(counts: Tensor, left: Tensor | None = None) -> Iterator[Tensor]:
         wanted, there, longest = counts[order], left[order], counts[order[0]]
         vain = (longest - there).clamp_min(0) + _IN_VAIN * (there.minimum(longest) - wanted)
         whole = longest * torch.arange(1, len(order) + 1, device=order.device)
-        count = int((vain.cumsum(0) <= (whole / 8).clamp_min(_CALL_TOKENS)).int().cumprod(0).sum())
+        count = int((vain.cumsum(0) <= (whole / 8).clamp_min(call_tokens)).int().cumprod(0).sum())
         yield order[:count]
         order = order[count:]

@@ -73,7 +73,8 @@ def test_the_output_is_that_of_one_process(states, alone, tmp_path, monkeypatch,
     assert summary["prompts"] == summary["certified"] == len(TEXTS) - 2
     assert said(output) == said(alone)
     prepared = [ready for what, _, ready in seen[0].told if what == "prepare"]
-    assert prepared[:1] == [[False, False]] and len(prepared) <= 2
+    assert prepared[:1] == [[False, False]]
+    assert len(prepared) <= 2
     assert all(first for first, _ in prepared[1:])  # the other prepares after the first, unless nothing was left for it
     assert not any(slot.process.is_alive() for slot in seen[0]._slots)
 

@@ -75,17 +75,18 @@ def runs(monkeypatch) -> list[tuple[int, int]]:
 @given(
     st.lists(st.tuples(st.integers(1, 1000), st.integers(0, 1000)), min_size=1, max_size=300),
     st.booleans(),
+    st.sampled_from([8.0, 24.0, 96.0]),
 )
-def test_groups_hold_every_row_once_and_are_padded_little(rows, more):
+def test_groups_hold_every_row_once_and_are_padded_little(rows, more, call_tokens):
     counts = torch.tensor([count for count, _ in rows])
     left = counts + torch.tensor([extra for _, extra in rows]) if more else None
-    groups = list(speculative._alike(counts, left))
+    groups = list(speculative._alike(counts, call_tokens, left))
     assert sorted(torch.cat(groups).tolist()) == list(range(len(rows)))
     for group in groups:
         longest, whole = int(counts[group].max()), int(counts[group].max()) * len(group)
         there = counts[group] if left is None else left[group]
         padding = int((longest - there).clamp_min(0).sum())
-        assert padding <= max(whole / 8, speculative._CALL_TOKENS)
+        assert padding <= max(whole / 8, call_tokens)
     firsts = [int(counts[group].max()) for group in groups]
     assert firsts == sorted(firsts, reverse=True)
 
