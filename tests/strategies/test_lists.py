@@ -152,8 +152,7 @@ def test_what_repairs_and_gradients_leave_is_tried_in_the_orders_of_lens_and_pri
     assert all(r.cost.exhaustive for r in few), "what the part leaves is for the strategy after it"
 
 
-def test_a_large_vocabulary_is_left_to_gradients_early(monkeypatch):
-    monkeypatch.setattr(import_module("invert_fast.strategies.speculative"), "_OF_LARGE", 3)
+def test_of_a_large_vocabulary_eight_times_as_many_are_tried_before_the_next_strategy(monkeypatch):
     whole = LinearLens.lists
 
     def misleading(self, proxies):
@@ -162,6 +161,7 @@ def test_a_large_vocabulary_is_left_to_gradients_early(monkeypatch):
 
     monkeypatch.setattr(LinearLens, "lists", misleading)
     inv, (row,) = inverter("llama"), texts(12)
-    (found,) = inv.invert(inv.capture([row]), Chain(Speculative(max_candidates=40), Exhaustive(block=8)))
-    assert exact([found], [row])
-    assert found.cost.exhaustive > 0
+    for most, enough in ((1, False), (-(-VOCAB // 8), True)):
+        (found,) = inv.invert(inv.capture([row]), Chain(Speculative(max_candidates=most), Exhaustive(block=8)))
+        assert exact([found], [row])
+        assert (found.cost.exhaustive == 0) == enough
