@@ -52,8 +52,10 @@ def cpp(x: Tensor, matrix: Tensor, bias: Tensor | None = None, packed: Tensor | 
     if not x.dtype == matrix.dtype == torch.float32:
         return fused(x, matrix, bias)
     (K, N), as_columns = matrix.shape, packed is None and matrix.stride(0) == 1
-    if as_columns and (x.numel() > FEW_ROWS * K or not all(map(has_values, (x, matrix))) or _takes_gradient(x, bias)):
+    plain = packed is not None or (all(map(has_values, (x, matrix))) and not _takes_gradient(x, bias))
+    if not plain or (as_columns and x.numel() > FEW_ROWS * K):
         return fused(x, matrix, bias)
+    bias = None if bias is None else bias.contiguous()
     rows = x.reshape(-1, K)
     if rows.stride(1) != 1:
         rows = rows.contiguous()

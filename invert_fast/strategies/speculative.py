@@ -249,9 +249,9 @@ def _doubt(error: Tensor) -> Tensor:
 
 def _call_tokens(decoder: Decoder) -> float:
     """On a CPU by the weights of a layer; a GPU has computed many tokens by the time that a call is on its way."""
-    layers = int(getattr(decoder.model.config.get_text_config(), "num_hidden_layers", 0) or 1)
     if decoder.device.type != "cpu":
         return _CALL_MOST
+    layers = int(getattr(decoder.model.config.get_text_config(), "num_hidden_layers", 0) or 1)
     weights = decoder.parameters - decoder.embedding.shape.numel()
     return min(_CALL_MOST, _CALL_LEAST + _CALL_WEIGHTS * layers / max(1, weights))
 

@@ -87,6 +87,8 @@ def test_a_table_is_used_as_it_lies_and_passes_gradients_on(rows, monkeypatch):
             ops.linear(x, table.T, bias, backend="cpp")
         asked.requires_grad_(False)
     assert len(called) == 3 * (rows <= linear_op.FEW_ROWS)
+    strided = random(400, seed=2)[::2]
+    check(ops.linear(x, table.T, strided, backend="cpp"), x, table.T, strided)
 
 
 @pytest.mark.parametrize("backend", backends("linear"))
