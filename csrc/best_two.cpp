@@ -44,7 +44,7 @@ struct Rows {
 // begin; panel by panel. What fills up the last panel scores -inf.
 template <class Seen>
 void each_tile(const Scores& op, std::int64_t begin, std::int64_t end, const Seen& seen) {
-    const auto [tile, most, pairs] = tiles();
+    const auto [tile, most, pairs, halves] = tiles();
     const std::int64_t panel_size = op.width * kTileColumns, panels = panels_of(op.columns);
     const std::int64_t count = end - begin, tiles_of_rows = (count + most - 1) / most;
     std::int64_t p = 0;

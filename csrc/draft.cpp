@@ -83,7 +83,7 @@ struct Seen {
 };
 
 void attend(const FanOut& op, std::int64_t b, std::int64_t h, float* out) {
-    const auto [tile, most, pairs] = tiles();
+    const auto [tile, most, pairs, halves] = tiles();
     const Seen seen(op, b);
     const std::int64_t d = op.width, blocks = (op.tokens + most - 1) / most;
     const AlignedFloats keys(seen.padded * d), values(panels_of(d) * kTileColumns * seen.keys);

@@ -45,6 +45,56 @@ INVERT_FAST_AVX2 void tile_avx2(const float* x, std::int64_t x_stride, const flo
 }
 constexpr Tile kAvx2[] = {tile_avx2<1>, tile_avx2<2>, tile_avx2<3>, tile_avx2<4>, tile_avx2<5>, tile_avx2<6>};
 
+// Eight bf16 numbers as fp32 ones.
+INVERT_FAST_AVX2 inline __m256 widened_avx2(const bf16* from) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(
+        _mm256_cvtepu16_epi32(_mm_load_si128(reinterpret_cast<const __m128i*>(from))), 16));
+}
+
+template <int rows, int vectors>
+INVERT_FAST_AVX2 inline void half_avx2(const float* x, std::int64_t x_stride, const bf16* const (&from)[vectors / 2],
+                                       const float* bias, float* out, std::int64_t out_stride, std::int64_t width) {
+    __m256 total[rows][vectors];
+    INVERT_FAST_UNROLL_ROWS
+    for (int r = 0; r < rows; ++r) {
+        INVERT_FAST_UNROLL_ROWS
+        for (int v = 0; v < vectors; ++v) total[r][v] = bias ? _mm256_loadu_ps(bias + 8 * v) : _mm256_setzero_ps();
+    }
+    for (std::int64_t k = 0; k < width; ++k) {
+        __m256 weights[vectors];
+        INVERT_FAST_UNROLL_ROWS
+        for (int v = 0; v < vectors; ++v) weights[v] = widened_avx2(from[v / 2] + k * kTileColumns + v % 2 * 8);
+        INVERT_FAST_UNROLL_ROWS
+        for (int r = 0; r < rows; ++r) {
+            const __m256 value = _mm256_broadcast_ss(x + r * x_stride + k);
+            INVERT_FAST_UNROLL_ROWS
+            for (int v = 0; v < vectors; ++v) total[r][v] = _mm256_fmadd_ps(value, weights[v], total[r][v]);
+        }
+    }
+    INVERT_FAST_UNROLL_ROWS
+    for (int r = 0; r < rows; ++r) {
+        INVERT_FAST_UNROLL_ROWS
+        for (int v = 0; v < vectors; ++v) _mm256_storeu_ps(out + r * out_stride + 8 * v, total[r][v]);
+    }
+}
+
+template <int rows>
+INVERT_FAST_AVX2 void half_pair_avx2(const float* x, std::int64_t x_stride, const bf16* panel,
+                                     std::int64_t panel_size, const float* bias, float* out, std::int64_t out_stride,
+                                     std::int64_t width) {
+    constexpr int kBoth = 3;  // rows whose sums of both panels fit into registers
+    if constexpr (rows <= kBoth) {
+        half_avx2<rows, 4>(x, x_stride, {panel, panel + panel_size}, bias, out, out_stride, width);
+    } else {
+        for (int p = 0; p < 2; ++p) {
+            half_avx2<rows, 2>(x, x_stride, {panel + p * panel_size}, bias ? bias + p * kTileColumns : nullptr,
+                               out + p * kTileColumns, out_stride, width);
+        }
+    }
+}
+constexpr HalfPairTile kHalvesAvx2[] = {half_pair_avx2<1>, half_pair_avx2<2>, half_pair_avx2<3>,
+                                        half_pair_avx2<4>, half_pair_avx2<5>, half_pair_avx2<6>};
+
 template <int rows>
 INVERT_FAST_AVX512 void tile_avx512(const float* x, std::int64_t x_stride, const float* panel, const float* bias,
                                     float* out, std::int64_t out_stride, std::int64_t width) {
@@ -87,6 +137,42 @@ INVERT_FAST_AVX512 void pair_avx512(const float* x, std::int64_t x_stride, const
         _mm512_storeu_ps(out + r * out_stride + other, right[r]);
     }
 }
+// Sixteen bf16 numbers as fp32 ones. With masks of all: GCC 12 warns of its own header in what has none.
+INVERT_FAST_AVX512 inline __m512 widened_avx512(const bf16* from) {
+    constexpr __mmask16 kAll = 0xffff;
+    const __m256i halves = _mm256_load_si256(reinterpret_cast<const __m256i*>(from));
+    return _mm512_castsi512_ps(_mm512_maskz_slli_epi32(kAll, _mm512_maskz_cvtepu16_epi32(kAll, halves), 16));
+}
+
+template <int rows>
+INVERT_FAST_AVX512 void half_pair_avx512(const float* x, std::int64_t x_stride, const bf16* panel,
+                                         std::int64_t panel_size, const float* bias, float* out,
+                                         std::int64_t out_stride, std::int64_t width) {
+    __m512 left[rows], right[rows];
+    const bf16* next = panel + panel_size;
+    INVERT_FAST_UNROLL_ROWS
+    for (int r = 0; r < rows; ++r) {
+        left[r] = bias ? _mm512_loadu_ps(bias) : _mm512_setzero_ps();
+        right[r] = bias ? _mm512_loadu_ps(bias + kTileColumns) : _mm512_setzero_ps();
+    }
+    for (std::int64_t k = 0; k < width; ++k, panel += kTileColumns, next += kTileColumns) {
+        const __m512 first = widened_avx512(panel), second = widened_avx512(next);
+        INVERT_FAST_UNROLL_ROWS
+        for (int r = 0; r < rows; ++r) {
+            const __m512 value = _mm512_set1_ps(x[r * x_stride + k]);
+            left[r] = _mm512_fmadd_ps(value, first, left[r]);
+            right[r] = _mm512_fmadd_ps(value, second, right[r]);
+        }
+    }
+    INVERT_FAST_UNROLL_ROWS
+    for (int r = 0; r < rows; ++r) {
+        _mm512_storeu_ps(out + r * out_stride, left[r]);
+        _mm512_storeu_ps(out + r * out_stride + kTileColumns, right[r]);
+    }
+}
+constexpr HalfPairTile kHalvesAvx512[] = {half_pair_avx512<1>, half_pair_avx512<2>, half_pair_avx512<3>,
+                                          half_pair_avx512<4>, half_pair_avx512<5>, half_pair_avx512<6>,
+                                          half_pair_avx512<7>, half_pair_avx512<8>};
 constexpr PairTile kPairsAvx512[] = {pair_avx512<1>, pair_avx512<2>, pair_avx512<3>, pair_avx512<4>,
                                      pair_avx512<5>, pair_avx512<6>, pair_avx512<7>, pair_avx512<8>};
 constexpr Tile kAvx512[] = {tile_avx512<1>, tile_avx512<2>, tile_avx512<3>, tile_avx512<4>,
@@ -108,17 +194,17 @@ void tile_baseline(const float* x, std::int64_t x_stride, const float* panel, co
 constexpr Tile kBaseline[] = {tile_baseline<1>, tile_baseline<2>, tile_baseline<3>, tile_baseline<4>};
 
 template <std::size_t rows>
-Tiles up_to(const Tile (&of)[rows], const PairTile* pairs = nullptr) {
+Tiles up_to(const Tile (&of)[rows], const PairTile* pairs = nullptr, const HalfPairTile* halves = nullptr) {
     static_assert(rows <= kMostTileRows);
-    return {of, rows, pairs};
+    return {of, rows, pairs, halves};
 }
 
 }  // namespace
 
 Tiles tiles() {
 #if INVERT_FAST_X86_TARGETS
-    if (isa_in_use == Isa::avx512) return up_to(kAvx512, kPairsAvx512);
-    if (isa_in_use == Isa::avx2) return up_to(kAvx2);
+    if (isa_in_use == Isa::avx512) return up_to(kAvx512, kPairsAvx512, kHalvesAvx512);
+    if (isa_in_use == Isa::avx2) return up_to(kAvx2, nullptr, kHalvesAvx2);
 #endif
     return up_to(kBaseline);
 }

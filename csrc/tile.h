@@ -2,6 +2,8 @@
 #pragma once
 #include <cstdint>
 
+#include "scalar.h"
+
 namespace invert_fast {
 
 // So many sums that two FMAs can start every cycle, in registers: of six rows, two a row, with AVX2, and of eight rows with
@@ -20,11 +22,18 @@ using PairTile = void (*)(const float* x, std::int64_t x_stride, const float* pa
                           const float* bias, float* out, std::int64_t out_stride, std::int64_t other,
                           std::int64_t width);
 
-// These for r of 1 to `rows` rows at of[r - 1] and pairs[r - 1]; pairs is null where one panel at a time is as fast.
+// The same for two panels of bf16 numbers, out [rows, 32]; to the same sums as of the fp32 ones they stand for. Read as they
+// come from memory: of so few rows that is what takes the time.
+using HalfPairTile = void (*)(const float* x, std::int64_t x_stride, const bf16* panel, std::int64_t panel_size,
+                              const float* bias, float* out, std::int64_t out_stride, std::int64_t width);
+
+// These for r of 1 to `rows` rows at of[r - 1] and pairs[r - 1]; pairs is null where one panel at a time is as fast,
+// halves where there is none.
 struct Tiles {
     const Tile* of;
     int rows;
     const PairTile* pairs;
+    const HalfPairTile* halves;
 };
 
 Tiles tiles();

@@ -159,7 +159,10 @@ class Decoder:
         head = self.model.get_output_embeddings()
         assert head is not None, "a causal language model has a head"
         plain = type(head) is nn.Linear and head.weight.device == rows.device and not hooks_of(head)
-        scores = (linear(rows, head.weight.T, head.bias) if plain else head(rows)).float()
+        if plain and self.embedding.is_held_by(head.weight):
+            scores = self.embedding.times(rows, head.bias)
+        else:
+            scores = (linear(rows, head.weight.T, head.bias) if plain else head(rows)).float()
         scores[..., self.usable_ids :] = float("-inf")
         return scores.index_fill_(-1, spoilt, float("-inf")) if len(spoilt := self.embedding.spoilt) else scores
 

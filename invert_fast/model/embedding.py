@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..ops.best_two import scores_of
+from ..ops.linear import FEW_ROWS, is_halved, pack_halved, packs
 from .wrapped import value_of
 
 BLOCK = 2048  # rows that are computed at once where all are gone through: a few megabytes, which are used again
@@ -78,8 +79,20 @@ class Embedding:
 
     @property
     def copied(self) -> int:
-        """Bytes of the copies that `matrix` and `rows` need beside the weight."""
-        return (0 if self._kept is None else self._kept.nbytes) + (4 * self.shape.numel() if self._held is None else 0)
+        """Bytes of the copies that `matrix`, `rows` and `times` need beside the weight."""
+        copies = (0 if self._kept is None else self._kept.nbytes) + (
+            4 * self.shape.numel() if self._held is None else 0
+        )
+        return copies + (2 * self.shape.numel() if self._halved else 0)
+
+    @cached_property
+    def _halved(self) -> bool:
+        """Whether a copy in half as many bytes is of the same numbers, and of use."""
+        return (held := self._held) is not None and packs(held) and is_halved(held)
+
+    @cached_property
+    def _packed(self) -> Tensor | None:
+        return pack_halved(self.matrix.T) if self._halved else None
 
     @property
     def _held(self) -> Tensor | None:
@@ -87,12 +100,22 @@ class Embedding:
         held = self.weight if self._kept is None else self._kept
         return held if held.dtype == torch.float32 and not len(self.spoilt) else None
 
+    def is_held_by(self, weight: Tensor) -> bool:
+        """Whether `matrix` is this weight, as that of a tied head is."""
+        return self._held is not None and (weight.data_ptr(), weight.shape) == (self._held.data_ptr(), self.shape)
+
     def scores(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """x·e_v + bias_v, `[n, D_e] → [n, V]`."""
         x = x if self.factor == 1.0 else x * self.factor
         if bias is not None and bias.dim() > 1:
-            return ops.linear(x, self.matrix.T).add_(bias)
-        return ops.linear(x, self.matrix.T, bias)
+            return self.times(x).add_(bias)
+        return self.times(x, bias)
+
+    def times(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """x · `matrix`ᵀ + bias, `[..., D_e] → [..., V]`. A few rows read all of it: where half as many bytes hold the
+        same numbers, they take half the time."""
+        few = x.dtype == torch.float32 and x.numel() <= FEW_ROWS * x.shape[-1]
+        return ops.linear(x, self.matrix.T, bias, self._packed if few else None)
 
     def scores_of(self, x: Tensor, ids: Tensor) -> Tensor:
         """As `scores` of a few tokens `ids [n, C]` a row, `[n, C]`; some score for −1."""

@@ -68,11 +68,13 @@ def _needed(tensors: list[tuple[str, list[int]]], dtype: torch.dtype) -> int:
     largest matrix there is) in fp32."""
     size = torch.finfo(dtype).bits // 8
     weights = sum(prod(shape) * (size if "F" in kind else SIZES.get(kind, 1)) for kind, shape in tensors)
-    matrices = sorted(prod(shape) for _, shape in tensors if len(shape) == 2)
-    largest = matrices.pop() if matrices else 0
+    # Packed, what was stored as bf16 takes two bytes a number: `ops.linear.pack_halved`.
+    matrices = sorted((prod(shape), 2 if kind == "BF16" else 4) for kind, shape in tensors if len(shape) == 2)
+    largest, its_size = matrices.pop() if matrices else (0, 4)
     if dtype != torch.float32:
         return weights + 4 * largest
-    return weights + (4 * sum(matrices) if 4 * sum(matrices) <= MOST_BYTES else 0)
+    packed = sum(count * each for count, each in matrices)
+    return weights + (packed if packed <= MOST_BYTES else 0) + (2 * largest if its_size == 2 else 0)
 
 
 def tensors_in(folder: Path) -> list[tuple[str, list[int]]]:

@@ -1,8 +1,9 @@
 """`linear`: rows times a matrix, as few of them as a pass over lanes or over a chunk of a text has.
 
 A matrix that was packed once, csrc/product.cpp: a tenth to a half faster than PyTorch's at 16 to 128 rows, which spends
-that time packing, and at fewer. One that is too large to be there twice, and lies as its columns do, as embeddings and
-heads do, is read as it lies, csrc/scores.cpp: there 2 to 32 rows take PyTorch's three times as long, or more.
+that time packing, and at fewer; in half as many bytes, and twice as fast for a few rows, where all its numbers are bf16
+ones. One that is too large to be there twice, and lies as its columns do, as embeddings and heads do, is read as it lies,
+csrc/scores.cpp: there 2 to 32 rows take PyTorch's three times as long, or more.
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ from . import native
 from .native import _C, address, has_values
 from .recording import define, is_recording
 from .table import backend as backend_of
+from .table import choose
 
 FEW_ROWS = 64  # of a product with a matrix that is not packed: of more, a general product is as fast
-MOST_BYTES = 1 << 30  # of weights: packed, each is there a second time, and for gradients a third
+MOST_BYTES = 1 << 30  # of packed weights: each is there a second time, and for gradients a third
+_AT_ONCE = 1 << 22  # numbers that are looked at at once
 
 
 def linear(
@@ -65,7 +68,8 @@ def cpp(x: Tensor, matrix: Tensor, bias: Tensor | None = None, packed: Tensor | 
         _C.scores(address(rows), address(matrix.T), added, address(out), *sizes, matrix.stride(1), N, threads)
     else:
         packed = pack(matrix) if packed is None else packed
-        _C.product(address(rows), address(packed), added, address(out), *sizes, N, threads)
+        halved = packed.dtype == torch.bfloat16
+        _C.product(address(rows), address(packed, packed.dtype), added, address(out), *sizes, N, halved, threads)
     return out
 
 
@@ -73,11 +77,31 @@ def _takes_gradient(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
+def packs(matrix: Tensor) -> bool:
+    """Whether a packed form of a matrix would be used."""
+    on_cpu = matrix.device.type == "cpu" and matrix.dtype == torch.float32 and has_values(matrix)
+    return on_cpu and choose("linear", "cpu") == "cpp"
+
+
 def pack(matrix: Tensor) -> Tensor:
     """A matrix `[K, N]` in the form of csrc/product.cpp."""
     packed = torch.empty(_C.packed_size(*matrix.shape), dtype=torch.float32)
     _C.pack_matrix(address(matrix), *matrix.stride(), *matrix.shape, address(packed))
     return packed
+
+
+def pack_halved(matrix: Tensor) -> Tensor | None:
+    """The same in half as many bytes, which for few rows takes half the time; None where a number of it is none of
+    bf16. Most models are published in bf16: read in fp32, all their numbers are. Products come to the same."""
+    packed = torch.empty(_C.packed_size(*matrix.shape), dtype=torch.bfloat16)
+    place = address(packed, torch.bfloat16)
+    return packed if _C.pack_matrix(address(matrix), *matrix.stride(), *matrix.shape, place, True) else None
+
+
+def is_halved(matrix: Tensor) -> bool:
+    """Whether `pack_halved` would do: all numbers of a matrix `[N, K]` fp32 are bf16 ones."""
+    parts = matrix.view(torch.int32).split(max(1, _AT_ONCE // max(1, matrix.shape[1])))
+    return not any(bool((part & 0xFFFF).any()) for part in parts)
 
 
 def pack_parts(parts: Iterable[Tensor], width: int, columns: int) -> Tensor:
@@ -115,11 +139,19 @@ class _Packed(nn.Module):
         if transposed not in packs:
             weight = self.weight.detach()
             matrix = weight.t() if transposed != self.weight_is_transposed else weight
-            packs[transposed] = pack(matrix), matrix
+            halved = pack_halved(matrix)
+            packs[transposed] = pack(matrix) if halved is None else halved, matrix
         return packs[transposed]
 
+    def packed_bytes(self) -> int:
+        """Of `packed` in one direction."""
+        weight = self.weight.detach()
+        if "_halved" not in self.__dict__:
+            self.__dict__["_halved"] = is_halved(weight)
+        return weight.nbytes // 2 if self.__dict__["_halved"] else weight.nbytes
+
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_packs"}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_packs", "_halved")}
 
 
 class PackedLinear(_Packed, nn.Linear):
@@ -138,15 +170,18 @@ def pack_linears(body: nn.Module) -> None:
     if not native.has("linear"):
         return
     found = [module for module in body.modules() if type(module) in _PACKED]
-    if sum(weight.nbytes for module in found for weight in module.parameters()) <= MOST_BYTES:
+    size = sum(weight.nbytes for module in found for weight in module.parameters())
+    if MOST_BYTES < size <= 2 * MOST_BYTES and all(is_halved(module.weight.detach()) for module in found):
+        size //= 2
+    if size <= MOST_BYTES:
         for module in found:
             module.__class__ = _PACKED[type(module)]
 
 
 def packed_bytes(body: nn.Module) -> int:
     """What the packed weights of a body take, once all are made, those for gradients not counted."""
-    weights = [module.weight for module in body.modules() if isinstance(module, _Packed)]
-    return sum(w.nbytes for w in weights if w.dtype == torch.float32 and w.device.type == "cpu")
+    found = [module for module in body.modules() if isinstance(module, _Packed)]
+    return sum(m.packed_bytes() for m in found if m.weight.dtype == torch.float32 and m.weight.device.type == "cpu")
 
 
 def share_packs(body: nn.Module, other: nn.Module) -> None:

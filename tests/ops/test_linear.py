@@ -24,15 +24,15 @@ linear_op = import_module("invert_fast.ops.linear")
 pytestmark = pytest.mark.numeric
 
 
-def multiply(x: Tensor, matrix: Tensor, bias: Tensor | None, threads: int = 1) -> Tensor:
+def multiply(x: Tensor, matrix: Tensor, bias: Tensor | None, threads: int = 1, halved: bool = False) -> Tensor:
     """The op, with a canary behind its output and columns of the rows that it must leave alone."""
     (M, K), N = x.shape, matrix.shape[1]
-    packed = torch.empty(C.packed_size(K, N))
-    C.pack_matrix(matrix.data_ptr(), *matrix.stride(), K, N, packed.data_ptr())
+    packed = torch.empty(C.packed_size(K, N), dtype=torch.bfloat16 if halved else torch.float32)
+    assert C.pack_matrix(matrix.data_ptr(), *matrix.stride(), K, N, packed.data_ptr(), halved)
     out = torch.full((M + 1, N + 3), -7.0)
     C.product(
         *(x.data_ptr(), packed.data_ptr(), 0 if bias is None else bias.data_ptr(), out.data_ptr()),
-        *(M, K, N, x.stride(0), out.stride(0), threads),
+        *(M, K, N, x.stride(0), out.stride(0), halved, threads),
     )
     assert out[M:].eq(-7).all(), "the op wrote past its rows"
     assert out[:, N:].eq(-7).all(), "the op wrote past its columns"
@@ -121,6 +121,44 @@ def test_matches_float64_at_any_shape_and_stride(data):
     check(found, x, matrix, bias)
 
 
+@given(st.data())
+def test_a_matrix_of_bf16_numbers_gives_the_same_from_half_as_many_bytes(data):
+    """To the bit, whatever tiles its rows and columns come to: of a few rows as it comes from memory, else widened."""
+    draw = data.draw
+    M, K, N = draw(st.integers(0, 40)), draw(st.integers(0, 70)), draw(st.integers(0, 100))
+    seed, threads = draw(st.integers(0, 2**31)), draw(st.integers(0, 4))
+    x, matrix = random(M, K + 3, seed=seed)[:, 3:], random(K, N, seed=seed + 1).bfloat16().float()
+    if draw(st.booleans()):
+        matrix = matrix.t().contiguous().t()
+    bias = random(N, seed=seed + 2) if draw(st.booleans()) else None
+    found = multiply(x, matrix, bias, threads, halved=True)
+    assert torch.equal(found, multiply(x, matrix, bias))
+    check(found, x, matrix, bias)
+
+
+@pytest.mark.parametrize("value", [1 + 2.0**-8, 2.0**-133 + 2.0**-140, -3e38, float(torch.tensor(0.1))])
+def test_a_matrix_with_one_other_number_is_never_halved(value):
+    matrix = random(40, 50).bfloat16().float()
+    assert linear_op.pack_halved(matrix) is not None
+    assert linear_op.is_halved(matrix)
+    for row, column in ((0, 0), (39, 49), (17, 5)):
+        spoilt = matrix.clone()
+        spoilt[row, column] = value
+        for laid_out in (spoilt, spoilt.t().contiguous().t()):
+            assert linear_op.pack_halved(laid_out) is None
+        assert not linear_op.is_halved(spoilt)
+
+
+@pytest.mark.parametrize("value", [float("inf"), -0.0, 2.0**-133, -(2.0**127)])
+def test_what_bf16_holds_is_halved_whatever_it_is(value):
+    matrix, x = random(40, 50).bfloat16().float(), random(3, 40)
+    matrix[3, 7] = value
+    packed = linear_op.pack_halved(matrix)
+    assert packed is not None
+    found = ops.linear(x, matrix, None, packed, backend="cpp")
+    assert torch.equal(found, multiply(x, matrix, None))
+
+
 @pytest.mark.parametrize(("M", "K", "N"), [(1, 256, 768), (64, 256, 1024), (45, 1024, 256), (129, 768, 50)])
 def test_exact_at_the_widths_of_models_and_more_so_on_average(M, K, N):
     x, matrix, bias = random(M, K), random(K, N, seed=1), random(N, seed=2)
@@ -130,12 +168,14 @@ def test_exact_at_the_widths_of_models_and_more_so_on_average(M, K, N):
     assert off <= average(x.square() @ matrix.square() + bias.square(), K + 1)
 
 
-def test_neither_threads_nor_other_rows_change_a_bit():
+@pytest.mark.parametrize("halved", [False, True])
+def test_neither_threads_nor_other_rows_change_a_bit(halved):
     x, matrix, bias = random(131, 300), random(300, 1000, seed=1), random(1000, seed=2)
-    alone = torch.cat([multiply(row[None], matrix, bias) for row in x])
+    matrix = matrix.bfloat16().float() if halved else matrix
+    alone = torch.cat([multiply(row[None], matrix, bias, halved=halved) for row in x])
     for threads in (0, 1, 2, 5, 64):
-        assert torch.equal(multiply(x, matrix, bias, threads), alone), f"{threads} threads"
-        assert torch.equal(multiply(x[7:20], matrix, bias, threads), alone[7:20]), f"{threads} threads"
+        assert torch.equal(multiply(x, matrix, bias, threads, halved), alone), f"{threads} threads"
+        assert torch.equal(multiply(x[7:20], matrix, bias, threads, halved), alone[7:20]), f"{threads} threads"
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

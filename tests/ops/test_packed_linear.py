@@ -12,12 +12,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers.pytorch_utils import Conv1D
 
 from invert_fast.ops import native
-from invert_fast.ops.linear import pack_linears
+from invert_fast.ops.linear import pack_linears, packed_bytes
 
 from ..limits import close
 from .inputs import random
 
 C = pytest.importorskip("invert_fast._C", reason="invert_fast._C is not built (it needs a C++ compiler)")
+LINEAR = import_module("invert_fast.ops.linear")
 pytestmark = pytest.mark.numeric
 
 
@@ -85,6 +86,38 @@ def test_copies_carry_no_packed_weights_and_other_precisions_run_as_before():
 
 
 @pytest.mark.usefixtures("fast")
+@pytest.mark.parametrize("rows", [1, 5, 30])
+def test_layers_published_in_bf16_give_the_same_from_half_as_many_bytes(rows, monkeypatch):
+    def run(halved: bool) -> tuple[Tensor, Tensor, int]:
+        body = nn.Sequential(*(layer.bfloat16().float() for layer in layers(False)))
+        pack_linears(body)
+        with monkeypatch.context() as patch:
+            if not halved:
+                patch.setattr(LINEAR, "pack_halved", lambda matrix: None)
+            leaf = random(rows, 24).requires_grad_()
+            out = body(leaf)
+            (grad,) = torch.autograd.grad(out.sum(), leaf)
+        packs = [pack for layer in body for pack, _ in vars(layer)["_packs"].values()]
+        assert {pack.dtype for pack in packs} == {torch.bfloat16 if halved else torch.float32}
+        return out.detach(), grad, packed_bytes(body)
+
+    (ours, grad, size), (wanted, wanted_grad, _) = run(True), run(False)
+    assert torch.equal(ours, wanted)
+    assert torch.equal(grad, wanted_grad)
+    assert size == 2 * (24 * 40 + 40 * 56 + 56 * 8)
+
+
+@pytest.mark.usefixtures("fast")
+def test_twice_as_large_a_body_is_packed_where_half_as_many_bytes_do(monkeypatch):
+    monkeypatch.setattr(LINEAR, "MOST_BYTES", 8 * 8 * 4)
+    for weight, kind in ((random(16, 8), "Linear"), (random(16, 8).bfloat16().float(), "PackedLinear")):
+        body = nn.Sequential(nn.Linear(8, 16, bias=False)).requires_grad_(False)
+        body[0].weight.copy_(weight)
+        pack_linears(body)
+        assert type(body[0]).__name__ == kind
+
+
+@pytest.mark.usefixtures("fast")
 def test_tensors_without_values_stay_so():
     ours = layers(True)
     with FakeTensorMode(allow_non_fake_inputs=True):
@@ -100,7 +133,7 @@ def test_only_plain_linear_layers_of_bodies_that_fit_are_packed(monkeypatch):
     body = nn.Sequential(Scaled(8, 8), nn.Linear(8, 8))
     pack_linears(body)
     assert [type(m).__name__ for m in body] == ["Scaled", "PackedLinear"]
-    monkeypatch.setattr(import_module("invert_fast.ops.linear"), "MOST_BYTES", 8 * 8 * 4 + 8 * 4 - 1)
+    monkeypatch.setattr(LINEAR, "MOST_BYTES", 8 * 8 * 4 + 8 * 4 - 1)
     body = nn.Sequential(nn.Linear(8, 8))
     pack_linears(body)
     assert type(body[0]) is nn.Linear
