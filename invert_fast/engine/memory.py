@@ -42,9 +42,9 @@ def plan(decoder: Decoder, max_len: int, max_memory: float | None, batch_size: i
     """Lanes and tokens a call within `max_memory` GiB, the model and all that is kept of it included (default: half of
     what is free beside the model, at most 16). A model that takes more leaves one lane and the smallest calls.
 
-    Half of what is left is for what lanes hold (targets, proxies, lists, prefix KV, what was tried), half for what one
-    forward pass makes. On a CPU a call is also kept so small that what one layer writes is still in the cache when the
-    next reads it: a quarter faster than everything at once.
+    Half of what is left is for what lanes hold (targets, what they lead to, proxies, lists, prefix KV, what was tried),
+    half for what one forward pass makes. On a CPU a call is also kept so small that what one layer writes is still in
+    the cache when the next reads it: a quarter faster than everything at once.
     """
     budget = min(_DEFAULT_MOST, _DEFAULT_SHARE * available_gib(decoder.device))
     if max_memory is not None:
@@ -61,8 +61,11 @@ def plan(decoder: Decoder, max_len: int, max_memory: float | None, batch_size: i
     heads = getattr(config, "num_attention_heads", None) or 1  # of a model without attention: about as much a token
     head = getattr(config, "head_dim", None) or config.hidden_size // heads
     kv_heads = getattr(config, "num_key_value_heads", None) or heads
-    lists = 8 * LISTED if decoder.vocab_size >= MANY_TOKENS else 0
-    lane = max_len * (8 * decoder.width + lists + 2 * decoder.blocks * kv_heads * head * size) + decoder.vocab_size
+    many = decoder.vocab_size >= MANY_TOKENS
+    lists, rows = 8 * LISTED if many else 0, 3 if many and not decoder.layer.near_head else 2
+    lane = (
+        max_len * (4 * rows * decoder.width + lists + 2 * decoder.blocks * kv_heads * head * size) + decoder.vocab_size
+    )
     slots = batch_size or int(max(1, min(_LANES_MOST, budget / 2 * _GIB // lane)))
     inner = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * config.hidden_size
     inner = inner if isinstance(inner, int) else max(inner)  # some families say it block by block

@@ -1,5 +1,5 @@
 """The model's own next-token prior in the drafts of a large vocabulary, free at the last layer: the state before a row
-gives it.
+gives it. At an inner layer the blocks behind it do, run from the states of the text (`model/onward.py`).
 
 A lens takes what a context adds to a state for Gaussian noise, which it is not: its scores exaggerate, and drafts are
 best with several times the prior. But for what the model would never write, passwords or keys, the prior only misleads.
@@ -43,10 +43,10 @@ class DraftPrior:
         if not len(self.weights) == len(self.edges) + 1 == len(self.sureness):
             raise ValueError(f"{len(self.weights)} weights, {len(self.edges)} edges, {len(self.sureness)} of sureness")
 
-    def surprise(self, decoder: Decoder, hidden: Tensor, ids: Tensor) -> Tensor:
-        """Nats a token by which the draft `ids [b, T]` of states `hidden [b, T, D]` surprises the model, around each
-        position but the first: `[b, T − 1]`."""
-        before, tokens = hidden[:, :-1], ids[:, 1:]
+    def surprise(self, decoder: Decoder, ends: Tensor, ids: Tensor) -> Tensor:
+        """Nats a token by which the draft `ids [b, T]` of states that have these `Decoder.ends [b, T, D]` surprises the
+        model, around each position but the first: `[b, T − 1]`."""
+        before, tokens = ends[:, :-1], ids[:, 1:]
         logits = decoder.logits_of(before.flatten(0, 1), tokens.reshape(-1, 1)).view_as(tokens)
         whole = decoder.head_input(before).float() @ self.normaliser[:-1] + self.normaliser[-1]
         return around((whole - logits).nan_to_num(0.0, 0.0, 0.0))
@@ -60,13 +60,14 @@ class DraftPrior:
 class Drafted:
     """The short lists of whole texts: proxies `[b, T, D_e]` of the lens alone; ids, scores `[b, T, LISTED]`, best
     first, see `BestTwo.shortlist`, with the prior at `weight [b, T]`; error `[b, T]`: how likely each first one is
-    wrong."""
+    wrong; ends `[b, T, D]`: `Decoder.ends` of the states, where they were asked for."""
 
     proxies: Tensor
     ids: Tensor
     scores: Tensor
     error: Tensor
     weight: Tensor
+    ends: Tensor | None = None
 
     @property
     def leads(self) -> Tensor:
@@ -77,48 +78,51 @@ class Drafted:
 @torch.no_grad()
 def draft_lists(decoder: Decoder, lens: Lens, hidden: Tensor) -> Drafted:
     """Of states of whole texts `[b, T, D]`."""
+    asked = lens.prior is not None or (isinstance(lens, WeighingLens) and lens.weighs)
+    ends = decoder.ends(hidden) if asked and hidden.shape[1] > 1 else None
     if isinstance(lens, WeighingLens) and lens.weighs:
         proxies, weights = lens.weighed_proxies(hidden)
-        return _lists(decoder, lens, hidden, proxies, weights)
-    found = weighed_lists(decoder, lens, hidden, 0.0 if lens.prior is None else lens.prior.weights[0])
-    if lens.prior is None or not decoder.layer.near_head or hidden.shape[1] < 2:
+        return _lists(decoder, lens, ends, proxies, weights)
+    found = weighed_lists(decoder, lens, hidden, 0.0 if lens.prior is None else lens.prior.weights[0], ends)
+    if lens.prior is None or ends is None:
         return found
-    surprise = lens.prior.surprise(decoder, hidden, found.ids[..., 0])
+    surprise = lens.prior.surprise(decoder, ends, found.ids[..., 0])
     kind = lens.prior.kind(surprise)
     weights, sureness = (surprise.new_tensor(of)[kind] for of in (lens.prior.weights, lens.prior.sureness))
-    _weigh_again(decoder, lens, hidden, found, weights)
+    _weigh_again(decoder, lens, ends, found, weights)
     found.error[:, 1:] = lens.repair.error(found.leads[:, 1:], sureness)
     return found
 
 
 @torch.no_grad()
-def weighed_lists(decoder: Decoder, lens: Lens, hidden: Tensor, weight: float) -> Drafted:
-    """With `weight` times the prior everywhere."""
-    weights = torch.full(hidden.shape[:2], weight if decoder.layer.near_head else 0.0, device=hidden.device)
+def weighed_lists(decoder: Decoder, lens: Lens, hidden: Tensor, weight: float, ends: Tensor | None) -> Drafted:
+    """With `weight` times the prior everywhere, where the texts' `Decoder.ends` tell it."""
+    weights = torch.full(hidden.shape[:2], 0.0 if ends is None else weight, device=hidden.device)
     weights[:, :1] = 0.0
-    return _lists(decoder, lens, hidden, lens.proxies(hidden), weights, joins=weight > 0)
+    return _lists(decoder, lens, ends if weight > 0 else None, lens.proxies(hidden), weights, ends)
 
 
 def _lists(
-    decoder: Decoder, lens: Lens, hidden: Tensor, proxies: Tensor, weights: Tensor, joins: bool = True
+    decoder: Decoder, lens: Lens, joined: Tensor | None, proxies: Tensor, weights: Tensor, ends: Tensor | None = None
 ) -> Drafted:
-    joins = joins and decoder.layer.near_head and hidden.shape[1] > 1
+    """joined: the ends whose prior joins the scores."""
     together, tied, weight = proxies, decoder.tied_scale, weights[:, 1:, None]
-    if joins and tied is not None:
+    if joined is not None and tied is not None:
         together = proxies.clone()
-        together[:, 1:] += (weight / tied) * decoder.head_input(hidden[:, :-1]).float()
+        together[:, 1:] += (weight / tied) * decoder.head_input(joined[:, :-1]).float()
     ids, scores = lens.lists(together)
-    if joins and tied is None:
-        ids[:, 1:], scores[:, 1:] = _add_prior(decoder, hidden[:, :-1], ids[:, 1:], scores[:, 1:], weight)
-    return Drafted(proxies, ids, scores, lens.repair.error(_leads(scores)), weights)
+    if joined is not None and tied is None:
+        ids[:, 1:], scores[:, 1:] = _add_prior(decoder, joined[:, :-1], ids[:, 1:], scores[:, 1:], weight)
+    error = lens.repair.error(_leads(scores))
+    return Drafted(proxies, ids, scores, error, weights, joined if ends is None else ends)
 
 
-def _weigh_again(decoder: Decoder, lens: Lens, hidden: Tensor, found: Drafted, weights: Tensor) -> None:
+def _weigh_again(decoder: Decoder, lens: Lens, ends: Tensor, found: Drafted, weights: Tensor) -> None:
     """Make the rows of `found` anew whose weight `[b, T − 1]` is another than it is now."""
     text, row = (weights != found.weight[:, 1:]).nonzero(as_tuple=True)
     if not len(text):
         return
-    at, before, weight = (text, row + 1), hidden[text, row], weights[text, row][:, None]
+    at, before, weight = (text, row + 1), ends[text, row], weights[text, row][:, None]
     if decoder.tied_scale is None:
         more = weight - found.weight[at][:, None]
         found.ids[at], found.scores[at] = _add_prior(decoder, before, found.ids[at], found.scores[at], more)

@@ -21,6 +21,7 @@ from .repair import GROWTH_OF_LARGE, Repair
 _WEIGHTS, _TRIED = (6.0, 4.0, 2.0, 1.0, 0.5, 0.0), 2.0  # and under which lists are made to try them
 _KINDS, _BINS = 3, 12  # so many weights at most; where they may part, in shares of the tokens
 _WRONG, _DEEP, _HOPELESS = 96, 1024, 128  # positions whose candidates are ordered; how many by each; what is too deep
+_WRONG_ENOUGH = 0.02  # share of tokens that a lens drafts wrong
 _ROWS, _ROWS_AT_ONCE, _RIDGE = 320, 16, 0.1  # that are asked for all their logits
 
 
@@ -28,16 +29,17 @@ _ROWS, _ROWS_AT_ONCE, _RIDGE = 320, 16, 0.1  # that are asked for all their logi
 def fit_prior(decoder: Decoder, lens: LinearLens, ids: Tensor, states: Tensor) -> Drafted:
     """Give a lens of a large vocabulary its `DraftPrior`, from held-out texts `ids [b, T]` with `states [b, T, D]`, and
     what its lists are found by. Returns the drafts of these texts."""
-    metric, joins = lens.parts["rest"].gram, decoder.layer.near_head and ids.shape[1] > 1
-    if joins and decoder.tied_scale is not None:  # else the prior is no part of what lists are found by
-        added = (_TRIED / decoder.tied_scale) * decoder.head_input(states[:, :-1]).float().flatten(0, 1)
+    metric, ends = lens.parts["rest"].gram, decoder.ends(states) if ids.shape[1] > 1 else None
+    if ends is None or not _wanted(decoder, lens, ids, states):
+        lens.list_by(metric)
+        return weighed_lists(decoder, lens, states, 0.0, None)
+    if decoder.tied_scale is not None:  # else the prior is no part of what lists are found by
+        added = (_TRIED / decoder.tied_scale) * decoder.head_input(ends[:, :-1]).float().flatten(0, 1)
         metric = metric + torch.cov(added.T)
     lens.list_by(metric)
-    if not joins:
-        return weighed_lists(decoder, lens, states, 0.0)
-    tried = weighed_lists(decoder, lens, states, _TRIED)
-    asked = DraftPrior(_normaliser(decoder, states))
-    before, tokens = states[:, :-1].flatten(0, 1), tried.ids[:, 1:].flatten(0, 1)
+    tried = weighed_lists(decoder, lens, states, _TRIED, ends)
+    asked = DraftPrior(_normaliser(decoder, ends))
+    before, tokens = ends[:, :-1].flatten(0, 1), tried.ids[:, 1:].flatten(0, 1)
     prior = decoder.logits_of(before, tokens).view(*ids[:, 1:].shape, -1)
     right, surprise, leads = [], [], []
     for weight in _WEIGHTS:
@@ -45,7 +47,7 @@ def fit_prior(decoder: Decoder, lens: LinearLens, ids: Tensor, states: Tensor) -
         draft = torch.cat([tried.ids[:, :1, 0], tried.ids[:, 1:].gather(-1, best[..., :1])[..., 0]], 1)
         right.append((draft == ids)[:, 1:].flatten())
         leads.append((two[..., 0] - two[..., 1]).flatten())
-        surprise.append(asked.surprise(decoder, states, draft).flatten())
+        surprise.append(asked.surprise(decoder, ends, draft).flatten())
     found = [_parted(torch.stack(right[i:]), surprise[i]) for i in range(len(_WEIGHTS))]
     most = max(range(len(found)), key=lambda i: found[i][0])
     _, edges, chosen = found[most]
@@ -58,6 +60,15 @@ def fit_prior(decoder: Decoder, lens: LinearLens, ids: Tensor, states: Tensor) -
     return draft_lists(decoder, lens, states)
 
 
+def _wanted(decoder: Decoder, lens: LinearLens, ids: Tensor, states: Tensor) -> bool:
+    """Whether drafts should ask the prior: always where it is free. Elsewhere it costs a part of a pass, which texts
+    that the lens drafts right do without: there it is asked where a draft was wrong."""
+    if decoder.layer.near_head:
+        return True
+    wrong = lens.best(lens.proxies(states))[0] != ids
+    return float(wrong[:, 1:].float().mean()) > _WRONG_ENOUGH
+
+
 @torch.no_grad()
 def measure_orders(decoder: Decoder, lens: Lens, ids: Tensor, states: Tensor, lanes: Lanes, drafted: Drafted) -> Repair:
     """As `measure_repair`, where candidates are tried in the turns of `orders`. lanes: where these texts are kept, one
@@ -68,13 +79,14 @@ def measure_orders(decoder: Decoder, lens: Lens, ids: Tensor, states: Tensor, la
     if not len(text):
         return found
     text, position = evenly(text, position + 1, most=_WRONG)
-    true, wrong = ids[text, position], draft[text, position]
+    true, wrong, ends = ids[text, position], draft[text, position], drafted.ends
+    assert ends is not None, "a lens with a prior asks for it"
     seen = lanes.fan_out_at(text, position, wrong[:, None])[:, 0].float()
     ranks = []
     for part in torch.arange(len(text), device=ids.device).split(_ROWS_AT_ONCE):
         at = text[part], position[part]
         row = lens.scores(drafted.proxies[at], torch.zeros_like(part, dtype=torch.bool))
-        prior = decoder.log_probs(states[at[0], at[1] - 1])
+        prior = decoder.log_probs(ends[at[0], at[1] - 1])
         change = lens.change_scores(states[at], seen[part], wrong[part])
         tables = orders(row, prior, change, drafted.weight[at])
         banned = ~lens.vocabulary.allowed | (prior == float("-inf"))
@@ -113,9 +125,9 @@ def _parted(right: Tensor, surprise: Tensor) -> tuple[int, tuple[float, ...], tu
     return total, tuple((here + there) / 2 for here, there in itertools.pairwise(means)), chosen
 
 
-def _normaliser(decoder: Decoder, states: Tensor) -> Tensor:
+def _normaliser(decoder: Decoder, ends: Tensor) -> Tensor:
     """`[D + 1]`: a ridge regression of log Σ exp of all logits on what the head takes."""
-    rows = decoder.head_input(states.flatten(0, 1))
+    rows = decoder.head_input(ends.flatten(0, 1))
     rows = rows[torch.linspace(0, len(rows) - 1, min(_ROWS, len(rows))).long().to(rows.device)]
     whole = torch.cat([decoder.log_normaliser(part) for part in rows.split(_ROWS_AT_ONCE)]).double()
     x = rows.double()

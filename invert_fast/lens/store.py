@@ -28,7 +28,7 @@ from .sums_store import learns, write_sums
 
 log = logging.getLogger("invert_fast")
 
-_LINEAR, _LEARNED = "linear-11", "learned-2"
+_LINEAR, _LEARNED = "linear-12", "learned-2"
 SHIPPED = BUNDLED / "lens.safetensors"
 _Lens = TypeVar("_Lens", LinearLens, LearnedLens)
 

@@ -20,6 +20,7 @@ from ..types import InputError
 from . import attention
 from .embedding import BLOCK, Embedding
 from .layer import Layer
+from .onward import Onward, onward_of
 from .own_pass import OwnPass, ends_normed, read
 from .precision import products
 from .prefix import PrefixCall
@@ -135,6 +136,18 @@ class Decoder:
                 self._full.own.keeps, self._full.own.at_once = self.own.keeps, self.own.at_once
         return self._full
 
+    @cached_property
+    def onward(self) -> Onward | None:
+        """The blocks behind an inner layer; None where they cannot be run from its states."""
+        return onward_of(self)
+
+    def ends(self, hidden: Tensor) -> Tensor | None:
+        """Of states of whole texts `[B, T, D]`, what tells the next token at every position, for `head_input`: they
+        themselves at the last layer, where an inner layer's lead to, or None."""
+        if self.layer.near_head:
+            return hidden
+        return None if self.onward is None else self.onward(hidden).float()
+
     @torch.no_grad()
     def log_probs(self, states: Tensor, tokens: Tensor | None = None) -> Tensor:
         """Next-token log-probabilities of states of the last layer, `[..., D] → [..., V]` fp32; ids past the
@@ -167,8 +180,9 @@ class Decoder:
         return scores.index_fill_(-1, spoilt, float("-inf")) if len(spoilt := self.embedding.spoilt) else scores
 
     def head_input(self, states: Tensor) -> Tensor:
-        """States of the last layer as the head takes them, in the model's precision."""
-        return (states if self.layer.normed else final_norm(self.model, states)).to(self.dtype)
+        """States of the last layer, or what `ends` gives of others, as the head takes them, in the model's dtype."""
+        raw = self.layer.near_head and not self.layer.normed
+        return (final_norm(self.model, states) if raw else states).to(self.dtype)
 
     @torch.no_grad()
     def logits_of(self, states: Tensor, ids: Tensor) -> Tensor:

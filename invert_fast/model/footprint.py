@@ -41,6 +41,8 @@ def held_bytes(decoder: Decoder) -> int:
     size, width = embedding.shape
     sketches = 4 * size * (width * _SKETCH + _DIRECTIONS) if size >= MANY_TOKENS else 0
     packed = packed_bytes(decoder.body) if decoder.own is None else 0
+    if size >= MANY_TOKENS and decoder.layer.depth:  # the blocks behind it are run as well, see `onward.py`
+        packed = packed * decoder.layer.blocks // decoder.layer.depth
     return sum(weights.values()) + packed + embedding.copied + int(sketches)
 
 

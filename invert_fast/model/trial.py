@@ -30,7 +30,7 @@ SHORT, LONG = 40, 1024  # tokens of a text where nothing asks for more; at most
 _BEYOND, _TOGETHER = 8, 8  # tokens beyond what is asked for; neighbours of whose distances the median counts
 _NUMBERS = 1 << 26  # that the largest tensor of one call of a model's own pass may have
 _SAME_SHAPE = 20.0  # by how much two passes of one shape agree better than those of two ways to compute
-_OFF = {torch.float64: 2e-3, torch.float32: 2e-3, torch.float16: 2e-2, torch.bfloat16: 5e-2}
+OFF = {torch.float64: 2e-3, torch.float32: 2e-3, torch.float16: 2e-2, torch.bfloat16: 5e-2}
 FAILS = (TypeError, AttributeError, ValueError, RuntimeError, LookupError, NotImplementedError, AssertionError)
 
 
@@ -191,7 +191,7 @@ def _first_wrong(
     off = torch.where(own.isfinite().all(-1), off, 0.0)
     if not len(off):
         return None
-    limit = _OFF.get(own.dtype, _OFF[torch.float32]) / strictness
+    limit = OFF.get(own.dtype, OFF[torch.float32]) / strictness
     for start in range(max(1, len(off) - together + 1)):
         if not off[start : start + together].median() < limit:
             return start + int((off[start:] >= limit).int().argmax()), float(off.max())

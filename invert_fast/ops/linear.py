@@ -1,8 +1,8 @@
 """`linear`: rows times a matrix, as few of them as a pass over lanes or over a chunk of a text has.
 
 A matrix that was packed once, csrc/product.cpp: a tenth to a half faster than PyTorch's at 16 to 128 rows, which spends
-that time packing, and at fewer; in half as many bytes, and twice as fast for a few rows, where all its numbers are bf16
-ones. One that is too large to be there twice, and lies as its columns do, as embeddings and heads do, is read as it lies,
+that time packing, and at fewer; in half as many bytes, and twice as fast for a few rows, where its numbers all are bf16
+ones. One that is too large to be there twice, and lies as its columns do, as embeddings and heads do, is read so,
 csrc/scores.cpp: there 2 to 32 rows take PyTorch's three times as long, or more.
 """
 

@@ -40,6 +40,8 @@ class Candidates:
             self.list_scores = torch.zeros(shape, device=device)
             self.weights = torch.zeros(shape[:2], device=device)
             self._whole: dict[int, tuple[int, Ranked]] = {}  # by lane: of which position, and its candidates
+            self._ends = lanes.targets  # what tells the next token at each position: at an inner layer made when asked
+            self._ended = torch.full((lanes.slots,), self.near_head, device=device)
 
     def use(self, lens: Lens) -> None:
         """From now on this one. What texts were drafted with another stays; their candidates are ordered anew."""
@@ -60,6 +62,10 @@ class Candidates:
             found = draft_lists(self.context.decoder, self.lens, hidden)
             self.proxies[slots, :T], self.list_scores[slots, :T] = found.proxies, found.scores
             self.lists[slots, :T], self.weights[slots, :T] = found.ids.int(), found.weight
+            if not self.near_head:
+                self._ended[slots] = found.ends is not None
+                if found.ends is not None:
+                    self._keep_ends(slots, found.ends)
             for slot in slots.tolist():
                 self._whole.pop(slot, None)
             return found.ids[..., 0], found.error
@@ -71,6 +77,28 @@ class Candidates:
             drafts[rows], leads = look_again(self.context.decoder, self.lens, hidden, proxies, *rows)
             error[rows] = self.repair.error(leads, self.repair.second_look)
         return drafts, error
+
+    def _keep_ends(self, slots: Tensor, ends: Tensor) -> None:
+        lanes, onward = self.context.lanes, self.context.decoder.onward
+        assert onward is not None
+        if self._ends is lanes.targets:
+            self._ends = torch.zeros(lanes.slots, lanes.max_len, ends.shape[2], device=ends.device)
+        self._ends[slots, : ends.shape[1]] = ends
+        self._ended[slots] = True
+        lanes.charge(slots, forward=(lanes.target_length[slots] * onward.tokens).round().long())
+
+    def _before(self, slots: Tensor, position: Tensor) -> Tensor | None:
+        """`Decoder.ends` at the positions before these, `[n, D]`; None where they cannot be had."""
+        if not self.near_head:
+            if self.context.decoder.onward is None:
+                return None
+            missing = slots[~self._ended[slots]].unique()
+            if len(missing):
+                targets, lengths = self.context.lanes.targets[missing], self.context.lanes.target_length[missing]
+                ends = self.context.decoder.ends(targets[:, : int(lengths.max())])
+                assert ends is not None
+                self._keep_ends(missing, ends)
+        return self._ends[slots, (position - 1).clamp_min(0)]
 
     def untried(self, slots: Tensor, position: Tensor) -> Tensor:
         """`[n]` bool: the lists of these positions have a token that was not tried there."""
@@ -103,17 +131,16 @@ class Candidates:
             return self.ranked(slots, position, wrong_state, wrong)
         ids = self.lists[slots, position].long()
         change = self.lens.change_scores(self.context.lanes.targets[slots, position], wrong_state, wrong, ids)
-        return Ranked(
-            self.list_scores[slots, position] + (change if self.near_head else self.repair.change * change), ids
-        )
+        with_prior = self.near_head or self.lens.prior is not None
+        return Ranked(self.list_scores[slots, position] + (change if with_prior else self.repair.change * change), ids)
 
     def _from_lists(self, slots: Tensor, position: Tensor, wrong_state: Tensor, wrong: Tensor) -> Ranked:
         targets, repair, decoder = self.context.lanes.targets, self.repair, self.context.decoder
         ids, scores = self.lists[slots, position].long(), self.list_scores[slots, position]
         change = self.lens.change_scores(targets[slots, position], wrong_state, wrong, ids)
-        if not self.near_head:
+        before, weight = self._before(slots, position), self.weights[slots, position]
+        if before is None:
             return Ranked(repair.change * change + repair.row * scores, ids)
-        before, weight = targets[slots, (position - 1).clamp_min(0)], self.weights[slots, position]
         prior = decoder.logits_of(before, ids).masked_fill_((position == 0)[:, None], 0.0)
         row = scores - weight[:, None] * prior.masked_fill(ids < 0, 0.0)
         tables = orders(row, prior, change, weight)
@@ -124,7 +151,7 @@ class Candidates:
     def _from_all(self, slots: Tensor, position: Tensor, wrong_state: Tensor, wrong: Tensor) -> Ranked:
         """Of all tokens; scored once a position, since every row of scores costs as much as many tokens verified."""
         embedding = self.context.vocabulary.embedding
-        if not self.near_head:
+        if self._before(slots, position) is None:
             return Ranked(embedding.scores(*self._whole_row(slots, position, wrong_state, wrong)))
         at = [*zip(slots.tolist(), position.tolist(), strict=True)]
         new = [i for i, (slot, place) in enumerate(at) if self._whole.get(slot, (-1, None))[0] != place]
@@ -151,7 +178,9 @@ class Candidates:
 
     def _ordered(self, slots: Tensor, position: Tensor, wrong_state: Tensor, wrong: Tensor) -> Ranked:
         targets, vocabulary, start = self.context.lanes.targets, self.context.vocabulary, position == 0
-        prior = self.context.decoder.log_probs(targets[slots, (position - 1).clamp_min(0)])
+        before = self._before(slots, position)
+        assert before is not None
+        prior = self.context.decoder.log_probs(before)
         prior.masked_fill_(start[:, None], 0.0).masked_fill_(~vocabulary.allowed, float("-inf"))
         row = self.lens.scores(self.proxies[slots, position], start)
         change = self.lens.change_scores(targets[slots, position], wrong_state, wrong)
