@@ -13,8 +13,9 @@ from functools import partial
 
 from torch import Tensor
 
+from ..intake.checks import check_lengths, checked
 from ..intake.huggingface import entry
-from ..inverter import Inverter
+from ..model.decoder import Decoder
 from ..storage.contents import FLOATS, Contents, read_safetensors
 from ..storage.joined import Joined, Source, natural, parts_of
 from ..storage.states import choose, states_in
@@ -53,20 +54,21 @@ class Texts:
         return sum(map(len, self.rows))
 
 
-def texts_in(body: bytes, inverter: Inverter, asked: Asked, most: int) -> Texts:
-    """The texts of a body, all of them good. most: how many there may be. Raises ProblemError for anything else."""
+def texts_in(body: bytes, decoder: Decoder, asked: Asked, most: int) -> Texts:
+    """The texts of a body, all of them good. most: how many there may be. Raises ProblemError for anything else.
+
+    It is not a turn on the model: the thread that reads bodies never waits for one, however long that is."""
     try:
         contents = read_safetensors(body, NAME)
     except InputError as error:
         raise of_input(error, "not-tensors") from error
     try:
-        return _texts(contents, inverter, asked, most)
+        return _texts(contents, decoder, asked, most)
     except InputError as error:
         raise of_input(error) from error
 
 
-def _texts(contents: Contents, inverter: Inverter, asked: Asked, most: int) -> Texts:
-    decoder = inverter.decoder
+def _texts(contents: Contents, decoder: Decoder, asked: Asked, most: int) -> Texts:
     names = _names(contents, asked.tensor)
     _check_number(contents, names, most)
     parts = [states_in(contents, name, partial(entry, decoder.layer)) for name in names]
@@ -75,18 +77,18 @@ def _texts(contents: Contents, inverter: Inverter, asked: Asked, most: int) -> T
         source = source.without_model()
     for name, part in parts_of(source):  # width, layer and model, before anything is allocated
         try:
-            inverter.checked(0, part.head(decoder.layer.name))
+            checked(decoder, 0, part.head(decoder.layer.name))
         except InputError as error:
             raise InputError(f"{name}: {error}" if name else str(error)) from error
     lengths = source.lengths()
     if len(lengths) > most:
         raise _too_many(len(lengths), most)
-    inverter.check_lengths([length + len(decoder.reading.prefix) for length in lengths])
+    check_lengths(decoder, [length + len(decoder.reading.prefix) for length in lengths])
     states = [source.states(index, decoder.layer.name) for index in range(len(lengths))]
     stored, computed = coarsest(states)
     stored, computed = asked.stored or stored, asked.computed or computed
     _check_precision(stored, computed)
-    rows = [inverter.checked(index, one.hidden) for index, one in enumerate(states)]
+    rows = [checked(decoder, index, one.hidden) for index, one in enumerate(states)]
     sources = [names[source.part(i)] if isinstance(source, Joined) else None for i in range(len(lengths))]
     return Texts(rows, sources, stored, computed)
 

@@ -179,6 +179,19 @@ def test_the_model_and_the_health_are_told(server, client, inverter):
     assert page.count("# TYPE invert_fast_request_seconds histogram") == 1
 
 
+def test_a_call_that_has_the_model_to_itself_holds_up_no_answer_of_another(server, inverter):
+    """Such as the calibration of a precision that comes for the first time, which takes minutes on a large model."""
+    body = packed(inverter.capture(sentences()[:1]))
+    with ThreadPoolExecutor(1) as pool, inverter._turns:
+        asked = pool.submit(httpx.post, f"{server.url}/v1/invert", content=body, headers=TYPE, timeout=60)
+        wrong = httpx.post(
+            f"{server.url}/v1/invert", content=save({"a": torch.zeros(2, 255)}), headers=TYPE, timeout=20
+        )
+        assert wrong.status_code == 422
+        assert httpx.get(f"{server.url}/healthz", timeout=20).json() == {"status": "alive"}
+    assert lines(asked.result())[0]["certified"]
+
+
 def test_the_python_of_the_documentation_runs(server, inverter, capsys):
     document = (Path(__file__).parents[2] / "docs" / "serve.md").read_text(encoding="utf-8")
     (code,) = re.findall(r"```python\n(.*?)```", document, re.DOTALL)
