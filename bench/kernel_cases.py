@@ -13,7 +13,7 @@ from torch import Tensor
 
 from invert_fast import ops
 from invert_fast.ops import native
-from invert_fast.ops.linear import pack
+from invert_fast.ops.linear import pack, pack_halved
 from invert_fast.ops.table import HAS_TRITON
 
 V, D = 50_257, 768  # the vocabulary and width of GPT-2 small
@@ -185,6 +185,21 @@ def scores_case(rows: int) -> Case:
     )
 
 
+def halved_case(rows: int) -> Case:
+    """The same, published in bf16: a second copy of half as many bytes, of the same numbers."""
+    x, table = random(rows, 2 * D), random(1 << 17, 2 * D, seed=1).bfloat16().float()
+    packed = pack_halved(table.T) if native._C is not None and DEVICE.type == "cpu" else None
+    return Case(
+        f"linear {rows} × {2 * D} × {len(table)}, of bf16 numbers",
+        "linear",
+        lambda: F.linear(x, table),
+        lambda backend: ops.linear(x, table.T, None, packed, backend=backend),
+        lambda found, wanted: torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-3),
+        x.nbytes + table.nbytes // 2 + 4 * rows * len(table),
+        2 * rows * table.numel(),
+    )
+
+
 def gelu_case(rows: int) -> Case:
     x = random(rows, 4 * D)
     return Case(
@@ -233,6 +248,7 @@ CASES: dict[str, Callable[[], Case]] = {
     "attention 16 × 16 after 64": lambda: attention_case(16, 16, 64),
     "linear 64": lambda: linear_case(64),
     "scores 8": lambda: scores_case(8),
+    "bf16 scores 8": lambda: halved_case(8),
     "gelu 64": lambda: gelu_case(64),
     "best two 64": lambda: best_two_case(64),
 }

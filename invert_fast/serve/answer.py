@@ -67,7 +67,7 @@ class Answer(Response):
 
     async def _texts(self, headers: Headers, receive: Any, ticket: Ticket) -> Texts:
         body = await read_body(receive, headers.get("content-length"), ticket)
-        arguments = body, self.worker.inverter.decoder, self.asked, self.desk.limits.texts
+        arguments = body, self.worker.inverter, self.asked, self.desk.limits.texts
         return texts_in(*arguments) if len(body) < _AT_ONCE else await run_in_threadpool(texts_in, *arguments)
 
     async def _stream(self, job: Job, send: Any, start: float) -> None:

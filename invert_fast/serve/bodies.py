@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..intake.checks import check_lengths, checked
 from ..intake.huggingface import entry
-from ..model.decoder import Decoder
+from ..inverter import Inverter
 from ..storage.contents import FLOATS, Contents, read_safetensors
 from ..storage.joined import Joined, Source, natural, parts_of
 from ..storage.states import choose, states_in
@@ -54,7 +54,7 @@ class Texts:
         return sum(map(len, self.rows))
 
 
-def texts_in(body: bytes, decoder: Decoder, asked: Asked, most: int) -> Texts:
+def texts_in(body: bytes, inverter: Inverter, asked: Asked, most: int) -> Texts:
     """The texts of a body, all of them good. most: how many there may be. Raises ProblemError for anything else.
 
     It is not a turn on the model: the thread that reads bodies never waits for one, however long that is."""
@@ -63,12 +63,13 @@ def texts_in(body: bytes, decoder: Decoder, asked: Asked, most: int) -> Texts:
     except InputError as error:
         raise of_input(error, "not-tensors") from error
     try:
-        return _texts(contents, decoder, asked, most)
+        return _texts(contents, inverter, asked, most)
     except InputError as error:
         raise of_input(error) from error
 
 
-def _texts(contents: Contents, decoder: Decoder, asked: Asked, most: int) -> Texts:
+def _texts(contents: Contents, inverter: Inverter, asked: Asked, most: int) -> Texts:
+    decoder = inverter.decoder
     names = _names(contents, asked.tensor)
     _check_number(contents, names, most)
     parts = [states_in(contents, name, partial(entry, decoder.layer)) for name in names]

@@ -69,7 +69,7 @@ def tensor(kind: str, shape: list[int], size: int = 0) -> bytes:
 )
 def test_what_is_no_safetensors(inverter, body, says):
     with pytest.raises(ProblemError, match=says) as caught:
-        texts_in(body, inverter.decoder, Asked(), 64)
+        texts_in(body, inverter, Asked(), 64)
     assert caught.value.kind == "not-tensors"
     assert ", expected " in caught.value.detail
 
@@ -100,14 +100,14 @@ def test_what_is_no_safetensors(inverter, body, says):
 )
 def test_what_cannot_be_states_of_this_model(inverter, body, says):
     with pytest.raises(ProblemError, match=says) as caught:
-        texts_in(body, inverter.decoder, Asked(), 64)
+        texts_in(body, inverter, Asked(), 64)
     assert caught.value.kind == "wrong-states"
     assert len(caught.value.detail) <= 600
 
 
 def test_states_of_another_model_are_taken_where_that_is_insisted_on(inverter):
     body = save({"hidden": torch.zeros(2, 256)}, {"model": "gpt2:0000000000000000", "layer": "block:1"})
-    assert [len(rows) for rows in texts_in(body, inverter.decoder, Asked(insist=True), 64).rows] == [2]
+    assert [len(rows) for rows in texts_in(body, inverter, Asked(insist=True), 64).rows] == [2]
 
 
 @given(data=st.data())
@@ -132,7 +132,7 @@ def test_no_body_makes_it_stumble(inverter, data):
     )
     asked = Asked(data.draw(st.sampled_from([None, "hidden", "text_*", "*", "[", ""])))
     with contextlib.suppress(ProblemError):
-        assert all(rows.shape[1] == 256 for rows in texts_in(body, inverter.decoder, asked, 64).rows)
+        assert all(rows.shape[1] == 256 for rows in texts_in(body, inverter, asked, 64).rows)
 
 
 def test_what_the_server_does_not_take(server):
