@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ..model.decoder import Decoder
 from .base import Lens, WeighingLens
+from .opening import begin_as_usual
 
 _AROUND = 8  # tokens on either side whose surprise counts at a position
 
@@ -78,6 +79,13 @@ class Drafted:
 @torch.no_grad()
 def draft_lists(decoder: Decoder, lens: Lens, hidden: Tensor) -> Drafted:
     """Of states of whole texts `[b, T, D]`."""
+    found = _drafted(decoder, lens, hidden)
+    if hidden.shape[1]:
+        begin_as_usual(decoder, hidden[:, 0], found.ids[:, 0], found.scores[:, 0], found.error[:, 0])
+    return found
+
+
+def _drafted(decoder: Decoder, lens: Lens, hidden: Tensor) -> Drafted:
     asked = lens.prior is not None or (isinstance(lens, WeighingLens) and lens.weighs)
     ends = decoder.ends(hidden) if asked and hidden.shape[1] > 1 else None
     if isinstance(lens, WeighingLens) and lens.weighs:

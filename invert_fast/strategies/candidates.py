@@ -63,7 +63,7 @@ class Candidates:
             self.proxies[slots, :T], self.list_scores[slots, :T] = found.proxies, found.scores
             self.lists[slots, :T], self.weights[slots, :T] = found.ids.int(), found.weight
             if not self.near_head:
-                self._ended[slots] = found.ends is not None
+                self._ended.index_fill_(0, slots, False)
                 if found.ends is not None:
                     self._keep_ends(slots, found.ends)
             for slot in slots.tolist():
@@ -84,7 +84,7 @@ class Candidates:
         if self._ends is lanes.targets:
             self._ends = torch.zeros(lanes.slots, lanes.max_len, ends.shape[2], device=ends.device)
         self._ends[slots, : ends.shape[1]] = ends
-        self._ended[slots] = True
+        self._ended.index_fill_(0, slots, True)
         lanes.charge(slots, forward=(lanes.target_length[slots] * onward.tokens).round().long())
 
     def _before(self, slots: Tensor, position: Tensor) -> Tensor | None:
