@@ -38,9 +38,10 @@ class Onward:
         self.body = structural_twin(decoder.model, count, True, attention.NAME)
         _, blocks = find_blocks(self.body, count)
         shapes = _outputs(self.body, blocks)
-        for index in range(depth):
-            blocks[index] = _Skipped(blocks[index], shapes[index])
-        self._last = blocks[depth - 1]
+        skipped = [_Skipped(blocks[index], shapes[index]) for index in range(depth)]
+        for index, stands in enumerate(skipped):
+            blocks[index] = stands
+        self._last = skipped[-1]
 
     @property
     def tokens(self) -> float:
