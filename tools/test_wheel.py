@@ -31,7 +31,7 @@ SDIST_FILES = {
 SDIST_FOLDERS = {"csrc", "docs", "invert_fast", "invert_fast.egg-info", "kernels"}
 KINDS = {
     *("", ".py", ".typed", ".cpp", ".h", ".cu", ".cuh", ".md", ".svg", ".ipynb", ".txt", ".json", ".yaml", ".sh"),
-    *(".safetensors", ".cfg", ".toml", ".in"),
+    *(".safetensors", ".cfg", ".toml", ".in", ".png", ".css", ".js", ".j2"),
 }
 LOOK = """
 import invert_fast, invert_fast.kernels, importlib.metadata as metadata
