@@ -172,7 +172,7 @@ class Decoder:
         head = self.model.get_output_embeddings()
         assert head is not None, "a causal language model has a head"
         plain = type(head) is nn.Linear and head.weight.device == rows.device and not hooks_of(head)
-        if plain and self.embedding.is_held_by(head.weight):
+        if plain and self.embedding.reads_faster(head.weight):
             scores = self.embedding.times(rows, head.bias)
         else:
             scores = (linear(rows, head.weight.T, head.bias) if plain else head(rows)).float()

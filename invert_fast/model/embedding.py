@@ -100,9 +100,10 @@ class Embedding:
         held = self.weight if self._kept is None else self._kept
         return held if held.dtype == torch.float32 and not len(self.spoilt) else None
 
-    def is_held_by(self, weight: Tensor) -> bool:
-        """Whether `matrix` is this weight, as that of a tied head is."""
-        return self._held is not None and (weight.data_ptr(), weight.shape) == (self._held.data_ptr(), self.shape)
+    def reads_faster(self, weight: Tensor) -> bool:
+        """Whether `times` is the product with this weight, as of a tied head, and has fewer bytes of it to read."""
+        held = self._held
+        return held is not None and self._halved and (weight.data_ptr(), weight.shape) == (held.data_ptr(), self.shape)
 
     def scores(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """x·e_v + bias_v, `[n, D_e] → [n, V]`."""

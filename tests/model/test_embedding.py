@@ -12,6 +12,7 @@ from invert_fast import Inverter, ops
 from invert_fast.model import row_table
 from invert_fast.model.embedding import Embedding
 from invert_fast.model.row_table import RowTable
+from invert_fast.ops import native
 from invert_fast.ops.nearest_tokens import METRICS
 
 from ..families import FAMILIES, VOCAB, WIDTH, Tokenizer, build, embedding_table, exact, texts
@@ -113,3 +114,35 @@ def test_what_separates_tokens_is_the_same_from_rows_that_are_computed(family, l
     torch.testing.assert_close(computed.separation_of(tokens), kept.separation_of(tokens), rtol=1e-4, atol=1e-6)
     for a, b in zip(computed.wide.of(tokens), kept.wide.of(tokens), strict=True):
         torch.testing.assert_close(a.float(), b.float(), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.skipif(not native.has("linear"), reason="no compiled product on this machine")
+@pytest.mark.parametrize("kind", [nn.Embedding, Scaled])
+def test_rows_published_in_bf16_are_read_from_half_as_many_bytes(kind):
+    made = module(kind)
+    made.weight.data = made.weight.bfloat16().float()
+    found, other = Embedding(made, torch.device("cpu")), Embedding(module(kind), torch.device("cpu"))
+    assert found.copied == made.weight.nbytes // 2
+    assert other.copied == 0
+    every, bias = made(torch.arange(VOCAB)), torch.randn(VOCAB)
+    for rows in (1, 3, 64, 65):
+        x = torch.randn(rows, WIDTH)
+        torch.testing.assert_close(found.scores(x, bias), x @ every.T + bias, rtol=1e-4, atol=1e-3)
+    assert found.reads_faster(made.weight)
+    assert not found.reads_faster(made.weight.clone())
+    assert not other.reads_faster(other.weight)
+
+
+@pytest.mark.skipif(not native.has("linear"), reason="no compiled product on this machine")
+@pytest.mark.parametrize("family", ["gemma", "llama"])
+def test_the_prior_of_a_tied_head_is_the_models_own_whatever_it_is_read_from(family):
+    model = build(family)
+    table = embedding_table(model)
+    table.copy_(table.bfloat16().float())
+    decoder = Inverter(model).decoder
+    assert decoder.embedding.reads_faster(model.get_output_embeddings().weight) == (
+        family == "gemma"
+    )  # which ties them
+    ids = torch.tensor(texts(9))
+    wanted = model(ids).logits[0].log_softmax(-1)
+    torch.testing.assert_close(decoder.log_probs(decoder.states(ids))[0], wanted, rtol=1e-3, atol=1e-3)
