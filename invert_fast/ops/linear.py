@@ -171,7 +171,8 @@ def pack_linears(body: nn.Module) -> None:
         return
     found = [module for module in body.modules() if type(module) in _PACKED]
     size = sum(weight.nbytes for module in found for weight in module.parameters())
-    if MOST_BYTES < size <= 2 * MOST_BYTES and all(is_halved(module.weight.detach()) for module in found):
+    weights = [module.weight.detach() for module in found]
+    if MOST_BYTES < size <= 2 * MOST_BYTES and all(packs(weight) and is_halved(weight) for weight in weights):
         size //= 2
     if size <= MOST_BYTES:
         for module in found:

@@ -118,6 +118,15 @@ def test_twice_as_large_a_body_is_packed_where_half_as_many_bytes_do(monkeypatch
 
 
 @pytest.mark.usefixtures("fast")
+def test_a_large_body_of_another_precision_is_not_looked_into(monkeypatch):
+    """Its numbers are no fp32 ones: read as such, rows of odd width could not even be looked at."""
+    monkeypatch.setattr(LINEAR, "MOST_BYTES", 9 * 16)
+    body = nn.Sequential(nn.Linear(9, 16, bias=False)).bfloat16()
+    pack_linears(body)
+    assert type(body[0]) is nn.Linear
+
+
+@pytest.mark.usefixtures("fast")
 def test_tensors_without_values_stay_so():
     ours = layers(True)
     with FakeTensorMode(allow_non_fake_inputs=True):
