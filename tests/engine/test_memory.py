@@ -11,7 +11,7 @@ from invert_fast import Chain, Exhaustive, Inverter, Recovery, Speculative, Stat
 from invert_fast.engine.engine import Engine, _Stream
 from invert_fast.model.lanes import Lanes
 
-from ..families import VOCAB, exact, inverter, texts
+from ..families import VOCAB, WIDTH, exact, inverter, texts
 from ..memory import memory_limit, needs_limits
 from ..strategies.settings import MIXED, STRATEGIES, strategies
 
@@ -76,11 +76,12 @@ def test_running_out_of_memory_halves_the_work_and_says_so(strategy, error, monk
 
 @needs_limits
 def test_at_a_limit_of_the_system_work_is_halved_too(caplog):
-    """The real error, whatever PyTorch says of it: one pass over all candidates of all lanes would take hundreds of
-    megabytes."""
-    truth, inv = texts(*[2] * 128), inverter("llama")
+    """The real error, whatever PyTorch says of it. One pass over all candidates of all lanes takes tensors of 39 MB and
+    more: from 32 MB on, glibc asks the system for each, whatever the tests before this one left free in the heap."""
+    truth, inv, lanes = texts(*[2] * 512), inverter("llama"), 512
     states = inv.capture(truth)
-    work = engine(inv, Exhaustive(block=VOCAB), 1 << 20, slots=128, max_len=2)
+    assert lanes * VOCAB * WIDTH * torch.float32.itemsize > 32 << 20
+    work = engine(inv, Exhaustive(block=VOCAB), lanes * VOCAB, slots=lanes, max_len=2)
     run(engine(inv, Exhaustive(), 64), states[:2])  # what is made once is there
     with memory_limit(96 << 20), caplog.at_level(logging.WARNING, "invert_fast"):
         found = run(work, states)
