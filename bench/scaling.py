@@ -1,9 +1,9 @@
 """How leak and cost go with length of texts, size of the model and number of texts: audits, and their plots.
 
-    python bench/scaling.py [--gemma ./gemma-3-270m] --folder build/scaling --output docs
+    python bench/scaling.py [--model ./gemma-3-270m ./qwen2.5-coder-1.5b] --folder build/scaling --output docs
 
-One audit of the last layer a model and length, and one a number of texts: in fp32 and bf16, undefended, under Gaussian
-noise and under top-k. `--folder` keeps them: a run that was stopped goes on. Prints the table of docs/audit.md.
+One audit of the last layer a model and length, and one a number of texts: stored in fp32 and bf16, undefended, under
+Gaussian noise and under top-k. `--folder` keeps them: a run that was stopped goes on. Prints all figures.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def texts_of(inverter: Inverter, count: int, length: int) -> list[str]:
 def audits(models: dict[str, str], folder: Path) -> Iterator[dict]:
     """A row a cell of each audit, with its model, length and number of texts."""
     for name, place in models.items():
-        inverter = Inverter.from_pretrained(place)
+        inverter = Inverter.from_pretrained(place, dtype=_own_precision(Path(place)))
         size = sum(p.numel() for p in inverter.decoder.model.parameters())
         shapes = [(max(_LEAST_TEXTS, TOKENS // length), length, "length") for length in LENGTHS]
         if name == "bundled":
@@ -59,6 +59,13 @@ def audits(models: dict[str, str], folder: Path) -> Iterator[dict]:
                 audit(inverter, texts_of(inverter, count, length), output, settings)
             for cell in json.loads(done.read_text(encoding="utf-8"))["cells"]:
                 yield {"model": name, "size": size, "length": length, "count": count, "along": along, **cell}
+
+
+def _own_precision(folder: Path) -> str:
+    """What the weights are kept in, which is what one of billions of parameters runs in."""
+    config = folder / "config.json"
+    kept = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+    return str(kept.get("dtype") or kept.get("torch_dtype") or "float32")
 
 
 def plots(rows: list[dict]) -> dict[str, str]:
@@ -97,14 +104,13 @@ def _costs(rows: list[dict]) -> list[float]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--gemma", type=Path, help="folder of Gemma-3-270M, to have it in as well")
+    parser.add_argument("--model", type=Path, nargs="+", default=[], help="folders of further models")
     parser.add_argument("--folder", type=Path, default=Path("build/scaling"))
     parser.add_argument("--output", type=Path, default=Path("docs"), help="folder of the plots")
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
     models = {Path(name).name: name for name in MODELS}
-    if args.gemma:
-        models["Gemma-3-270M"] = str(args.gemma)
+    models |= {place.name: str(place) for place in args.model}
     rows = [*audits(models, args.folder)]
     for name, drawn in plots(rows).items():
         (args.output / name).write_text(drawn, encoding="utf-8")

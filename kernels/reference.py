@@ -128,9 +128,13 @@ def prefix_attention(
     `lengths[b]`. causal=True: the K queries follow one another, each sees the prefix and the queries up to itself
     (a draft). causal=False: each sees the prefix and itself alone, all stand at position lengths[b] (a fan-out), so the
     prefix is read once for all of them. window: only keys less than `window` positions back. Returns `[B, K, Hq, d]`.
+
+    What is coarser than fp32 is computed in fp32: keys may have a large bias, and logits of hundreds whose last bit is
+    one. Rounded, a fan-out would differ by a tenth from the pass that it stands for.
     """
     B, Hq, K, d = query.shape
-    groups = Hq // key.shape[1]
+    groups, dtype = Hq // key.shape[1], query.dtype
+    query, key, value = _fine(query), _fine(key), _fine(value)
     q = query.reshape(B, key.shape[1], groups, K, d) * scale
     step = torch.arange(K, device=query.device)
     if causal:
@@ -148,6 +152,7 @@ def prefix_attention(
     if prefix_key is not None and prefix_value is not None and lengths is not None:
         if slots is not None:
             prefix_key, prefix_value = prefix_key[slots], prefix_value[slots]
+        prefix_key, prefix_value = _fine(prefix_key), _fine(prefix_value)
         back = _cap(torch.einsum("bhgqd,bhld->bhgql", q, prefix_key), softcap)
         at = torch.arange(prefix_key.shape[2], device=query.device)
         hidden = at >= lengths[:, None]  # [B, L]
@@ -158,12 +163,16 @@ def prefix_attention(
         else:
             hidden = hidden[:, None, None, None]
         parts.insert(0, back.masked_fill(hidden, float("-inf")))
-    weights = torch.softmax(torch.cat(parts, -1).float(), -1).to(value.dtype)
+    weights = torch.softmax(torch.cat(parts, -1), -1)
     mine = weights[..., -K:] if causal else weights[..., -1:]
     mixed = torch.einsum("bhgqk,bhkd->bhgqd", mine, value) if causal else mine * value[:, :, None]
     if prefix_key is not None and prefix_value is not None and lengths is not None:
         mixed = mixed + torch.einsum("bhgql,bhld->bhgqd", weights[..., : -mine.shape[-1]], prefix_value)
-    return mixed.reshape(B, Hq, K, d).transpose(1, 2)
+    return mixed.reshape(B, Hq, K, d).transpose(1, 2).to(dtype)
+
+
+def _fine(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
 def _cap(logits: Tensor, softcap: float | None) -> Tensor:

@@ -12,11 +12,11 @@ from invert_fast.cli.main import main
 TEXTS = [*demo.sentences()[:9], "", "x", "The password is hunter2."]
 
 
-def captured(folder: Path, *options: str) -> Path:
-    """A states file of `TEXTS` in a folder."""
-    (folder / "prompts.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in TEXTS), encoding="utf-8")
+def captured(folder: Path, texts: list[str] = TEXTS) -> Path:
+    """A states file of texts in a folder."""
+    (folder / "prompts.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts), encoding="utf-8")
     states = folder / "states.safetensors"
-    command = ["capture", "--model", "bundled", "--input", folder / "prompts.jsonl", "--output", states, *options]
+    command = ["capture", "--model", "bundled", "--input", folder / "prompts.jsonl", "--output", states]
     assert main([*map(str, command)]) == 0
     return states
 

@@ -23,7 +23,7 @@ from invert_fast.distributed.job import Job
 from invert_fast.distributed.machine import common_cache, threads_of
 from invert_fast.storage.states import open_states
 
-from .states import TEXTS, invert, said
+from .states import TEXTS, captured, invert, said
 
 DEADLY = '''
 import os, signal
@@ -114,9 +114,10 @@ def processes(group: int) -> list[int]:
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="no /proc: what is left cannot be looked for")
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL], ids=["Ctrl-C", "kill"])
-def test_nothing_is_left_behind(states, alone, tmp_path, how):
+def test_nothing_is_left_behind(tmp_path, how):
     output, temporary = tmp_path / "out.jsonl", tmp_path / "tmp"
     temporary.mkdir()
+    states = captured(tmp_path, ["x", "y", *[" ".join(TEXTS)] * 8])  # a line at once, and minutes of work behind it
     command = [sys.executable, "-m", "invert_fast", "invert", "--model", "bundled", "--device", "cpu", "--workers", "2",
                states, "--output", output, "--strategy", "exhaustive", "--batch-size", "1"]  # fmt: skip
     environment = os.environ | {"TMPDIR": str(temporary)}

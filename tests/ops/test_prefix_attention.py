@@ -63,6 +63,21 @@ def test_in_low_precision(dtype, backend):
     close(found, expected(*arguments, **options), scale=size.out, terms=LOW, computed=dtype)
 
 
+@pytest.mark.parametrize("backend", backends("prefix_attention"))
+@pytest.mark.parametrize("causal", [True, False], ids=["draft", "fan-out"])
+def test_logits_of_hundreds_are_not_rounded(causal, backend):
+    """Keys with a large bias, as some families have them: it is the same for all keys, and cancels."""
+    query, key, value, prefix_key, *rest = case(**CASES["grouped heads"], dtype=torch.bfloat16)
+    options = {"scale": 1.0, "causal": causal, "window": None, "softcap": None}
+    query[..., 0], key[..., 0], prefix_key[..., 0] = 16.0, 32.0, 32.0
+    found = ops.prefix_attention(query, key, value, prefix_key, *rest, **options, backend=backend)
+    for keys in (key, prefix_key):
+        keys[..., 0] = 0.0
+    arguments = (query, key, value, prefix_key, *rest)
+    size = sizes(*arguments, **options)
+    close(found, expected(*arguments, **options), scale=size.out, terms=LOW, computed=torch.bfloat16)
+
+
 @given(st.data())
 def test_at_any_shape(data):
     draw = data.draw
