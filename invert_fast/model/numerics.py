@@ -39,6 +39,8 @@ def model_in(model: PreTrainedModel, precision: str) -> PreTrainedModel:
     made = copy.deepcopy(model, shared).eval()
     setattr(made, _MARK, True)
     embedding = made.get_input_embeddings()
+    if isinstance(embedding, nn.Embedding):  # it is of gradients alone, and PyTorch looks for that row among the few
+        embedding.padding_idx = None  # type: ignore[assignment]
     for module in made.modules():
         own = {name: p for name, p in module.named_parameters(recurse=False) if p.is_floating_point()}
         if own:

@@ -43,6 +43,17 @@ def test_a_model_in_bf16_gives_the_states_of_the_same_weights_in_fp32():
     torch.testing.assert_close(found, capture(exactly, layer, ids), rtol=1e-4, atol=1e-5)
 
 
+def test_a_padding_token_far_into_the_vocabulary_is_no_hindrance():
+    model = build("llama")
+    embedding, last = model.get_input_embeddings(), model.config.vocab_size - 1
+    embedding.padding_idx = last
+    inv, ids = Inverter(model), torch.tensor([[1, 2, 3], [1, last, 2]])
+    found = capture(model_in(model, "bfloat16"), inv.decoder.layer, ids)
+    assert embedding.padding_idx == last
+    embedding.padding_idx = None
+    assert torch.equal(found, capture(model_in(model, "bfloat16"), inv.decoder.layer, ids))
+
+
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_int8_weights_are_rounded_by_output_channel(family):
     model, ids = build(family), torch.tensor(texts(12, 12))
