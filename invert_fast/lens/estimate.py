@@ -64,7 +64,7 @@ class EstimateLens:
 
     def lists(self, proxies: Tensor) -> tuple[Tensor, Tensor]:
         """See `Lens`."""
-        return token_lists(proxies, self._best, self._first, self.row_bias)
+        return token_lists(proxies, self._best, self._first, self.row_bias, None)
 
     def row_lists(self, proxies: Tensor) -> tuple[Tensor, Tensor]:
         """See `Lens`."""

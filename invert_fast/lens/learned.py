@@ -129,12 +129,12 @@ class LearnedLens(nn.Module):
     def lists(self, proxies: Tensor) -> tuple[Tensor, Tensor]:
         """As `LinearLens.lists`."""
         first = self.linear.parts["first"].bias
-        return token_lists(proxies, self.linear.best_two, first, self.bias())
+        return token_lists(proxies, self.linear.best_two, first, self.bias(), self.log_scale.exp())
 
     @torch.no_grad()
     def row_lists(self, proxies: Tensor) -> tuple[Tensor, Tensor]:
         """As `LinearLens.row_lists`."""
-        return self.linear.best_two.shortlist(proxies, self.bias())
+        return self.linear.best_two.shortlist(proxies, self.bias(), self.log_scale.exp())
 
     def draft(self, hidden: Tensor) -> Tensor:
         """As `LinearLens.draft`: `[b, T, D] → [b, T]`."""

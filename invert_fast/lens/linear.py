@@ -42,8 +42,9 @@ class LinearLens:
 
     accuracy: share of held-out self-written and random tokens whose top score is right, a hint for drafting lengths;
     repair: how its candidates are best ordered where the top score was wrong; used: tokens of use it has learned from,
-    see `sharpen.py`; sums: what it was solved from, of one that was just fitted. energies: e_vᵀ MᵀQM e_v of parts
-    `[V]`, where they are known: of a large vocabulary they take seconds.
+    see `sharpen.py`; rank: directions that the scores of later rows are kept to, see `narrow.py`, None where to all;
+    sums: what it was solved from, of one that was just fitted. energies: e_vᵀ MᵀQM e_v of parts `[V]`, where they are
+    known: of a large vocabulary they take seconds.
     """
 
     kind = "linear"
@@ -67,6 +68,7 @@ class LinearLens:
         self.metric: Tensor | None = None
         self.prior: DraftPrior | None = None
         self.used = 0
+        self.rank: int | None = None
         self.sums: NormalEquations | None = None
 
     def proxies(self, hidden: Tensor) -> Tensor:
@@ -88,11 +90,11 @@ class LinearLens:
 
     def lists(self, proxies: Tensor) -> tuple[Tensor, Tensor]:
         """The best tokens of every row of whole texts, best first, and their scores: `[b, T, LISTED]` each."""
-        return token_lists(proxies, self.best_two, self.parts["first"].bias, self.parts["rest"].bias)
+        return token_lists(proxies, self.best_two, self.parts["first"].bias, self.parts["rest"].bias, 1.0)
 
     def row_lists(self, proxies: Tensor) -> tuple[Tensor, Tensor]:
         """As `lists`, of single rows `[n, D_e]`, none at position 0: `[n, LISTED]` each."""
-        return self.best_two.shortlist(proxies, self.parts["rest"].bias)
+        return self.best_two.shortlist(proxies, self.parts["rest"].bias, 1.0)
 
     def scores(self, proxies: Tensor, first: Tensor) -> Tensor:
         """log p(state | token) up to a constant, `[b, V]`, of single rows' proxies `[b, D_e]`; first `[b]` bool."""
@@ -145,11 +147,13 @@ def best_tokens(
     return ids, leads
 
 
-def token_lists(proxies: Tensor, best_two: BestTwo, first: Tensor, rest: Tensor) -> tuple[Tensor, Tensor]:
+def token_lists(
+    proxies: Tensor, best_two: BestTwo, first: Tensor, rest: Tensor, scale: Tensor | float | None
+) -> tuple[Tensor, Tensor]:
     """As `best_tokens`, but the best `LISTED` tokens of every row, best first, and their scores: `[b, T, LISTED]`."""
     b, T, _ = proxies.shape
     opening = best_two.shortlist(proxies[:, 0], first)
-    later = best_two.shortlist(proxies[:, 1:].flatten(0, 1), rest)
+    later = best_two.shortlist(proxies[:, 1:].flatten(0, 1), rest, scale)
     ids, scores = (
         torch.cat([one[:, None], more.view(b, T - 1, more.shape[-1])], 1)
         for one, more in zip(opening, later, strict=True)

@@ -15,6 +15,7 @@ from ..ops.best_two import MANY_TOKENS
 from .linear import LinearLens, Part, token_bias
 from .measure import measure_repair
 from .mixture import Held, Mixture
+from .narrow import best_rank, kept_to, wide
 from .normal_equations import NormalEquations
 from .prior_fit import fit_prior, measure_orders
 
@@ -55,6 +56,8 @@ def _fit(mixture: Mixture, bar: tqdm) -> LinearLens:
         parts["rest"] = test.states.new_zeros(2 * decoder.width + 1, out), test.states.new_zeros(out, out)
     lens = LinearLens(vocabulary, parts)
     lens.sums = sums if sums.count else None
+    if vocabulary.size >= MANY_TOKENS and wide(sums.count, decoder.width):
+        lens = kept_to(lens, best_rank(decoder, lens, test.ids, test.states))
     bar.set_description("fit the lens: pairs")
     project, gram = _fit_change(mixture, lens, kept)
     lens.parts["change"] = Part(project, gram, token_bias(vocabulary, gram))

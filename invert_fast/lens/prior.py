@@ -6,9 +6,9 @@ best with several times the prior. But for what the model would never write, pas
 So a text is drafted as if it were natural; where that draft surprises the model, its rows are drafted again with less.
 A learned lens has seen what natural texts look like, and says for each row how much of it to take.
 
-Where the head is the embedding matrix, as in most models of many tokens, a logit is a product with a token's row, as
-is the score of a lens: the prior is added to the proxies, and costs nothing. Where it is not, it is asked for the
-tokens of short lists alone.
+Where the head is the embedding matrix, as in many models of many tokens, a logit is a product with a token's row, as
+is the score of a lens: the prior is added to the proxies, and costs nothing. Where it is not, the tokens that it finds
+likeliest join the short lists, and it is asked for the tokens of these alone.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from .base import Lens, WeighingLens
 from .opening import begin_as_usual
 
 _AROUND = 8  # tokens on either side whose surprise counts at a position
+_LIKELY, _ROWS_AT_ONCE = 16, 128  # tokens that the model names for a list; rows of logits of all tokens at once
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,9 @@ def _lists(
         together[:, 1:] += (weight / tied) * decoder.head_input(joined[:, :-1]).float()
     ids, scores = lens.lists(together)
     if joined is not None and tied is None:
+        ids[:, 1:], scores[:, 1:] = _with_likely(
+            decoder, lens, joined[:, :-1], proxies[:, 1:], ids[:, 1:], scores[:, 1:]
+        )
         ids[:, 1:], scores[:, 1:] = _add_prior(decoder, joined[:, :-1], ids[:, 1:], scores[:, 1:], weight)
     error = lens.repair.error(_leads(scores))
     return Drafted(proxies, ids, scores, error, weights, joined if ends is None else ends)
@@ -144,6 +148,26 @@ def _add_prior(decoder: Decoder, before: Tensor, ids: Tensor, scores: Tensor, we
     prior = decoder.logits_of(before.flatten(0, -2), ids.flatten(0, -2)).view_as(scores)
     scores, order = (scores + weight * prior.masked_fill(ids < 0, 0.0)).sort(-1, descending=True)
     return ids.gather(-1, order), scores
+
+
+def _with_likely(
+    decoder: Decoder, lens: Lens, before: Tensor, proxies: Tensor, ids: Tensor, scores: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Lists `[b, T, LISTED]` into which the tokens have come that the model finds likeliest behind `before [b, T, D]`,
+    in place of the last: what a lens reads badly is often what a text had to go on with."""
+    found_ids, found_scores = [], []
+    flat = (table.flatten(0, 1).split(_ROWS_AT_ONCE) for table in (before, proxies, ids, scores))
+    for rows, proxy, listed, had in zip(*flat, strict=True):
+        likely = decoder.log_probs(rows).topk(_LIKELY, -1).indices
+        new = lens.vocabulary.embedding.scores_of(proxy, likely) + lens.row_bias[likely]
+        same = likely[:, :, None] == listed[:, None]
+        none = same.any(-1) | (new == -torch.inf)  # listed already, or no candidate
+        both, at = torch.cat([listed, likely.masked_fill(none, -1)], 1), torch.cat([had, new], 1)
+        key = torch.cat([had.masked_fill(same.any(1), torch.inf), torch.where(none, -torch.inf, torch.inf)], 1)
+        first = key.topk(listed.shape[1], -1).indices
+        found_ids.append(both.gather(1, first))
+        found_scores.append(at.masked_fill(both < 0, -torch.inf).gather(1, first))
+    return torch.cat(found_ids).view_as(ids), torch.cat(found_scores).view_as(scores)
 
 
 def _leads(scores: Tensor) -> Tensor:

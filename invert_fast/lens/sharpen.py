@@ -17,6 +17,7 @@ from torch import Tensor
 from ..model.decoder import Decoder
 from ..model.vocabulary import Vocabulary
 from .linear import LinearLens
+from .narrow import narrowed, wide
 from .normal_equations import NormalEquations
 from .store import keep_linear
 from .sums_store import add_to_sums, learns, read_sums, tokens_used
@@ -107,12 +108,15 @@ def solved_again(lens: LinearLens, sums: NormalEquations, used: int) -> LinearLe
         return None
     if not all(bool(tensor.isfinite().all()) for tensor in rest):
         return None
+    rank = lens.rank if wide(sums.count, sums.width) else None
+    if rank is not None:
+        rest = narrowed(lens.vocabulary.embedding, *rest, rank)
     parts = {name: (part.project, part.gram) for name, part in lens.parts.items()}
     energies = {name: part.energy for name, part in lens.parts.items()}
     old, parts["rest"] = parts["rest"], rest
     del energies["rest"]
     sharper = LinearLens(lens.vocabulary, parts, lens.accuracy, lens.repair, energies)
-    sharper.prior, sharper.used = lens.prior, used
+    sharper.prior, sharper.used, sharper.rank = lens.prior, used, rank
     if lens.metric is not None:  # of the lens's part and the prior's
         sharper.list_by(lens.metric - old[1] + parts["rest"][1])
     return sharper

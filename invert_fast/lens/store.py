@@ -28,7 +28,7 @@ from .sums_store import learns, write_sums
 
 log = logging.getLogger("invert_fast")
 
-_LINEAR, _LEARNED = "linear-12", "learned-2"
+_LINEAR, _LEARNED = "linear-13", "learned-2"
 SHIPPED = BUNDLED / "lens.safetensors"
 _Lens = TypeVar("_Lens", LinearLens, LearnedLens)
 
@@ -60,7 +60,7 @@ def linear_lens(decoder: Decoder, vocabulary: Vocabulary, seed: int = 0, again: 
 
 def keep_linear(lens: LinearLens, decoder: Decoder, seed: int) -> None:
     """Write a linear lens to the cache folder, and what it was solved from, if it has that with it."""
-    about = {"format": _LINEAR, "prior": _told(lens.prior), "used": lens.used}
+    about = {"format": _LINEAR, "prior": _told(lens.prior), "used": lens.used, "rank": lens.rank}
     if lens.sums is not None and learns(lens.accuracy):
         write_sums(decoder, seed, lens.sums)
     lens.sums = None
@@ -150,7 +150,16 @@ def _read_linear(path: Path, decoder: Decoder, vocabulary: Vocabulary) -> Linear
         parts = _parts(file, decoder.width, vocabulary.embedding.shape[1], {})
         lens = LinearLens(vocabulary, parts, energies=_energies(file, vocabulary))
         lens.prior, lens.used = _prior(file, about, decoder.width), int(about["used"])
+        lens.rank = _rank(about["rank"], vocabulary.embedding.shape[1])
         return _described(_listed(lens, file), about)
+
+
+def _rank(said: object, most: int) -> int | None:
+    if said is None:
+        return None
+    if type(said) is not int or not 1 <= said <= most:
+        raise ValueError(f"a rank of {said!r}")
+    return said
 
 
 def _linear_tensors(lens: LinearLens) -> dict[str, Tensor]:

@@ -33,7 +33,8 @@ LISTED = 64  # tokens that a list has at most
 
 @dataclass(frozen=True)
 class _Sketch:
-    """x·map scores like x in directions of which `rest [V]`, ½‖Lᵀe_v‖², was left out; both matrices packed, too."""
+    """x·map scores like x in directions of which `rest [V]`, ½‖Lᵀe_v‖² of what a bias takes off, was left out; both
+    matrices packed, too."""
 
     map: Tensor
     packed_map: Tensor
@@ -96,6 +97,7 @@ class BestTwo:
     def __init__(self, matrix: Tensor, gram: Tensor | None = None, scale: float = 1.0):
         self.matrix, self.gram, self._scale = matrix.contiguous(), gram, scale
         self._packed: Any = None
+        self._looked = False
         self._made: _Sketch | None = None
         self._metric: Tensor | None = None
         self._list_sketch: _Sketch | None = None
@@ -130,21 +132,24 @@ class BestTwo:
         this covariance `[K, K]` in x, and the sketch keeps the directions in which tokens differ beside that."""
         self._metric, self._list_sketch = metric, None
 
-    def shortlist(self, x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    def shortlist(self, x: Tensor, bias: Tensor, scale: Tensor | float | None = None) -> tuple[Tensor, Tensor]:
         """The best tokens of every row, best first: ids `[n, LISTED]`, −1 where there are fewer, and their scores, −∞
-        there. After `list_by`, by a sketch, of which a few that score as well may be missing."""
+        there. After `list_by`, by a sketch, of which a few that score as well may be missing. scale: as above; what
+        the sketch leaves out then counts for no token and against none."""
         x = self._scaled(x)
         if self._in_stages:
             shortlist = import_module(_IN_STAGES).shortlist
 
             return shortlist(x, self.matrix, bias, self._coarse(), LISTED)
         if self._compiled and self._metric is not None:
-            self._list_sketch = _sketch_for(self.matrix, self._metric * self._scale**2)
+            gram = None if self.gram is None else self.gram * self._scale**2
+            self._list_sketch = _sketch_for(self.matrix, self._metric * self._scale**2, gram)
             self._metric = None
         if self._list_sketch is None or not x.dtype == bias.dtype == torch.float32:
             return _list_of_all(x, self.matrix, bias)
         ids, scores = x.new_empty(len(x), LISTED, dtype=torch.long), x.new_empty(len(x), LISTED)
-        self._by_sketch(_C.list_by_sketch, (ids, scores), self._list_sketch, x, bias, bias)
+        low_bias = bias if scale is None else bias + scale * self._list_sketch.rest
+        self._by_sketch(_C.list_by_sketch, (ids, scores), self._list_sketch, x, bias, low_bias)
         return ids, scores
 
     def _scaled(self, x: Tensor) -> Tensor:
@@ -171,9 +176,9 @@ class BestTwo:
 
     def _sketch(self) -> _Sketch | None:
         """Made on the first use, if it pays."""
-        if self.gram is not None:
+        if not self._looked and self.gram is not None:
             self._made = _sketch_of(self.matrix, self.gram * self._scale**2)
-            self.gram = None
+        self._looked = True
         return self._made
 
 
@@ -201,9 +206,9 @@ def scores_of(x: Tensor, matrix: Tensor, ids: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _sketch_for(matrix: Tensor, metric: Tensor) -> _Sketch | None:
+def _sketch_for(matrix: Tensor, metric: Tensor, gram: Tensor | None) -> _Sketch | None:
     """The directions in which tokens differ most in this metric, None if it takes more than six of ten of them.
-    Whatever is left out is noise to the scores."""
+    Whatever is left out is noise to the scores. gram: as of `BestTwo`, where scores come from a likelihood."""
     (V, K), metric = matrix.shape, metric.double()
     if V < _FEWEST_TOKENS or K > _WIDEST or not bool(metric.isfinite().all()):
         return None
@@ -218,9 +223,17 @@ def _sketch_for(matrix: Tensor, metric: Tensor) -> _Sketch | None:
     width = -(-(int((kept < _KEPT_OF_LISTS * kept[-1]).sum()) + 1) // _STEP) * _STEP
     if width > 0.6 * K:
         return None
-    to_low = ((vectors / root) @ directions[:, :width]).float().contiguous()
-    packed = _pack_low(matrix, (factor @ directions[:, :width]).float())
-    return _Sketch(to_low, pack(to_low), packed, packed.new_zeros(()))
+    to_low, lower = ((of @ directions[:, :width]).float().contiguous() for of in (vectors / root, factor))
+    rest = matrix.new_zeros(())
+    if gram is not None:  # of the score of a token's own noiseless state, half is what the bias takes off
+        rest = torch.cat([_left_out(part, gram, to_low, lower) for part in matrix.split(_SAMPLE)])
+    return _Sketch(to_low, pack(to_low), _pack_low(matrix, lower), rest)
+
+
+def _left_out(rows: Tensor, gram: Tensor, to_low: Tensor, lower: Tensor) -> Tensor:
+    """½ eᵀGe less what of it a sketch has, of rows `[n, K]`."""
+    own = rows @ gram
+    return 0.5 * ((own * rows).sum(-1) - ((own @ to_low) * (rows @ lower)).sum(-1))
 
 
 @torch.no_grad()

@@ -138,7 +138,7 @@ def _read_learned(path: Path) -> None:
 
 def _linear() -> bytes:
     _, linear = _small()
-    about = {"format": "linear", "prior": {}, "used": 0}
+    about = {"format": "linear", "prior": {}, "used": 0, "rank": None}
     return save(store._linear_tensors(linear), metadata=store._about(linear, about))
 
 

@@ -76,7 +76,9 @@ def test_a_lens_is_stored_for_each_model_layer_vocabulary_and_seed(cache):
 
 def described(accuracy: float, **repair) -> dict[str, str]:
     """What a lens file says of itself."""
-    return {"about": json.dumps({"accuracy": accuracy, "repair": {"first_block": 4, **repair}, "used": 0})}
+    return {
+        "about": json.dumps({"accuracy": accuracy, "repair": {"first_block": 4, **repair}, "used": 0, "rank": None})
+    }
 
 
 DAMAGES = [

@@ -34,6 +34,24 @@ def test_texts_are_exact_and_certified_with_lists(family, layer):
     assert exact(inv.invert(inv.capture(truth)), truth)
 
 
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+def test_what_the_model_finds_likely_is_in_lists_that_a_lens_cannot_read(family):
+    """The head is not the embedding matrix: lists are searched for without the prior, and it names some itself."""
+    inv = Inverter(build(family))
+    decoder, lens = inv.decoder, choose_lens(inv.decoder, inv.vocabulary)
+    assert decoder.tied_scale is None
+    hidden = decoder.capture(torch.tensor(texts(9, 9)))
+    own, found = weighed_lists(decoder, lens, hidden, 0.0, hidden), weighed_lists(decoder, lens, hidden, 1.0, hidden)
+    likely = decoder.log_probs(hidden[:, :-1]).topk(16, -1).indices
+    ids = found.ids[:, 1:]
+    candidate = inv.vocabulary.allowed[likely]
+    assert ((ids[..., None] == likely[:, :, None]).any(2) == candidate).all()
+    assert candidate.float().mean() > 0.9
+    assert (ids[..., None] == own.ids[:, 1:, None, : LISTED - 16]).any(2).all(), "and the lens's best stay"
+    assert all(len(set(row)) == LISTED for row in ids.flatten(0, 1).tolist())
+    assert found.ids[:, 0].equal(own.ids[:, 0])
+
+
 def test_a_text_of_one_token_has_a_list_too():
     inv, truth = inverter("llama"), texts(1)
     assert exact(inv.invert(inv.capture(truth)), truth)
