@@ -12,16 +12,18 @@ from torch import Tensor
 from .. import ops
 from ..model.decoder import Decoder
 from ..model.own_lanes import lanes_of
+from ..model.prefix import Passed
 from ..model.vocabulary import Vocabulary
 from ..types import Recovery, Status
 from .attempts import Attempts
 from .ledger import Ledger
 from .memory import ran_out
 from .noisy import keep_certain
-from .protocol import Behind, Block, Context, Run, Strategy, Working, served
+from .protocol import Block, Context, Run, Strategy, Working, served
 from .rivals import try_rivals
+from .together import passed_together
 from .tolerances import Tolerances
-from .verdict import Judge, RunVerdict
+from .verdict import Judge, behind
 from .watched import Watched
 
 log = logging.getLogger("invert_fast")
@@ -145,9 +147,9 @@ class _Stream:
         exhausted = asking[~served(items, asking)]
         if bool(due.any()):
             items = [*items, self.judge.rivals(active[due])]
-        for item in items:
+        for item, passed in zip(items, passed_together(self.lanes, items, self.tokens_per_call), strict=True):
             if not isinstance(item, Working):
-                self._work(item)
+                self._work(item, passed)
         if len(exhausted):
             self._settle_for_best(exhausted)
 
@@ -161,8 +163,12 @@ class _Stream:
         if len(given_up):
             self._commit_best(given_up, torch.zeros_like(given_up), torch.full_like(given_up, -1))
 
-    def _work(self, item: Run | Block) -> None:
-        """Verify one item in as many calls as memory asks for. What a cut leaves over is proposed again later."""
+    def _work(self, item: Run | Block, passed: Passed | None) -> None:
+        """Verify one item in as many calls as memory asks for, or by what went through one `passed` with others. What a
+        cut leaves over is proposed again later."""
+        if passed is not None:
+            self._verify_run(item, passed) if isinstance(item, Run) else self._verify_block(item, passed)
+            return
         start = 0
         while start < len(item.slots):
             columns = min(item.ids.shape[1], max(2, self.tokens_per_call))  # 2: a rival needs the best beside it
@@ -187,11 +193,12 @@ class _Stream:
         self.tokens_per_call = max(2, tokens // 2)
         log.warning("out of memory: going on with %d tokens a call (see --max-memory)", self.tokens_per_call)
 
-    def _verify_run(self, run: Run) -> None:
+    def _verify_run(self, run: Run, passed: Passed | None = None) -> None:
         """One causal pass: everything before the first mismatch is certified by it."""
         slots, ids = run.slots, run.ids
         b, K = ids.shape
-        hidden, target = self.lanes.draft(slots, ids), self.lanes.rows(slots, K)
+        hidden = self.lanes.draft(slots, ids) if passed is None else self.lanes.resume(passed)
+        target = self.lanes.rows(slots, K)
         position = self.lanes.length[slots][:, None] + torch.arange(K, device=ids.device)
         plain, residual = self.tolerances.row_residuals(hidden, target, position)
         found = self.judge.run(run, residual)
@@ -215,7 +222,7 @@ class _Stream:
                 hidden[rows[stopped], counts[stopped]][:, None],
             )
             if self.proposer.observes:
-                self.proposer.observe(_behind(run, found, stopped, position, hidden))
+                self.proposer.observe(behind(run, found, stopped, position, hidden))
 
     def _settle_open(self, run: Run, position: Tensor, residual: Tensor, hidden: Tensor, is_open: Tensor) -> Tensor:
         """Try the rivals of what a run found and committed; where one is nearer, take the lane back to there, to be
@@ -248,10 +255,10 @@ class _Stream:
                 self._verify_block(Block(slots[part], winner[part], part="rivals"))
         return back
 
-    def _verify_block(self, block: Block) -> None:
+    def _verify_block(self, block: Block, passed: Passed | None = None) -> None:
         """One fan-out over alternatives for the next token of each lane; lanes whose answer is clear move on."""
         slots, ids = block.slots, block.ids
-        hidden = self.lanes.fan_out(slots, ids.clamp_min(0))
+        hidden = self.lanes.fan_out(slots, ids.clamp_min(0)) if passed is None else self.lanes.resume(passed)
         _, residual = self.tolerances.residuals(hidden, self.lanes.target(slots), self.lanes.length[slots][:, None])
         if block.part == "rivals":
             self.attempts.rivals[slots] += (ids >= 0).sum(-1)
@@ -288,12 +295,3 @@ class _Stream:
             self.lanes.draft(again, token[~here])
             self.lanes.commit(again, token[~here], one[~here], torch.arange(len(again), device=slots.device))
         self.attempts.reset(slots)
-
-
-def _behind(run: Run, found: RunVerdict, stopped: Tensor, position: Tensor, hidden: Tensor) -> Behind:
-    """What the lanes that stopped in a run showed behind their mismatch."""
-    step = torch.arange(run.ids.shape[1], device=run.ids.device)
-    after = (step > found.counts[:, None]) & (step < run.counts[:, None]) & stopped[:, None]
-    at, column = after.nonzero(as_tuple=True)
-    near = found.near[at, column]
-    return Behind(run.slots[at], position[at, column], run.ids[at, column], (at, column), hidden, near)

@@ -17,7 +17,7 @@ from ..model.vocabulary import RIVALS_MOST, Vocabulary
 from ..types import Status
 from .attempts import Attempts
 from .noisy import NoisyAt
-from .protocol import Block, Run
+from .protocol import Behind, Block, Run
 from .tolerances import At, Tolerances
 
 _RIVALS_AT_ONCE = (4, 32)  # nearest first: the first few mostly settle it
@@ -206,3 +206,12 @@ class Judge:
             enough = self.attempts.rivals[slots[due]] >= _RIVALS_IN_ALL
             tried[due], given_up[due] = none & ~more, (none & more) | (~none & enough)
         return tried, given_up
+
+
+def behind(run: Run, found: RunVerdict, stopped: Tensor, position: Tensor, hidden: Tensor) -> Behind:
+    """What the lanes that stopped in a run showed behind their mismatch."""
+    step = torch.arange(run.ids.shape[1], device=run.ids.device)
+    after = (step > found.counts[:, None]) & (step < run.counts[:, None]) & stopped[:, None]
+    at, column = after.nonzero(as_tuple=True)
+    near = found.near[at, column]
+    return Behind(run.slots[at], position[at, column], run.ids[at, column], (at, column), hidden, near)

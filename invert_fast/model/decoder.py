@@ -23,7 +23,7 @@ from .layer import Layer
 from .onward import Onward, onward_of
 from .own_pass import OwnPass, ends_normed, read
 from .precision import products
-from .prefix import PrefixCall
+from .prefix import JointCall, PrefixCall
 from .reading import AS_CAPTURED, Reading, positions_from
 from .row_table import RowTable
 from .trial import FAILS, choose_path, longest_text
@@ -70,6 +70,7 @@ class Decoder:
         self.max_length = longest_text(config)
         self.usable_ids = min(self.vocab_size, len(tokenizer)) if tokenizer is not None else self.vocab_size
         self.own: OwnPass | None = None
+        self.joins = False  # whether several calls may go through one pass
         choose_path(self, path)
         self.width = config.hidden_size if self.layer.depth < self.layer.blocks else _output_width(self)
 
@@ -91,7 +92,7 @@ class Decoder:
         """Token embeddings as the model sees them: `[...] → [..., D_embedding]`."""
         return self.embedding.rows(ids)
 
-    def run(self, embeds: Tensor, positions: Tensor, call: PrefixCall, compute: str = "float32") -> Tensor:
+    def run(self, embeds: Tensor, positions: Tensor, call: PrefixCall | JointCall, compute: str = "float32") -> Tensor:
         """One pass of the twin: `[B, K, D_embedding]` at `positions [B, K]` → states `[B, K, D]`; KV goes to `call`.
 
         It runs in the precision of `embeds`: that of the model, or a lower one for searching. compute: see `products`;

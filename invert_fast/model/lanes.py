@@ -15,7 +15,7 @@ from torch import Tensor
 from ..types import PARTS
 from .decoder import Decoder
 from .gradient import loss_and_gradient
-from .prefix import PrefixCall
+from .prefix import Passed, PrefixCall
 from .replay import programs_of
 
 
@@ -113,7 +113,7 @@ class Lanes:
         """Continuations of the first `lengths [b]` committed tokens of lanes, which may come several times in `slots
         [b]`: `[b, N] → [b, N, D]`. Not to be committed. Lanes that are complete must have been kept."""
         positions = lengths[:, None].expand(ids.shape)
-        hidden = self._forward(slots, self.decoder.embed(ids), positions, self._call(slots, False, lengths))
+        hidden = self._forward(slots, self.decoder.embed(ids), positions, self.call(slots, False, lengths))
         self._pending = None
         return hidden
 
@@ -129,7 +129,7 @@ class Lanes:
         dtype: precision of those fan-outs, where it is not the model's; compute: see `precision.products`; once: there
         will be one fan-out only, for which they stay where they are.
         """
-        call = self._call(slots, causal=False)
+        call = self.call(slots, causal=False)
         if not once and call.slots is not None and call.keys is not None and call.values is not None:
             call.keys, call.values = [k[call.slots] for k in call.keys], [v[call.slots] for v in call.values]
             call.slots = None
@@ -181,10 +181,15 @@ class Lanes:
         positions = (self.length[slots][:, None] + step).clamp_max(self.decoder.max_length - 1)  # padding may overhang
         return self._run(slots, self.decoder.embed(ids), positions, causal=True)
 
-    def _run(self, slots: Tensor, embeds: Tensor, positions: Tensor, causal: bool) -> Tensor:
-        return self._forward(slots, embeds, positions, self._call(slots, causal))
+    def resume(self, passed: Passed) -> Tensor:
+        """The states of one of several calls that went through one pass (`joint.py`); `commit` goes on from it."""
+        self._pending = passed.call
+        return passed.hidden
 
-    def _call(self, slots: Tensor, causal: bool, lengths: Tensor | None = None) -> PrefixCall:
+    def _run(self, slots: Tensor, embeds: Tensor, positions: Tensor, causal: bool) -> Tensor:
+        return self._forward(slots, embeds, positions, self.call(slots, causal))
+
+    def call(self, slots: Tensor, causal: bool, lengths: Tensor | None = None) -> PrefixCall:
         """What a pass over these lanes sees of their prefixes (or of the first `lengths [b]` tokens of those)."""
         call = PrefixCall(causal)
         if self.keys is None or self.values is None:

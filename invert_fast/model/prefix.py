@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -21,3 +22,18 @@ class PrefixCall:
     lengths: Tensor | None = None
     slots: Tensor | None = None
     own: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+
+@dataclass
+class JointCall:
+    """Several calls in one pass, whose tokens `[B, K]` lie one after the other: `[1, Σ B·K]`. Each attends as if it
+    were alone. parts: each call, with its B and K."""
+
+    parts: list[tuple[PrefixCall, int, int]]
+
+
+class Passed(NamedTuple):
+    """States `[B, K, D]`, and the call that they are of."""
+
+    hidden: Tensor
+    call: PrefixCall

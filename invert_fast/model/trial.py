@@ -18,7 +18,7 @@ from ..calls.interrupts import raise_interrupt
 from ..types import InputError
 from . import attention
 from .own_pass import MOST_AT_ONCE, OwnPass, joined, picked
-from .prefix import PrefixCall
+from .prefix import JointCall, PrefixCall
 from .twin import body_of, find_blocks, structural_twin
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ log = logging.getLogger("invert_fast")
 SHORT, LONG = 40, 1024  # tokens of a text where nothing asks for more; at most
 _BEYOND, _TOGETHER = 8, 8  # tokens beyond what is asked for; neighbours of whose distances the median counts
 _NUMBERS = 1 << 26  # that the largest tensor of one call of a model's own pass may have
+JOINS_FROM = 20_000_000  # parameters of a model whose passes take their time by reading them
 _SAME_SHAPE = 20.0  # by how much two passes of one shape agree better than those of two ways to compute
 OFF = {torch.float64: 2e-3, torch.float32: 2e-3, torch.float16: 2e-2, torch.bfloat16: 5e-2}
 FAILS = (TypeError, AttributeError, ValueError, RuntimeError, LookupError, NotImplementedError, AssertionError)
@@ -116,7 +117,22 @@ def trouble_of_ours(decoder: Decoder, ids: Tensor, own: Tensor) -> str | None:
     except FAILS as error:
         raise_interrupt(error)
         return f"it does not run in our way ({type(error).__name__}: {' '.join(str(error).split())[:100]})"
+    decoder.joins = decoder.parameters > JOINS_FROM and _joins(decoder, ids, call, own)
     return None
+
+
+def _joins(decoder: Decoder, ids: Tensor, whole: PrefixCall, own: Tensor) -> bool:
+    """Whether a draft and a fan-out in one pass give what each gives alone."""
+    n = len(ids)
+    begun = max(0, n - _TOGETHER)
+    calls = [(_after(whole, begun, True), 1, n - begun), (_after(whole, n - 1, False), 1, 1)]
+    places = torch.tensor([*range(begun, n), n - 1], device=ids.device)
+    try:
+        found = decoder.run(decoder.embed(ids[places])[None], places[None], JointCall(calls))[0]
+    except FAILS as error:
+        raise_interrupt(error)
+        return False
+    return _first_wrong(found[:-1], own[begun:]) is None and _first_wrong(found[-1:], own[-1:]) is None
 
 
 def _after(call: PrefixCall, begun: int, causal: bool) -> PrefixCall:

@@ -55,7 +55,7 @@ def test_a_recorded_pass_equals_the_twin(family, length, at_once):
             target = torch.randn(len(slots), decoder.width, generator=torch.Generator().manual_seed(0))
             found = programs.gradient(decoder, embeds, held.positions, target, held.call)
             many = decoder.embed(torch.arange(len(slots) * 3).view(-1, 3) % VOCAB)
-            call, positions = lanes._call(slots, causal=False), lanes.length[slots][:, None].expand(-1, 3)
+            call, positions = lanes.call(slots, causal=False), lanes.length[slots][:, None].expand(-1, 3)
             hidden = programs.fan_out(decoder, many, positions, call)
             if family in ("gemma2",):  # its attention is capped, which the compiled op does not do
                 assert found is None
@@ -69,7 +69,7 @@ def test_a_recorded_pass_equals_the_twin(family, length, at_once):
             (grad,) = torch.autograd.grad(loss.sum(), leaf)
             torch.testing.assert_close(found[0], loss.detach(), rtol=1e-4, atol=1e-6)
             torch.testing.assert_close(found[1], grad, rtol=1e-3, atol=1e-5 * float(grad.abs().max()))
-            again = lanes._call(slots, causal=False)
+            again = lanes.call(slots, causal=False)
             torch.testing.assert_close(hidden, decoder.run(many, positions, again), rtol=1e-4, atol=1e-5)
             assert sorted(call.own) == sorted(again.own)
             for layer, pair in again.own.items():
@@ -89,7 +89,7 @@ def test_a_recorded_draft_equals_the_twin(family, length, at_once):
         slots = torch.arange(batch).flip(0)
         embeds = decoder.embed((torch.arange(batch * tokens) * 7 + 1).view(batch, tokens) % VOCAB)
         positions = (lanes.length[slots][:, None] + torch.arange(tokens)).clamp_max(decoder.max_length - 1)
-        call, again = lanes._call(slots, causal=True), lanes._call(slots, causal=True)
+        call, again = lanes.call(slots, causal=True), lanes.call(slots, causal=True)
         hidden = programs.draft(decoder, embeds, positions, call)
         if family in ("gemma2",):
             assert hidden is None
