@@ -18,7 +18,8 @@ class Attempts:
     steps `[S]`: optimisation steps taken; rivals `[S]`: candidates tried for being rivals of one that fitted;
     rivals_due `[S]` bool: the best fits, and tokens that may fit as well have to be tried before it is believed;
     nothing_left `[S]` bool: the strategy has no more candidates for this position;
-    failed `[S]` bool: an earlier position of this text was not found.
+    failed `[S]` bool: an earlier position of this text was not found;
+    loudest `[S]`: the largest residual committed in this text so far, over the tolerance of its position.
     """
 
     def __init__(self, slots: int, vocab_size: int, width: int, device: torch.device):
@@ -32,6 +33,7 @@ class Attempts:
         self.rivals_due = torch.zeros(slots, dtype=torch.bool, device=device)
         self.nothing_left = torch.zeros_like(self.rivals_due)
         self.failed = torch.zeros(slots, dtype=torch.bool, device=device)
+        self.loudest = torch.zeros(slots, device=device)
 
     def reset(self, slots: Tensor) -> None:
         """These lanes moved on to another position: forget what was tried (tokens of a text are found one by one)."""
@@ -42,6 +44,11 @@ class Attempts:
             table.index_fill_(0, used, 0)
         self.near.index_fill_(0, used, float("inf"))
         self.near_ids.index_fill_(0, used, -1)
+
+    def hear(self, slots: Tensor, loudness: Tensor, committed: Tensor) -> None:
+        """What was committed in these lanes, by its residual over the tolerance: `[b, K]`, committed bool."""
+        loudest = torch.where(committed, loudness, 0.0).amax(-1)
+        self.loudest[slots] = torch.maximum(self.loudest[slots], loudest)
 
     def note(self, slots: Tensor, ids: Tensor, residual: Tensor, hidden: Tensor) -> None:
         """Add verified candidates: `ids [b, C]` (−1: none; those tried before count once), the states they give

@@ -208,6 +208,7 @@ class _Stream:
         is_open = found.open & (step < counts[:, None])
         waiting = is_open.any(-1)
         self.lanes.commit(slots, ids, counts, rows, keep=waiting, span=span)
+        self.attempts.hear(slots, found.loudness, step < counts[:, None])
         self.attempts.reset(slots[counts > 0])
         if bool(waiting.any()):
             lost = self._settle_open(run, position, residual, hidden, is_open)
@@ -287,6 +288,7 @@ class _Stream:
         if len(unclear):
             self.ledger.write_alternatives(unclear, self.judge.reach(unclear))
         self.attempts.failed[slots] |= status == Status.NOT_FOUND
+        self.attempts.hear(slots, self.judge.loudness(slots)[:, None], near < torch.inf)
         here = chosen >= 0
         if bool(here.any()):
             self.lanes.commit(slots[here], token[here], one[here], rows[here], chosen[here])

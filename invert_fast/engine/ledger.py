@@ -44,6 +44,7 @@ class Ledger:
         self.error.index_fill_(0, slots, 1.0)
         self.seconds.index_fill_(0, slots, 0)
         self.attempts.failed.index_fill_(0, slots, False)
+        self.attempts.loudest.index_fill_(0, slots, 0.0)
 
     def forget(self, slots: Sequence[int]) -> None:
         """The texts in these lanes are given up."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..model.lanes import Lanes
@@ -24,14 +25,16 @@ _RIVALS_AT_ONCE = (4, 32)  # nearest first: the first few mostly settle it
 _RIVALS_IN_ALL = 2 * RIVALS_MOST  # of a position, whichever tokens led in turn
 _BEFORE_LOUD, _AS_LOUD = 16, 4  # tokens that are tried before one that fits loudly is believed; by what power more
 _LOUDER = 4.0  # times the loudest noise: what a strategy stands by is named its best match up to there
+_BEFORE_NEAREST = 64  # tokens that are tried before one is a best match that is louder than its text was so far
 _PLAUSIBLE_RESIDUAL, _PLAUSIBLE_RATIO = 0.5, 1.5
 
 
 @dataclass(frozen=True)
 class RunVerdict:
     """Of every token of a run, `[b, K]`: its status, the margin to any other token, whether its state came nearer to
-    its target than another's could (`near`), how likely noise made it another's (`error`), and whether that is yet to
-    be seen, from its rivals (`open`); counts `[b]`: how many from the first on hold."""
+    its target than another's could (`near`), how likely noise made it another's (`error`), whether that is yet to be
+    seen, from its rivals (`open`), and its residual over the tolerance (`loudness`); counts `[b]`: how many from the
+    first on hold."""
 
     status: Tensor
     margin: Tensor
@@ -39,6 +42,7 @@ class RunVerdict:
     counts: Tensor
     error: Tensor
     open: Tensor
+    loudness: Tensor
 
 
 class Judge:
@@ -70,7 +74,11 @@ class Judge:
             open_ones &= (fits & (alone | open_ones) & single).int().cumprod(-1).bool()
             ambiguous = fits & ~(alone & single) & ~open_ones
         certified = fits & (alone | open_ones) & single
+        loudness = residual / tolerance
+        before = F.pad(loudness, (1, 0))[:, :-1].cummax(-1).values
+        usual = torch.maximum(before, self.attempts.loudest[run.slots][:, None])
         nearest = ~fits & (residual < at.bound(separation, at.typical) / 2)  # nearer than half-way to anything else
+        nearest &= (position == 0) | (loudness <= _LOUDER * usual.clamp_min(1))
         nearest |= ~fits & run.final & (residual <= _LOUDER * tolerance)
         missing = ~fits & ~nearest & run.final
         failed = self.attempts.failed[run.slots][:, None]
@@ -83,7 +91,8 @@ class Judge:
         good = (certified | ambiguous | nearest | missing | failed) & (step < run.counts[:, None])
         counts = good.int().cumprod(-1).sum(-1)
         error = at.error(residual, bound, torch.full_like(residual, torch.inf), self.candidates)
-        return RunVerdict(status, (bound - residual).clamp_min(0), residual < bound, counts, error, open_ones & ~failed)
+        margin, open_ones = (bound - residual).clamp_min(0), open_ones & ~failed
+        return RunVerdict(status, margin, residual < bound, counts, error, open_ones, loudness)
 
     def _too_many(self, ids: Tensor, position: Tensor, residual: Tensor, among: Tensor) -> Tensor:
         """`[b, K]` bool: which of the tokens `among` others usually have more rivals in loud noise than are tried."""
@@ -100,8 +109,14 @@ class Judge:
         alone = bound > at.required(best, self.z)
         tried, given_up = self._rivals_tried(slots, token, best, at, ~alone)
         fits = best <= at.tolerance
-        nearest = ~fits & (best < self._half_way(token, at))
+        known = self.loudness(slots) <= _LOUDER * self.attempts.loudest[slots].clamp_min(1)
+        known |= (self.attempts.tries[slots] >= _BEFORE_NEAREST) | (self.lanes.length[slots] == 0)
+        nearest = ~fits & (best < self._half_way(token, at)) & known
         return (fits & (alone | tried | given_up)) | nearest | self.attempts.failed[slots]
+
+    def loudness(self, slots: Tensor) -> Tensor:
+        """Residual of the best token tried at these lanes' positions, over the tolerance there, `[b]`."""
+        return self.attempts.near[slots, 0] / self.tolerances.at(self.lanes.length[slots]).tolerance
 
     def believable(self, slots: Tensor) -> Tensor:
         """`[b]` bool: the best token tried there is within the tolerance, though it may not be alone. The ceiling of
