@@ -15,10 +15,11 @@ from torch import Tensor
 
 from ..model.decoder import Decoder
 from ..model.embedding import Embedding
+from ..ops.best_two import directions
 from .linear import LinearLens
 
 _ENOUGH = 32  # tokens a number of a state, from which on no direction is worth leaving out
-_RANKS, _SAMPLE = (64, 128, 256, 512), 16_384
+_RANKS = (64, 128, 256, 512)
 _LEAST_GAIN = 1.01  # times as many right
 _LISTED, _ROWS_AT_ONCE = 64, 64
 _WEIGHTS = (0.0, 1.0, 2.0, 4.0, 6.0)  # of the model's own prior
@@ -29,23 +30,18 @@ def wide(count: int, width: int) -> bool:
     return count < _ENOUGH * width
 
 
-@torch.no_grad()
-def directions(embedding: Embedding, gram: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+def _first_directions(embedding: Embedding, gram: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """The `rank` directions in which tokens differ most in the metric G `[D_e, D_e]`: A and L `[D_e, rank]`, x·A those
     of a proxy and e·L those of a row, so that (x·A)·(e·L) scores like x·e in them."""
-    values, vectors = torch.linalg.eigh(gram.double())
-    root = values.clamp_min(1e-9 * float(values[-1]) + 1e-30).sqrt()
-    factor, step = vectors * root, max(1, len(embedding) // _SAMPLE)
-    some = embedding[torch.arange(0, len(embedding), step, device=gram.device)].double()
-    some = some[some.isfinite().all(-1)]
-    _, found = torch.linalg.eigh(factor.T @ torch.cov(some.T) @ factor)
-    found = found.flip(1)[:, :rank]
-    return ((vectors / root) @ found).float(), (factor @ found).float()
+    scale = embedding.factor
+    found = directions(embedding.matrix, gram * scale**2)
+    assert found is not None, "rows that are no numbers are zeros there"
+    return (found[0][:, :rank] * scale).float(), (found[1][:, :rank] / scale).float()
 
 
 def narrowed(embedding: Embedding, project: Tensor, gram: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """A scorer (see `linear.Part`) kept to so many directions."""
-    to_low, low = directions(embedding, gram, rank)
+    to_low, low = _first_directions(embedding, gram, rank)
     return (project @ to_low) @ low.T, low @ low.T
 
 
@@ -74,7 +70,7 @@ def best_rank(decoder: Decoder, lens: LinearLens, ids: Tensor, states: Tensor) -
     proxies, true = lens.proxies(states)[:, 1:].flatten(0, 1), ids[:, 1:].flatten()
     ends = decoder.ends(states)
     before = None if ends is None else ends[:, :-1].flatten(0, 1)
-    to_low, low = directions(embedding, part.gram, ranks[-1])
+    to_low, low = _first_directions(embedding, part.gram, ranks[-1])
     rows, low_rows = proxies @ to_low, embedding.mapped(low)
     right = {}
     for rank in ranks:

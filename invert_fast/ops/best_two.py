@@ -206,24 +206,36 @@ def scores_of(x: Tensor, matrix: Tensor, ids: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _sketch_for(matrix: Tensor, metric: Tensor, gram: Tensor | None) -> _Sketch | None:
-    """The directions in which tokens differ most in this metric, None if it takes more than six of ten of them.
-    Whatever is left out is noise to the scores. gram: as of `BestTwo`, where scores come from a likelihood."""
-    (V, K), metric = matrix.shape, metric.double()
-    if V < _FEWEST_TOKENS or K > _WIDEST or not bool(metric.isfinite().all()):
-        return None
-    values, vectors = torch.linalg.eigh(metric)
+def directions(matrix: Tensor, metric: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Those in which the rows of `matrix [V, K]` differ in a metric `[K, K]`, most first: A and L `[K, K]`, x·A those
+    of what they are scored by and e·L those of a row, so that in all of them (x·A)·(e·L) = x·e; and by how much rows
+    differ in each, `[K]`; fp64. None where that is no number: a model may have rows of NaN, which are no candidates."""
+    values, vectors = torch.linalg.eigh(metric.double())
     root = values.clamp_min(1e-9 * float(values[-1]) + 1e-30).sqrt()
-    factor, some = vectors * root, matrix[:: max(1, V // _SAMPLE)]
+    factor, some = vectors * root, matrix[:: max(1, len(matrix) // _SAMPLE)]
     covariance = factor.T @ torch.cov(some.T).double() @ factor
     if not bool(covariance.isfinite().all()):
         return None
-    spread, directions = torch.linalg.eigh(covariance)
-    kept, directions = spread.flip(0).clamp_min(0).cumsum(0), directions.flip(1)
+    spread, found = torch.linalg.eigh(covariance)
+    found = found.flip(1)
+    return (vectors / root) @ found, factor @ found, spread.flip(0).clamp_min(0)
+
+
+@torch.no_grad()
+def _sketch_for(matrix: Tensor, metric: Tensor, gram: Tensor | None) -> _Sketch | None:
+    """The directions in which tokens differ most in this metric, None if it takes more than six of ten of them.
+    Whatever is left out is noise to the scores. gram: as of `BestTwo`, where scores come from a likelihood."""
+    V, K = matrix.shape
+    if V < _FEWEST_TOKENS or K > _WIDEST or not bool(metric.isfinite().all()):
+        return None
+    found = directions(matrix, metric)
+    if found is None:
+        return None
+    kept = found[2].cumsum(0)
     width = -(-(int((kept < _KEPT_OF_LISTS * kept[-1]).sum()) + 1) // _STEP) * _STEP
     if width > 0.6 * K:
         return None
-    to_low, lower = ((of @ directions[:, :width]).float().contiguous() for of in (vectors / root, factor))
+    to_low, lower = (of[:, :width].float().contiguous() for of in found[:2])
     rest = matrix.new_zeros(())
     if gram is not None:  # of the score of a token's own noiseless state, half is what the bias takes off
         rest = torch.cat([_left_out(part, gram, to_low, lower) for part in matrix.split(_SAMPLE)])
@@ -242,22 +254,15 @@ def _sketch_of(matrix: Tensor, gram: Tensor) -> _Sketch | None:
     V, K = matrix.shape
     if V < _FEWEST_TOKENS or K > _WIDEST or not bool(gram.isfinite().all()):
         return None
-    values, vectors = torch.linalg.eigh(gram.double())
-    root = values.clamp_min(1e-9 * float(values[-1]) + 1e-30).sqrt()
-    factor = vectors * root  # L
-    some = matrix[:: max(1, V // _SAMPLE)]
-    covariance = factor.T @ torch.cov(some.T).double() @ factor
-    if not bool(covariance.isfinite().all()):  # a model may have rows of NaN, which are no candidates
+    found = directions(matrix, gram)
+    if found is None:
         return None
-    spread, directions = torch.linalg.eigh(covariance)
-    spread, directions = spread.flip(0).clamp_min(0), directions.flip(1)
-    kept = spread.cumsum(0)
+    kept = found[2].cumsum(0)
     enough = (kept >= _KEPT * kept[-1]) & (kept >= _KEPT_NATS)
     width = -(-(int((~enough).sum()) + 1) // _STEP) * _STEP
     if width > K // 2:
         return None
-    to_low = ((vectors / root) @ directions[:, :width]).float().contiguous()
-    lower = (factor @ directions[:, :width]).float()
+    to_low, lower = (of[:, :width].float().contiguous() for of in found[:2])
     parts = matrix.split(_SAMPLE)
     rest = torch.cat([0.5 * (((e @ gram) * e).sum(-1) - (e @ lower).square().sum(-1)) for e in parts])
     return _Sketch(to_low, pack(to_low), _pack_low(matrix, lower), rest)

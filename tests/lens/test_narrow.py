@@ -26,8 +26,10 @@ def scorer(directions: int = WIDTH) -> tuple[torch.Tensor, torch.Tensor]:
     return (precision @ M).float(), (M.T @ precision @ M).float()
 
 
-def test_in_all_directions_it_is_the_same():
-    embedding, (project, gram) = inverter("llama").vocabulary.embedding, scorer()
+@pytest.mark.parametrize("family", ["llama", "gemma"])
+def test_in_all_directions_it_is_the_same(family):
+    embedding, (project, gram) = inverter(family).vocabulary.embedding, scorer()
+    assert (embedding.factor == 1.0) is (family == "llama")
     found = narrow.narrowed(embedding, project, gram, WIDTH)
     for ours, theirs in zip(found, (project, gram), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4 * float(theirs.abs().max()))
