@@ -25,7 +25,7 @@ class Asked(NamedTuple):
 @torch.no_grad()
 def joint_pass(lanes: Lanes, asked: Sequence[Asked]) -> list[Passed]:
     """One pass for all of these; no lane may be in two of them. Where `Decoder.joins`; `Lanes.resume` takes each up."""
-    calls = [(lanes.call(one.slots, one.causal), *one.ids.shape) for one in asked]
+    calls = [(lanes.call(one.slots, one.causal), len(one.ids), one.ids.shape[1]) for one in asked]
     embeds = torch.cat([lanes.decoder.embed(one.ids).flatten(0, 1) for one in asked])
     places = torch.cat([_places(lanes, one).flatten() for one in asked])
     hidden = lanes.decoder.run(embeds[None], places[None], JointCall(calls))[0]

@@ -171,7 +171,7 @@ def pack_linears(body: nn.Module) -> None:
         return
     found = [module for module in body.modules() if type(module) in _PACKED]
     size = sum(weight.nbytes for module in found for weight in module.parameters())
-    weights = [module.weight.detach() for module in found]
+    weights = [weight.detach() for module in found for name, weight in module.named_parameters() if name == "weight"]
     if MOST_BYTES < size <= 2 * MOST_BYTES and all(packs(weight) and is_halved(weight) for weight in weights):
         size //= 2
     if size <= MOST_BYTES:
