@@ -25,6 +25,7 @@ LENGTHS, NUMBERS = (10, 32, 128, 512, 1024), (1, 4, 16, 64, 256)
 TOKENS, LENGTH = 2048, 32  # of an audit of one length, at least one text; of texts where their number changes
 DEFENCES = ("gaussian:0.5", "topk:32")
 _LEAST_TEXTS = 2
+_LARGE = 1_000_000_000  # parameters of a model whose passes take too long for more than one length
 
 
 def texts_of(inverter: Inverter, count: int, length: int) -> list[str]:
@@ -50,7 +51,7 @@ def audits(models: dict[str, str], folder: Path) -> Iterator[dict]:
         if name == "bundled":
             shapes += [(count, LENGTH, "number") for count in NUMBERS]
         for count, length, along in shapes:
-            if length > inverter.decoder.max_length:
+            if length > inverter.decoder.max_length or (size > _LARGE and length != LENGTH):
                 continue
             settings = Settings(("last",), ("float32", "bfloat16"), DEFENCES, max_tokens=length, measure=0)
             output = folder / f"{name}-{count}x{length}"
