@@ -57,7 +57,8 @@ def audits(models: dict[str, str], folder: Path) -> Iterator[dict]:
             output = folder / f"{name}-{count}x{length}"
             done = output / "summary.json"
             if not done.is_file():
-                audit(inverter, texts_of(inverter, count, length), output, settings)
+                begun = (output / "audit.json").is_file()
+                audit(inverter, texts_of(inverter, count, length), output, settings, resume=begun)
             for cell in json.loads(done.read_text(encoding="utf-8"))["cells"]:
                 yield {"model": name, "size": size, "length": length, "count": count, "along": along, **cell}
 
