@@ -134,7 +134,7 @@ def test_training_pays_on_texts_that_it_has_not_seen(monkeypatch):
 
 def test_a_fit_that_is_cut_short_goes_on(monkeypatch, caplog):
     inv = Inverter(build("llama", blocks=2))
-    fit = Fit(width=32, layers=1, steps=6, minutes=0.06)
+    fit = Fit(width=32, layers=1, steps=6, minutes=0.15)
     step, seen = trainer.Trainer._step, []
 
     def stop(self):
