@@ -166,6 +166,7 @@ class _Stream:
     def _work(self, item: Run | Block, passed: Passed | None) -> None:
         """Verify one item in as many calls as memory asks for, or by what went through one `passed` with others. What a
         cut leaves over is proposed again later."""
+        self.lanes.part = part = "draft" if isinstance(item, Run) else item.part
         if passed is not None:
             self._verify_run(item, passed) if isinstance(item, Run) else self._verify_block(item, passed)
             return
@@ -175,11 +176,10 @@ class _Stream:
             rows = max(1, self.tokens_per_call // columns)
             slots, ids = item.slots[start : start + rows], item.ids[start : start + rows, :columns]
             try:
+                self.lanes.part = part
                 if isinstance(item, Run):
-                    self.lanes.part = "draft"
                     self._verify_run(Run(slots, ids, item.counts[start : start + rows].clamp_max(columns), item.final))
                 else:
-                    self.lanes.part = item.part
                     self._verify_block(Block(slots, ids))
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
                 self._with_less(error, ids.numel())

@@ -3,6 +3,7 @@ weights, whether two tokens go through them or fifty."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import torch
@@ -12,6 +13,8 @@ from ..model.lanes import Lanes
 from ..model.prefix import Passed
 from .memory import ran_out
 from .protocol import Block, Run, Working
+
+log = logging.getLogger("invert_fast")
 
 _MOST = 512  # tokens, of all calls: beyond, computing takes longer than reading
 
@@ -28,6 +31,8 @@ def passed_together(lanes: Lanes, items: Sequence[Run | Block | Working], most: 
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         if not ran_out(error):
             raise
+        log.warning("out of memory: what a round asks of different lanes goes through passes of their own from now on")
+        lanes.decoder.joins = False
         return apart
     return [None if isinstance(item, Working) else next(found) for item in items]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import pytest
 import torch
 
@@ -100,7 +102,7 @@ def test_texts_are_exact_and_certified_and_passes_are_fewer(family, listed, monk
     assert joined < len(passes) or len(passes) < 10
 
 
-def test_where_memory_runs_out_calls_stay_apart(monkeypatch):
+def test_where_memory_runs_out_calls_stay_apart_from_then_on(monkeypatch, caplog):
     inv, truth, failures = Inverter(build("llama"), layer=2), texts(*LENGTHS * 2), []
     states = inv.capture(truth)
 
@@ -109,8 +111,10 @@ def test_where_memory_runs_out_calls_stay_apart(monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(together, "joint_pass", fails)
-    assert exact(inv.invert(states), truth)
-    assert failures
+    with caplog.at_level(logging.WARNING, "invert_fast"):
+        assert exact(inv.invert(states), truth)
+    assert len(failures) == 1
+    assert "out of memory" in caplog.text
 
 
 def test_other_errors_are_raised(monkeypatch):
