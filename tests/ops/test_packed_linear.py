@@ -13,6 +13,7 @@ from transformers.pytorch_utils import Conv1D
 
 from invert_fast.ops import native
 from invert_fast.ops.linear import pack_linears, packed_bytes
+from invert_fast.ops.table import choose
 
 from ..limits import close
 from .inputs import random
@@ -25,7 +26,11 @@ pytestmark = pytest.mark.numeric
 @pytest.fixture
 def fast(monkeypatch):
     """Packs whatever vectors this machine has: the op is correct on all, only not the fastest on some."""
-    monkeypatch.setattr(native, "_C", _Fast())
+    with monkeypatch.context() as patch:
+        patch.setattr(native, "_C", _Fast())
+        choose.cache_clear()  # what was chosen before, with the vectors in use
+        yield
+    choose.cache_clear()
 
 
 class _Fast:
