@@ -23,6 +23,7 @@ from ..lens.choose import choose_lens
 from ..lens.prior import draft_lists
 from ..lens.second_look import doubtful, look_again
 from ..model.decoder import Decoder
+from ..model.transfer import sent_one, told
 from ..ops.best_two import MANY_TOKENS
 from ..strategies.candidates import Candidates
 from ..types import Cost, Recovery, States, Status, coarsest
@@ -49,12 +50,12 @@ def read_off(inverter: Inverter, batch: Sequence[States]) -> list[Recovery]:
             begun, which = time.perf_counter(), every[start : start + max(1, _AT_ONCE // length)]
             hidden = torch.stack([batch[i].hidden.float() for i in which]).to(decoder.device)
             ids = drafted(decoder, lens, hidden)
-            position = torch.arange(length, device=ids.device).expand(ids.shape)
+            position = torch.arange(length).expand(ids.shape)
             plain, residual = tolerances.row_residuals(decoder.states(ids).float(), hidden, position)
-            at = tolerances.at(position)
+            loss, at = plain.square() * hidden.square().mean(-1), tolerances.at(position)
+            ids, plain, residual, loss = told(ids, plain, residual, loss)
             close = (residual <= _CLOSE * at.tolerance).any(-1)
             near = residual < at.bound(vocabulary.separation_of(ids), at.typical) / 2
-            loss = plain.square() * hidden.square().mean(-1)
             taken = (time.perf_counter() - begun) / len(which)
             for row, i in enumerate(which):
                 made = _unverified(decoder, ids[row], plain[row], loss[row], near[row], taken)
@@ -93,11 +94,11 @@ def _unverified(
     status[(failed > 1) | ((failed == 1) & near)] = int(Status.AFTER_FAILURE)
     count, none = len(ids), np.zeros(len(ids))
     return Recovery(
-        ids.cpu().numpy(),
-        residual.cpu().numpy(),
-        loss.cpu().numpy(),
+        ids.numpy(),
+        residual.numpy(),
+        loss.numpy(),
         none,
-        status.cpu().numpy(),
+        status.numpy(),
         none.astype(int),
         none.astype(int),
         decoder.decode(ids.tolist()),
@@ -122,9 +123,9 @@ class ReadOff:
 class _Proposer:
     def __init__(self, context: Context, candidates: Candidates):
         self.context, self.candidates = context, candidates
-        lanes, device = context.lanes, context.decoder.device
-        self.drafts = torch.zeros(lanes.slots, lanes.max_len, dtype=torch.long, device=device)
-        self.chunk = torch.ones(lanes.slots, dtype=torch.long, device=device)
+        lanes = context.lanes
+        self.drafts = torch.zeros(lanes.slots, lanes.max_len, dtype=torch.long)
+        self.chunk = torch.ones(lanes.slots, dtype=torch.long)
 
     def begin(self, slots: Tensor) -> None:
         lanes = self.context.lanes
@@ -133,7 +134,8 @@ class _Proposer:
         for length in lengths.unique().tolist():
             chosen = slots[lengths == length]
             if length:
-                self.drafts[chosen, :length] = self.candidates.draft(chosen, lanes.targets[chosen, :length])[0]
+                hidden = lanes.targets[sent_one(lanes.device, chosen), :length]
+                self.drafts[chosen, :length] = self.candidates.draft(chosen, hidden)[0]
 
     def propose(self, slots: Tensor) -> list[Run]:
         lanes, failed = self.context.lanes, self.context.attempts.tries[slots] > 0

@@ -42,7 +42,7 @@ def describe(inverter: Inverter, ids: Sequence[int]) -> dict[str, dict[str, Any]
     import torch
 
     tokenizer, vocabulary = inverter.decoder.tokenizer, inverter.vocabulary
-    rows = vocabulary.representative[torch.tensor([*ids], device=inverter.decoder.device)]
+    rows = vocabulary.representative.cpu()[torch.tensor([*ids])]
     near, distance, _ = vocabulary.neighbours.of(rows)
     found = {}
     for token, other, away in zip(ids, near[:, 0].tolist(), distance[:, 0].tolist(), strict=True):

@@ -86,7 +86,7 @@ class Trials:
                 lists = lens.lists(proxies)[0][0]
             else:
                 first = torch.arange(len(rows), device=rows.device) == 0
-                lists = lens.scores(proxies[0], first).topk(min(_TRIED, int(inverter.vocabulary.allowed.sum()))).indices
+                lists = lens.scores(proxies[0], first).topk(min(_TRIED, inverter.vocabulary.candidates)).indices
         return Draft(ids[len(prefix) :].tolist(), lists[len(prefix) :, :_TRIED])
 
     def verify(self, hypothesis: Hypothesis, draft: Draft) -> Recovery:

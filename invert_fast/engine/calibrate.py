@@ -14,6 +14,7 @@ from ..model.decoder import Decoder, capture
 from ..model.numerics import model_in
 from ..model.own_lanes import lanes_of
 from ..model.samples import sample_texts
+from ..model.transfer import picked, sent, sent_one, told_one
 from ..model.vocabulary import Vocabulary
 from ..storage.noise import Noise
 from ..storage.precisions import rounded
@@ -156,7 +157,7 @@ def _noise(
         (T, lanes_of(decoder, B, T)),
         *([(1, lanes_of(decoder, min(B, _STEPPED), T))] if steps else []),
     ):
-        slots = torch.arange(lanes.slots, device=ids.device)
+        slots = torch.arange(lanes.slots)
         lanes.target_length[:] = T
         parts, none = [], torch.zeros_like(slots)
         for start in range(0, T, width):
@@ -207,8 +208,7 @@ def _wrong(
     random ones, and the closest pairs of a large sample."""
     ids, (B, T) = measured.ids, measured.ids.shape
     lanes = lanes_of(decoder, B, T)
-    slots = torch.arange(B, device=ids.device)
-    length = torch.zeros_like(slots)
+    slots, length = torch.arange(B), torch.zeros(B, dtype=torch.long)
     if at == REST and T > 1:  # contexts of different lengths
         lanes.target_length[:] = T
         length = 1 + slots % (T - 1)
@@ -216,14 +216,15 @@ def _wrong(
         lanes.commit(slots, ids, length, slots)
     if at == FIRST:
         slots, length = slots[:_FIRST_LANES], length[:_FIRST_LANES]
-    token = vocabulary.representative[ids[slots, length]]
-    near = vocabulary.neighbours.of(token)[0][:, :_NEAREST]
+    token = vocabulary.representative[picked(ids, slots, length)]
+    near = sent_one(ids.device, vocabulary.neighbours.of(told_one(token))[0][:, :_NEAREST])
     generator = torch.Generator().manual_seed(seed)
     allowed = vocabulary.neighbours.candidates
     random = allowed[torch.randint(len(allowed), (len(slots), _RANDOM), generator=generator).to(allowed.device)]
     others = torch.cat([near, random], 1)
     of = token[:, None].expand_as(others)
-    hard, rival = (_shared_out(part, len(slots)) for part in vocabulary.closest_pairs(_PAIRS))
+    closest = sent(ids.device, *vocabulary.closest_pairs(_PAIRS))
+    hard, rival = (_shared_out(part, len(slots)) for part in closest)
     block = torch.cat([token[:, None], others, hard, rival], 1)
     hidden = lanes.fan_out(slots, block.clamp_min(0)).float()
     bar.update(block.numel())
@@ -236,7 +237,7 @@ def _wrong(
     counts &= there.norm(dim=-1) > _NOTHING  # the row of a padding token may be zero, and its state then too
     if not bool(counts.any()):  # a vocabulary of one token: nothing can be mistaken for it
         return 1.0, (1.0, 0.0, 1.0, 1.0, 1.0, 0.0), 1.0
-    noise = measured.drafted[slots, length]
+    noise = picked(measured.drafted, slots, length)
     distance = (vocabulary.seen[pairs[0].clamp_min(0)] - vocabulary.seen[pairs[1].clamp_min(0)]).norm(dim=-1)
     distance = distance / vocabulary.unit[pairs[0].clamp_min(0)]
     away = _lengths(metric, apart, at)

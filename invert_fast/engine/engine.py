@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .. import ops
 from ..model.decoder import Decoder
 from ..model.own_lanes import lanes_of
 from ..model.prefix import Passed
+from ..model.transfer import picked, told
 from ..model.vocabulary import Vocabulary
 from ..types import Recovery, Status
 from .attempts import Attempts
@@ -74,8 +74,8 @@ class _Stream:
         self.ledger = Ledger(self.lanes, self.attempts, vocabulary, tolerances)
         self.tolerances = tolerances
         self.judge = Judge(self.lanes, self.attempts, vocabulary, tolerances)
-        kept = self.ledger.traces, engine.states_dtype, self.ledger.posteriors
-        context = Context(decoder, vocabulary, tolerances, self.lanes, self.attempts, *kept)
+        kept = self.lanes, self.attempts, self.ledger.traces, engine.states_dtype, self.ledger.posteriors
+        context = Context(decoder, vocabulary, tolerances, *kept)
         self.proposer = Watched(engine.strategy, context)
 
     def recoveries(self) -> Iterator[tuple[int, Recovery]]:
@@ -113,7 +113,7 @@ class _Stream:
         texts = self.lanes.text.tolist()
         gone = [slot for slot, text in enumerate(texts) if text >= 0 and not wanted(text)]
         if gone:
-            slots = torch.tensor(gone, device=self.lanes.text.device)
+            slots = torch.tensor(gone)
             self.attempts.reset(slots)
             self.ledger.forget(gone)
             self.lanes.release(slots)
@@ -195,41 +195,36 @@ class _Stream:
 
     def _verify_run(self, run: Run, passed: Passed | None = None) -> None:
         """One causal pass: everything before the first mismatch is certified by it."""
-        slots, ids = run.slots, run.ids
-        b, K = ids.shape
+        slots, ids, K = run.slots, run.ids, run.ids.shape[1]
         hidden = self.lanes.draft(slots, ids) if passed is None else self.lanes.resume(passed)
         target = self.lanes.rows(slots, K)
-        position = self.lanes.length[slots][:, None] + torch.arange(K, device=ids.device)
-        plain, residual = self.tolerances.row_residuals(hidden, target, position)
+        step, rows = torch.arange(K), torch.arange(len(ids))
+        position = self.lanes.length[slots][:, None] + step
+        plain, residual = told(*self.tolerances.row_residuals(hidden, target, position))  # the device is waited for
         found = self.judge.run(run, residual)
-        counts, rows = found.counts, torch.arange(b, device=ids.device)
+        counts = found.counts
         span = self.ledger.write(slots, counts, plain, found.margin, found.status, found.error)
-        step = torch.arange(K, device=ids.device)
         is_open = found.open & (step < counts[:, None])
         waiting = is_open.any(-1)
         self.lanes.commit(slots, ids, counts, rows, keep=waiting, span=span)
         self.attempts.hear(slots, found.loudness, step < counts[:, None])
         self.attempts.reset(slots[counts > 0])
         if bool(waiting.any()):
-            lost = self._settle_open(run, position, residual, hidden, is_open)
+            lost = self._settle_open(run, position, [plain, residual], hidden, is_open)
             waiting = torch.zeros_like(waiting).index_fill_(0, lost, True)  # these have been told of already
         stopped = (counts < run.counts) & ~waiting
         if bool(stopped.any()):
-            at = counts[stopped][:, None]
-            self._note(
-                slots[stopped],
-                ids[stopped].gather(1, at),
-                residual[stopped].gather(1, at),
-                hidden[rows[stopped], counts[stopped]][:, None],
-            )
+            self._note_of(run, (rows[stopped], counts[stopped]), [plain, residual], hidden)
             if self.proposer.observes:
                 self.proposer.observe(behind(run, found, stopped, position, hidden))
 
-    def _settle_open(self, run: Run, position: Tensor, residual: Tensor, hidden: Tensor, is_open: Tensor) -> Tensor:
+    def _settle_open(
+        self, run: Run, position: Tensor, residuals: list[Tensor], hidden: Tensor, is_open: Tensor
+    ) -> Tensor:
         """Try the rivals of what a run found and committed; where one is nearer, take the lane back to there, to be
         tried again with all that belongs to it. Returns the rows of the run that were."""
         row, column = is_open.nonzero(as_tuple=True)
-        slots, at, own = run.slots[row], position[row, column], residual[row, column]
+        slots, at, own = run.slots[row], position[row, column], residuals[1][row, column]
         self.lanes.part = "rivals"
         while True:
             try:
@@ -246,13 +241,12 @@ class _Stream:
         first = torch.full_like(run.slots, run.ids.shape[1]).scatter_reduce_(0, row[lost], column[lost], "amin")
         back = (first < run.ids.shape[1]).nonzero().flatten()
         if len(back):
-            slots = run.slots[back]
-            self.lanes.take_back(slots, position[back, first[back]])
-            at = first[back]
-            self._note(slots, run.ids[back, at][:, None], residual[back, at][:, None], hidden[back, at][:, None])
+            slots, at = run.slots[back], first[back]
+            self.lanes.take_back(slots, position[back, at])
+            self._note_of(run, (back, at), residuals, hidden)
             index = torch.stack([((row == r) & (column == c)).nonzero()[0, 0] for r, c in zip(back, at, strict=True)])
             winner = tried.ids[index].gather(1, tried.residual[index].argmin(-1, keepdim=True))
-            for part in torch.arange(len(back), device=slots.device).split(max(1, self.tokens_per_call)):
+            for part in torch.arange(len(back)).split(max(1, self.tokens_per_call)):
                 self._verify_block(Block(slots[part], winner[part], part="rivals"))
         return back
 
@@ -260,19 +254,25 @@ class _Stream:
         """One fan-out over alternatives for the next token of each lane; lanes whose answer is clear move on."""
         slots, ids = block.slots, block.ids
         hidden = self.lanes.fan_out(slots, ids.clamp_min(0)) if passed is None else self.lanes.resume(passed)
-        _, residual = self.tolerances.residuals(hidden, self.lanes.target(slots), self.lanes.length[slots][:, None])
+        target, position = self.lanes.target(slots), self.lanes.length[slots][:, None]
+        plain, residual = told(*self.tolerances.residuals(hidden, target, position))  # the device is waited for
         if block.part == "rivals":
             self.attempts.rivals[slots] += (ids >= 0).sum(-1)
-        self._note(slots, ids, residual, hidden)
+        self._note(slots, ids, plain, residual, hidden)
         ready = self.judge.settled(slots)
         if bool(ready.any()):
             hit = ids[ready] == self.attempts.near_ids[slots[ready], :1]
             chosen = torch.where(hit.any(-1), hit.int().argmax(-1), -1)
             self._commit_best(slots[ready], ready.nonzero().flatten(), chosen)
 
-    def _note(self, slots: Tensor, ids: Tensor, residual: Tensor, hidden: Tensor) -> None:
+    def _note_of(self, run: Run, at: tuple[Tensor, Tensor], residuals: list[Tensor], hidden: Tensor) -> None:
+        """Remember what a run showed in these rows and columns, `[n]` each."""
+        ids, plain, residual = (table[at][:, None] for table in (run.ids, *residuals))
+        self._note(run.slots[at[0]], ids, plain, residual, picked(hidden, *at)[:, None])
+
+    def _note(self, slots: Tensor, ids: Tensor, plain: Tensor, residual: Tensor, hidden: Tensor) -> None:
         """Remember verified candidates of this position; ask for rivals when the best fits but may not be alone."""
-        self.attempts.note(slots, ids, residual, hidden)
+        self.attempts.note(slots, ids, plain, residual, hidden)
         self.attempts.rivals_due[slots] = self.judge.believable(slots)
 
     def _commit_best(self, slots: Tensor, rows: Tensor, chosen: Tensor) -> None:
@@ -280,8 +280,7 @@ class _Stream:
         status, margin, error = (column[:, None] for column in self.judge.of_best(slots))
         near, token = self.attempts.near[slots, :1], self.attempts.near_ids[slots, :1].clamp_min(0)
         one = torch.ones_like(slots)
-        plain = ops.residuals(self.attempts.near_state[slots][:, None], self.lanes.target(slots), backend="own")
-        plain = torch.where(near.isinf(), near, plain)  # nothing tried, or nothing that can be compared
+        plain = self.attempts.near_plain[slots][:, None].masked_fill(near.isinf(), torch.inf)  # nothing tried
         self.ledger.write(slots, one, plain, margin, status, error, self.attempts.near_rank[slots, :1])
         status = status[:, 0]
         unclear = slots[status == Status.AMBIGUOUS]
@@ -295,5 +294,5 @@ class _Stream:
         if not bool(here.all()):  # its KV is gone: one more token makes it again
             again = slots[~here]
             self.lanes.draft(again, token[~here])
-            self.lanes.commit(again, token[~here], one[~here], torch.arange(len(again), device=slots.device))
+            self.lanes.commit(again, token[~here], one[~here], torch.arange(len(again)))
         self.attempts.reset(slots)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..model.lanes import Lanes, Span
+from ..model.transfer import picked, told_one
 from ..model.vocabulary import Vocabulary
 from ..types import Cost, Recovery, Spelling, Status
 from .attempts import Attempts
@@ -22,19 +23,18 @@ _NAMED = 4  # tokens of near rows that a loud position is ambiguous with, where 
 
 
 class Ledger:
-    """Arrays `[S, M]` beside the lanes' ids: residual, margin, status, error, rank, steps, runners-up; seconds
-    `[S]`."""
+    """Arrays `[S, M]` beside the lanes' ids, on the host: residual, margin, status, error, rank, steps, runners-up;
+    seconds `[S]`."""
 
     def __init__(self, lanes: Lanes, attempts: Attempts, vocabulary: Vocabulary, tolerances: Tolerances):
-        shape, device = (lanes.slots, lanes.max_len), lanes.targets.device
+        shape = lanes.slots, lanes.max_len
         self.lanes, self.attempts, self.vocabulary, self.tolerances = lanes, attempts, vocabulary, tolerances
-        self.residual, self.margin = torch.zeros(shape, device=device), torch.zeros(shape, device=device)
-        self.status = torch.full(shape, int(Status.NOT_FOUND), dtype=torch.long, device=device)
-        self.error = torch.ones(shape, dtype=torch.float64, device=device)
-        self.rank = torch.zeros(shape, dtype=torch.long, device=device)
+        self.residual, self.margin = torch.zeros(shape), torch.zeros(shape)
+        self.status = torch.full(shape, int(Status.NOT_FOUND), dtype=torch.long)
+        self.error = torch.ones(shape, dtype=torch.float64)
+        self.rank = torch.zeros(shape, dtype=torch.long)
         self.steps = torch.zeros_like(self.rank)
-        self.none = self.rank.new_zeros(())  # on the device: a number that is written at indices is waited for
-        self.seconds = torch.zeros(lanes.slots, device=device)
+        self.seconds = torch.zeros(lanes.slots)
         self.traces, self.posteriors = Traces(), Posteriors()
         self.alternatives: dict[tuple[int, int], list[int]] = {}
 
@@ -79,8 +79,8 @@ class Ledger:
         self.margin[to] = margin[of].nan_to_num()
         self.status[to] = status[of]
         self.error[to] = error[of].masked_fill(status[of] != Status.CERTIFIED, 1.0)
-        self.rank[to] = self.none if rank is None else rank[of]
-        self.steps[to] = self.none
+        self.rank[to] = 0 if rank is None else rank[of]
+        self.steps[to] = 0
         first = slots, self.lanes.length[slots].clamp_max(self.lanes.max_len - 1)
         self.steps[first] = torch.where(counts > 0, self.attempts.steps[slots], self.steps[first])
         return span
@@ -108,9 +108,9 @@ class Ledger:
         columns_of_lane = lanes.text, lanes.target_length, *columns_of_cost
         about = torch.stack([slots.double(), *(column[slots].double() for column in columns_of_lane)], 1).tolist()
         counts = [int(row[2]) for row in about]
-        lane, position = _places(slots, lanes.target_length[slots], sum(counts))
-        residual = self.residual[lane, position]
-        norm = torch.linalg.vector_norm(lanes.targets[lane, position], dim=-1, dtype=torch.float64)
+        lane, position = _places(slots, lanes.target_length[slots])
+        residual, rows = self.residual[lane, position], picked(lanes.targets, lane, position)
+        norm = told_one(torch.linalg.vector_norm(rows, dim=-1, dtype=torch.float64))
         power = norm.square() / lanes.targets.shape[-1]
         tolerance = self.tolerances.plain_tolerance(position)
         tables = (
@@ -125,7 +125,7 @@ class Ledger:
             self.error[lane, position],
         )
         ends = np.cumsum(counts)[:-1]
-        columns = [np.split(table, ends) for table in _on_host(tables)]  # one row a text, no copy
+        columns = [np.split(table.numpy(), ends) for table in tables]  # one row a text, no copy
         found, precision = [], _precision(lanes)
         tokenizer = lanes.decoder.tokenizer
         spelling = None if tokenizer is None else Spelling(tokenizer)
@@ -167,18 +167,10 @@ class Ledger:
         return others
 
 
-def _places(slots: Tensor, lengths: Tensor, total: int) -> tuple[Tensor, Tensor]:
-    """Lane and position of every token of lanes `slots [b]` with `lengths [b]` tokens, `total` in all."""
-    start = (lengths.cumsum(0) - lengths).repeat_interleave(lengths, output_size=total)
-    return slots.repeat_interleave(lengths, output_size=total), torch.arange(total, device=slots.device) - start
-
-
-def _on_host(tables: Sequence[Tensor]) -> list[np.ndarray]:
-    """Tables `[n]` of several dtypes in one copy, since a device is waited for at each: fp64 holds all of them exactly,
-    integers to 2⁵³ too."""
-    together = torch.stack([table.double() for table in tables]).cpu().numpy()
-    kinds = [torch.empty(0, dtype=table.dtype).numpy().dtype for table in tables]
-    return [column.astype(kind, copy=False) for column, kind in zip(together, kinds, strict=True)]
+def _places(slots: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """Lane and position of every token of lanes `slots [b]` with `lengths [b]` tokens."""
+    start = (lengths.cumsum(0) - lengths).repeat_interleave(lengths)
+    return slots.repeat_interleave(lengths), torch.arange(len(start)) - start
 
 
 def _precision(lanes: Lanes) -> str:

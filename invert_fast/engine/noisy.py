@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..model.transfer import sent_one
 from ..storage.noise import LAPLACIAN, Noise
 from ..types import Status
 from .ledger import Ledger
@@ -141,7 +142,8 @@ def keep_certain(ledger: Ledger, slots: Tensor) -> None:
         count = int(lanes.target_length[slot])
         status = ledger.status[slot, :count]
         certain = (status == Status.CERTIFIED).long().cumprod(-1).bool()
-        loud = _louder(tolerances, ledger.residual[slot, :count][certain], lanes.targets[slot, :count][certain])
+        rows = lanes.targets[slot, :count][sent_one(lanes.device, certain.nonzero().flatten())]
+        loud = _louder(tolerances, ledger.residual[slot, :count][certain], rows)
         if loud > 1:
             log.warning(
                 "a text's residuals are %.2f times what noise %s makes them, so nothing in it is certified: state a "

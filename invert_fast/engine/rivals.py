@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..model.lanes import Lanes
 from ..model.neighbours import NEAREST
+from ..model.transfer import picked, told_one
 from ..model.vocabulary import RIVALS_MOST
 from .tolerances import Tolerances
 from .verdict import Judge
@@ -48,7 +49,7 @@ def try_rivals(judge: Judge, slots: Tensor, positions: Tensor, residual: Tensor,
     radius = at.radius(required, residual)
     unclear, second = torch.zeros_like(slots).bool(), torch.full_like(residual, torch.inf)
     tried, found = slots.new_empty(len(slots), 0), residual.new_empty(len(slots), 0)
-    open_ones, start = torch.arange(len(slots), device=slots.device), 0
+    open_ones, start = torch.arange(len(slots)), 0
     for stop in _WAVES if tolerances.level is None else _WAVES[:-1]:
         ids, more = vocabulary.rivals_within(token[open_ones], radius[open_ones], start, stop)
         ids = ids[:, : int((ids >= 0).sum(-1).max())]
@@ -81,5 +82,5 @@ def try_rivals(judge: Judge, slots: Tensor, positions: Tensor, residual: Tensor,
 def _residuals(lanes: Lanes, tolerances: Tolerances, slots: Tensor, positions: Tensor, ids: Tensor) -> Tensor:
     """Of the tokens `ids [b, C]` at those positions, in the metric of the noise; ∞ for none."""
     hidden = lanes.fan_out_at(slots, positions, ids.clamp_min(0))
-    residual = tolerances.residuals(hidden, lanes.targets[slots, positions], positions[:, None])[1]
-    return residual.masked_fill(ids < 0, torch.inf)
+    residual = tolerances.residuals(hidden, picked(lanes.targets, slots, positions), positions[:, None])[1]
+    return told_one(residual).masked_fill(ids < 0, torch.inf)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .. import ops
+from ..model.transfer import sent_one
 from ..storage.noise import Noise
 from .noise import Metric
 
@@ -110,7 +111,8 @@ class Tolerances:
         if self.metric is not None:
             length = target.norm(dim=-1, keepdim=True).clamp_min(1e-30)
             away = (hidden.float() - target) / length
-            plain = self.metric.lengths(away, plain, (positions == 0).expand(plain.shape))
+            first = sent_one(plain.device, positions == 0).expand(plain.shape)
+            plain = self.metric.lengths(away, plain, first)
         return plain.nan_to_num(nan=float("inf"), posinf=float("inf"))
 
     def at(self, positions: Tensor) -> At:

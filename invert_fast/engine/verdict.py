@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..model.lanes import Lanes
 from ..model.neighbours import NEAREST
+from ..model.transfer import sent, told_one
 from ..model.vocabulary import RIVALS_MOST, Vocabulary
 from ..types import Status
 from .attempts import Attempts
@@ -46,18 +47,18 @@ class RunVerdict:
 
 
 class Judge:
-    """Decides from what was tried at the lanes' positions; changes nothing."""
+    """Decides from what was tried at the lanes' positions, on the host; changes nothing."""
 
     def __init__(self, lanes: Lanes, attempts: Attempts, vocabulary: Vocabulary, tolerances: Tolerances):
         self.lanes, self.attempts, self.vocabulary, self.tolerances = lanes, attempts, vocabulary, tolerances
-        self.candidates = int(vocabulary.allowed.sum())
+        self.candidates = vocabulary.candidates
         self.z = tolerances.deviations(self.candidates)
 
     def run(self, run: Run, residual: Tensor) -> RunVerdict:
         """Causality: what holds up to the first mismatch is certified by one pass. residual `[b, K]`, in the metric of
         the noise."""
         ids = run.ids
-        step = torch.arange(ids.shape[1], device=ids.device)
+        step = torch.arange(ids.shape[1])
         position = self.lanes.length[run.slots][:, None] + step
         at = self.tolerances.at(position)
         tolerance = at.tolerance
@@ -203,8 +204,9 @@ class Judge:
     def radius_seen(self, at: At, required: Tensor, token: Tensor, others: Tensor, apart: Tensor) -> Tensor:
         """`At.radius_seen` where the tokens `others [n, C]` (−1 for none) were seen to be so far `apart [n, C]` from
         `token [n]`, at least."""
-        table = self.vocabulary.seen
-        rows = (table[others.clamp_min(0)] - table[token][:, None]).norm(dim=-1) / self.vocabulary.unit[token, None]
+        table, unit = self.vocabulary.seen, self.vocabulary.unit
+        beside, own = sent(unit.device, others.clamp_min(0), token)
+        rows = told_one((table[beside] - table[own][:, None]).norm(dim=-1) / unit[own, None])
         return at.radius_seen(required, apart, rows.masked_fill((others < 0) | (rows == 0), torch.inf))
 
     def _rivals_tried(
@@ -225,7 +227,7 @@ class Judge:
 
 def behind(run: Run, found: RunVerdict, stopped: Tensor, position: Tensor, hidden: Tensor) -> Behind:
     """What the lanes that stopped in a run showed behind their mismatch."""
-    step = torch.arange(run.ids.shape[1], device=run.ids.device)
+    step = torch.arange(run.ids.shape[1])
     after = (step > found.counts[:, None]) & (step < run.counts[:, None]) & stopped[:, None]
     at, column = after.nonzero(as_tuple=True)
     near = found.near[at, column]

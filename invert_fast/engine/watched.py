@@ -12,6 +12,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from ..model.transfer import told
 from ..types import InputError
 from .protocol import Behind, Block, Context, Learner, Observer, Run, Strategy, Working
 
@@ -42,6 +43,8 @@ class Watched:
         with self._nothing_written():
             items = self.proposer.propose(slots)
         if self.foreign:
+            for item in items:  # wherever it made them
+                _told(item)
             self._check(items, slots)
         return items
 
@@ -114,6 +117,12 @@ class Watched:
 
     def _refused(self, what: str, wanted: str) -> InputError:
         return InputError(f"strategy '{self.strategy.name}' proposes {what}, expected {wanted}")
+
+
+def _told(item: Run | Block | Working) -> None:
+    for name in ("slots", "ids", "counts"):
+        if isinstance(table := getattr(item, name, None), Tensor):
+            setattr(item, name, told(table)[0])
 
 
 def _whole(tensor: Tensor) -> bool:

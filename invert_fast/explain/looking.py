@@ -16,6 +16,7 @@ from ..lens.base import Lens
 from ..model.decoder import Decoder
 from ..model.lanes import Lanes
 from ..model.own_lanes import lanes_of
+from ..model.transfer import sent_one, told, told_one
 from ..model.vocabulary import Vocabulary
 from ..strategies.candidates import Candidates
 
@@ -56,7 +57,7 @@ def look(
 ) -> Looked:
     """Of the text `ids`, T > 0 tokens, with captured states `hidden [T, D]`. also `[T]`: tokens that are tried at each
     position anyway; near: how many others."""
-    token, lanes = torch.tensor(ids, device=decoder.device), lanes_of(decoder, 1, len(ids))
+    token, lanes = torch.tensor(ids), lanes_of(decoder, 1, len(ids))
     slot = token.new_zeros(1)
     lanes.load(slot, [0], [hidden])
     context = Context(
@@ -68,16 +69,16 @@ def look(
     prior_rank, chance = _by_prior(decoder, lanes.targets[0], token)
 
     width = plan(decoder, len(ids), None, 1).tokens_per_call
-    places = torch.arange(len(ids), device=decoder.device)
+    places = torch.arange(len(ids))
     own = _forced(lanes, slot, token, width)
-    residual = tolerances.row_residuals(own, lanes.targets, places[None])[1][0]
+    residual = told_one(tolerances.row_residuals(own, lanes.targets, places[None])[1][0])
     rivals = _chosen(vocabulary, token, likely, token.new_tensor(also), near)
     parts = places.split(max(1, width // rivals.shape[1]))
     away = torch.cat([_tried(lanes, tolerances, part, rivals[part]) for part in parts])
     away, order = away.sort(dim=-1, stable=True)
 
     at = tolerances.at(places)
-    z = deviations(int(vocabulary.allowed.sum()))
+    z = deviations(vocabulary.candidates)
     required, bound = at.required(residual, z), at.bound(vocabulary.separation_of(token), residual)
     columns = (draft, lens_rank, prior_rank, chance, residual, at.tolerance, required, bound, bound > required)
     return Looked(*(c.tolist() for c in (*columns, vocabulary.class_size[token], rivals.gather(1, order), away)))
@@ -85,7 +86,7 @@ def look(
 
 def _forced(lanes: Lanes, slot: Tensor, token: Tensor, width: int) -> Tensor:
     """States `[1, T, D]` of the text by our pass, which the lane then holds; no more than `width` tokens a call."""
-    parts, keep = [], torch.ones(1, dtype=torch.bool, device=token.device)
+    parts, keep = [], torch.ones(1, dtype=torch.bool)
     for part in token.split(width):
         parts.append(lanes.draft(slot, part[None]))
         lanes.commit(slot, part[None], slot.new_tensor([len(part)]), slot.new_zeros(1), keep=keep)
@@ -95,7 +96,8 @@ def _forced(lanes: Lanes, slot: Tensor, token: Tensor, width: int) -> Tensor:
 def _tried(lanes: Lanes, tolerances: Tolerances, places: Tensor, ids: Tensor) -> Tensor:
     """Residuals of the tokens `ids [n, C]` at these places of the text, `[n, C]`; ∞ for none."""
     hidden = lanes.fan_out_at(torch.zeros_like(places), places, ids.clamp_min(0))
-    found = tolerances.residuals(hidden, lanes.targets[0, places], places[:, None])[1]
+    targets = lanes.targets[0, sent_one(lanes.device, places)]
+    found = told_one(tolerances.residuals(hidden, targets, places[:, None])[1])
     return found.masked_fill(ids < 0, torch.inf)
 
 
@@ -128,21 +130,22 @@ def _in_turns(*lists: list[int]) -> Iterator[int]:
 def _by_lens(vocabulary: Vocabulary, lens: Lens, hidden: Tensor, token: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """How many tokens the lens holds likelier than each of `token [T]` from states `hidden [1, T, D]`; and the
     likeliest `count` and one, `[T, n]`, −1 for what is no candidate."""
-    proxies, own = lens.proxies(hidden)[0], vocabulary.representative[token]
+    proxies, own = lens.proxies(hidden)[0], vocabulary.representative[sent_one(hidden.device, token)]
     count = min(count + 1, vocabulary.size)
     ranks, likely = [], []
-    for part in _rows(len(token), vocabulary.size, token.device):
+    for part in _rows(len(token), vocabulary.size, hidden.device):
         scores = lens.scores(proxies[part], part == 0)
         ranks.append(_rank(scores, own[part]))
         best = scores.topk(count, -1)
         likely.append(best.indices.masked_fill(best.values == float("-inf"), -1))
-    return torch.cat(ranks), torch.cat(likely)
+    ranked, listed = told(torch.cat(ranks), torch.cat(likely))
+    return ranked, listed
 
 
 def _by_prior(decoder: Decoder, hidden: Tensor, token: Tensor) -> tuple[Tensor, Tensor]:
     """The same of the model's own prior, from position 1 on; and the chance that it gives each token. From the captured
     states, where those are of the last layer, else from a pass of ours through all layers."""
-    whole, rows = decoder, hidden
+    whole, rows, token = decoder, hidden, sent_one(hidden.device, token)
     if not decoder.layer.near_head:
         whole = decoder.full()
         rows = whole.states(token[None])[0]
@@ -151,7 +154,8 @@ def _by_prior(decoder: Decoder, hidden: Tensor, token: Tensor) -> tuple[Tensor, 
         scores = whole.log_probs(rows[part])
         ranks.append(_rank(scores, token[part + 1]))
         chances.append(scores.gather(1, token[part + 1, None])[:, 0].exp())
-    return torch.cat(ranks), torch.cat(chances)
+    ranked, chance = told(torch.cat(ranks), torch.cat(chances))
+    return ranked, chance
 
 
 def _rank(scores: Tensor, token: Tensor) -> Tensor:

@@ -12,8 +12,12 @@ came is always our own. All of it is Python in your process: this guards against
 Of the `Context` that a strategy gets, these are promised beside what is listed here: `decoder.device`,
 `decoder.width`, `decoder.embed(ids)` and `decoder.capture(ids)`; `vocabulary.size`, `vocabulary.allowed` and
 `vocabulary.embedding[ids]`; `lanes.slots`, `lanes.max_len`, `lanes.targets`, `lanes.target_length`, `lanes.ids`,
-`lanes.length`, `lanes.target(slots)` and `lanes.fan_out(slots, ids)`; `attempts.tried`, `attempts.tries`,
-`attempts.near_ids`, `attempts.near_state` and `attempts.failed`.
+`lanes.length`, `lanes.target(slots)` and `lanes.fan_out(slots, ids)`; `attempts.tried`, `attempts.tried_there`,
+`attempts.tries`, `attempts.near_ids`, `attempts.near_state` and `attempts.failed`.
+
+On a GPU, slots, lengths, tokens and what was tried are on the host all the same. Beside the model are what `lanes` gives
+of states, `lanes.targets`, `attempts.near_state`, what `vocabulary` has of all tokens, and `attempts.tried_there`, a copy
+of `attempts.tried` for scores that are made there. What is proposed may be made on either.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from torch import Tensor
 from ..model.decoder import Decoder
 from ..model.own_lanes import lanes_of
 from ..model.samples import sample_texts
+from ..model.transfer import sent
 from ..model.vocabulary import Vocabulary
 from ..storage import cache
 from .base import Lens
@@ -107,17 +108,18 @@ def _fitted(decoder: Decoder, vocabulary: Vocabulary, lens: Lens, seed: int) -> 
     length = min(_LENGTH, decoder.max_length)
     count = _TEXTS if decoder.parameters < _LARGE or decoder.device.type == "cuda" else _TEXTS // 3
     ids = sample_texts(decoder, vocabulary.allowed, count, length, seed)
-    lanes, every = lanes_of(decoder, count, length), torch.arange(count, device=ids.device)
+    lanes, every = lanes_of(decoder, count, length), torch.arange(count)
     lanes.target_length[:] = length
     states = lanes.draft(every, ids).float()
     lanes.commit(every, ids, torch.full_like(every, length), every, keep=torch.ones_like(every, dtype=torch.bool))
     proxies, sums = lens.proxies(states), NormalEquations(vocabulary.embedding.shape[1], decoder.width, 0, ids.device)
     start = 1 if length > 1 else 0
     slots = every.repeat_interleave(length - start)
-    positions = torch.arange(start, length, device=ids.device).repeat(count)
+    positions = torch.arange(start, length).repeat(count)
     generator, tokens = torch.Generator().manual_seed(seed), vocabulary.allowed.nonzero().flatten()
     rows = max(1, min(lanes.at_once, _SCORES_AT_ONCE // vocabulary.size))
-    for slot, position in zip(slots.split(rows), positions.split(rows), strict=True):
+    for lane, place in zip(slots.split(rows), positions.split(rows), strict=True):
+        slot, position = sent(ids.device, lane, place)
         true = ids[slot, position]
         scores = lens.scores(proxies[slot, position], position == 0)
         next_best = scores.scatter_(1, true[:, None], float("-inf")).argmax(-1)
@@ -127,7 +129,7 @@ def _fitted(decoder: Decoder, vocabulary: Vocabulary, lens: Lens, seed: int) -> 
             prior = prior.masked_fill_(~vocabulary.allowed, float("-inf")).exp().cpu()
             likely = torch.multinomial(prior, 1, generator=generator)[:, 0].to(true.device)
         others = torch.stack([next_best, likely], 1)
-        away = states[slot, position][:, None] - lanes.fan_out_at(slot, position, others).float()
+        away = states[slot, position][:, None] - lanes.fan_out_at(lane, place, others).float()
         embeds = vocabulary.embedding[true][:, None] - vocabulary.embedding[others]
         distinct = others != true[:, None]
         far = embeds.norm(dim=-1, keepdim=True).clamp_min(1e-12)

@@ -17,6 +17,7 @@ from torch import Tensor
 from ..model.decoder import Decoder
 from ..model.lanes import Lanes
 from ..model.own_lanes import lanes_of
+from ..model.transfer import told
 from .base import Lens
 from .repair import GROWTH, Repair
 from .second_look import doubtful, look_again
@@ -65,7 +66,7 @@ def measure_repair(
             for true, *part in zip(*(table.split(rows) for table in chosen[:3]), strict=True)
         ]
     )
-    wrong_states = lanes.fan_out_at(text, position, wrong[:, None])[:, 0].float()
+    wrong_states = lanes.fan_out_at(*told(text, position, wrong[:, None]))[:, 0].float()
     parts = zip(*(table.split(rows) for table in (*chosen, wrong, wrong_states)), strict=True)
     for true, proxy, never, state, before, other, other_state in parts:
         row = lens.scores(proxy, never)
@@ -114,7 +115,7 @@ def _kept(decoder: Decoder, ids: Tensor) -> Lanes:
     """Lanes that hold these texts, one each."""
     lanes = lanes_of(decoder, *ids.shape)
     lanes.target_length[:] = ids.shape[1]
-    slots, whole = torch.arange(len(ids), device=ids.device), torch.full_like(ids[:, 0], ids.shape[1])
+    slots, whole = torch.arange(len(ids)), torch.full((len(ids),), ids.shape[1])
     lanes.draft(slots, ids)
     lanes.commit(slots, ids, whole, slots, keep=torch.ones_like(slots, dtype=torch.bool))
     return lanes

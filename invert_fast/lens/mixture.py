@@ -199,7 +199,7 @@ class Mixture:
         """Run texts and keep their prefixes."""
         lanes = lanes_of(self.decoder, *ids.shape)
         lanes.target_length[:] = ids.shape[1]
-        slots, whole = torch.arange(len(ids), device=ids.device), torch.full_like(ids[:, 0], ids.shape[1])
+        slots, whole = torch.arange(len(ids)), torch.full((len(ids),), ids.shape[1])
         states = self.noisy(lanes.draft(slots, ids).float())
         lanes.commit(slots, ids, whole, slots, keep=torch.ones_like(slots, dtype=torch.bool))
         self.bar.update(ids.numel())

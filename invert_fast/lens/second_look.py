@@ -41,7 +41,7 @@ def look_again(
     rows = max(1, _SCORES_AT_ONCE // size)
     for b, t in zip(text.split(rows), position.split(rows), strict=True):
         prior = decoder.log_probs(hidden[b, t - 1]) + math.log(1 - _RANDOM)
-        prior = torch.logaddexp(prior, prior.new_tensor(math.log(_RANDOM / size)))
+        prior = torch.logaddexp(prior, prior.new_full((), math.log(_RANDOM / size)))
         best, tokens = (prior + lens.scores(proxies[b, t], torch.zeros_like(b, dtype=torch.bool))).topk(2, -1)
         ids.append(tokens[:, 0])
         leads.append(best[:, 0] - best[:, 1])

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from ..model.decoder import Decoder
 from ..model.own_lanes import lanes_of
+from ..model.transfer import sent_one, told_one
 from ..model.vocabulary import Vocabulary
 
 SMALL = 16_384  # tokens of which all are scored
@@ -42,14 +43,15 @@ def write(
     full, (count, begun) = decoder.full(), starts.shape
     lanes = lanes_of(full, count, length)
     lanes.target_length[:] = length
-    slots = torch.arange(count, device=starts.device)
-    part, texts = starts, [starts]
+    slots, choices = torch.arange(count), None if tokens is None else told_one(tokens)
+    part = told_one(starts)
+    texts = [part]
     while begun < length:
         chances = full.log_probs(lanes.draft(slots, part)[:, -1], tokens).exp().cpu()
         lanes.commit(slots, part, torch.full_like(slots, part.shape[1]), slots)
         bar.update(part.numel())
         chosen = torch.multinomial(chances.nan_to_num_(0.0).clamp_min_(1e-30), 1, generator=generator)
-        part = chosen.to(starts.device) if tokens is None else tokens[chosen.to(tokens.device)]
+        part = chosen if choices is None else choices[chosen]
         texts.append(part)
         begun += 1
-    return torch.cat(texts, 1)
+    return sent_one(starts.device, torch.cat(texts, 1))

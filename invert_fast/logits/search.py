@@ -248,7 +248,7 @@ class _Run:
             close = near <= reach
             others += [ids for ids, flag in zip(other.ids[row].tolist(), close.tolist(), strict=True) if flag]
         if residual <= noise:
-            alone = not others and bool((self.vocabulary.class_size[best] == 1).all())
+            alone = not others and bool((self.vocabulary.class_size[best.cpu()] == 1).all())
             status = Status.CERTIFIED if alone else Status.AMBIGUOUS
         ids = best.tolist()
         tokens = int(self.forward_tokens[row])

@@ -23,7 +23,7 @@ class Asked:
 
     def __init__(self, decoder: Decoder, most: int):
         self.decoder, self.lanes = decoder, lanes_of(decoder, 1, most + len(decoder.reading.prefix))
-        self.slot = torch.zeros(1, dtype=torch.long, device=decoder.device)
+        self.slot = torch.zeros(1, dtype=torch.long)
         self.last: Tensor | None = None  # the state of the last token
         if decoder.reading.prefix:
             self.extend(decoder.reading.prefix)
@@ -40,7 +40,7 @@ class Asked:
     @torch.no_grad()
     def extend(self, ids: Sequence[int]) -> Tensor:
         """These tokens follow; their states `[K, D]`."""
-        tokens = torch.tensor([list(ids)], device=self.slot.device)
+        tokens = torch.tensor([list(ids)])
         states = self.lanes.draft(self.slot, tokens)
         count, keep = torch.full_like(self.slot, len(ids)), torch.ones_like(self.slot, dtype=torch.bool)
         self.lanes.commit(self.slot, tokens, count, self.slot, keep=keep)
@@ -100,4 +100,4 @@ def read_by(lens: Lens, vocabulary: Vocabulary, context: Tensor, rows: Tensor, c
     begins = torch.full((len(rows),), context.shape[1] == 0, device=rows.device)
     if vocabulary.size >= MANY_TOKENS and context.shape[1]:
         return lens.row_lists(proxies)[0][:, :count].long()
-    return lens.scores(proxies, begins).topk(min(count, int(vocabulary.allowed.sum()))).indices
+    return lens.scores(proxies, begins).topk(min(count, vocabulary.candidates)).indices

@@ -85,7 +85,7 @@ class Search:
         beside = self.fits.residuals(self.asked.after(ids)[:, -1], self.row[None], position)[0]
         others[order] = torch.minimum(others[order], beside)
         best = int(others.argmin())
-        whole = len(order) >= int(self.vocabulary.allowed.sum())
+        whole = len(order) >= self.vocabulary.candidates
         return Filling((*before, best), token, float(others[best]), others, whole)
 
     def _sweep(self, before: tuple[int, ...], after: tuple[int, ...], tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:

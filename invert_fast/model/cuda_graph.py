@@ -19,6 +19,7 @@ from .decoder import Decoder
 from .gradient import loss_and_gradient
 from .lanes import Lanes
 from .prefix import PrefixCall
+from .transfer import sent
 
 log = logging.getLogger("invert_fast")
 
@@ -93,7 +94,8 @@ class GraphedSteps:
         self._look = _Look(self.device)
 
     def run(self, slots: Tensor, tables: tuple[Tensor, Tensor, Tensor, Tensor], most: int, enough: int = 0) -> Tensor:
-        """Up to `most` steps of lanes `slots [b]`, fewer once no more than `enough` of them move (seen with a delay).
+        """Up to `most` steps of lanes `slots [b]` (on the host), fewer once no more than `enough` of them move, as is
+        seen with a delay.
 
         tables: value, exp_avg, exp_avg_sq `[S, D_e]` and step `[S]` of all lanes, of which the rows of these lanes are
         taken and put back. Returns `moving [b]` bool. A step that a lane no longer makes changes nothing in it.
@@ -103,7 +105,8 @@ class GraphedSteps:
         count = self._size(b)
         run = self._run.get(count) or self._prepare(count)
         rows = self.rows.first(count)
-        self._fill(rows, slots, tables)
+        there, length = sent(self.device, slots, lanes.length[slots])
+        self._fill(rows, there, length, tables)
         taken = 0
         while taken < most:
             run()
@@ -112,7 +115,7 @@ class GraphedSteps:
                 break
         self._look.forget()
         for table, row in zip(tables, (rows.value, rows.exp_avg, rows.exp_avg_sq, rows.step), strict=True):
-            table[slots] = row[:b]
+            table[there] = row[:b]
         lanes.charge(slots, forward=taken, backward=taken)
         return rows.moving[:b].clone()
 
@@ -123,12 +126,12 @@ class GraphedSteps:
             size = -(-size // 2)
         return size
 
-    def _fill(self, rows: Rows, slots: Tensor, tables: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
+    def _fill(self, rows: Rows, slots: Tensor, length: Tensor, tables: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
         b = len(slots)
         for row, table in zip((rows.value, rows.exp_avg, rows.exp_avg_sq, rows.step), tables, strict=True):
             row[:b] = table[slots]
-        rows.target[:b] = self.lanes.target(slots)
-        rows.slots[:b], rows.length[:b], rows.moving[:b] = slots, self.lanes.length[slots], True
+        rows.target[:b] = self.lanes.targets[slots, length]
+        rows.slots[:b], rows.length[:b], rows.moving[:b] = slots, length, True
         # Rows to spare stand at the start of a text, read no prefix, and do not move.
         rows.slots[b:], rows.length[b:], rows.moving[b:], rows.value[b:] = 0, 0, False, 0.0
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .lanes import Lanes
 from .prefix import JointCall, Passed
+from .transfer import sent_one
 
 
 class Asked(NamedTuple):
@@ -26,9 +27,9 @@ class Asked(NamedTuple):
 def joint_pass(lanes: Lanes, asked: Sequence[Asked]) -> list[Passed]:
     """One pass for all of these; no lane may be in two of them. Where `Decoder.joins`; `Lanes.resume` takes each up."""
     calls = [(lanes.call(one.slots, one.causal), len(one.ids), one.ids.shape[1]) for one in asked]
-    embeds = torch.cat([lanes.decoder.embed(one.ids).flatten(0, 1) for one in asked])
-    places = torch.cat([_places(lanes, one).flatten() for one in asked])
-    hidden = lanes.decoder.run(embeds[None], places[None], JointCall(calls))[0]
+    embeds = lanes.embedded(torch.cat([one.ids.flatten() for one in asked])[None])
+    places = sent_one(lanes.device, torch.cat([_places(lanes, one).flatten() for one in asked]))
+    hidden = lanes.decoder.run(embeds, places[None], JointCall(calls))[0]
     found = []
     for (call, B, K), one, rows in zip(calls, asked, hidden.split([B * K for _, B, K in calls]), strict=True):
         lanes.part = one.part
@@ -39,5 +40,5 @@ def joint_pass(lanes: Lanes, asked: Sequence[Asked]) -> list[Passed]:
 
 def _places(lanes: Lanes, one: Asked) -> Tensor:
     """Positions `[b, K]`; padding may overhang."""
-    step = torch.arange(one.ids.shape[1], device=one.ids.device) * int(one.causal)
+    step = torch.arange(one.ids.shape[1]) * int(one.causal)
     return (lanes.length[one.slots][:, None] + step).clamp_max(lanes.decoder.max_length - 1)

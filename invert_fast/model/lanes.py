@@ -17,6 +17,7 @@ from .decoder import Decoder
 from .gradient import loss_and_gradient
 from .prefix import Passed, PrefixCall
 from .replay import programs_of
+from .transfer import picked, sent, sent_one, told_one
 
 
 @dataclass
@@ -32,7 +33,7 @@ class Held:
 
 class Span(NamedTuple):
     """A run of positions of some lanes: where they are in a table `[S, M]` of all lanes, and in one `[b, K]` of these
-    lanes' next positions. alone: of a single lane, so that both are slices."""
+    lanes' next positions, both on the host. alone: of a single lane, so that both are slices."""
 
     to: tuple[Any, Any]
     of: tuple[Any, Any]
@@ -48,21 +49,22 @@ class Lanes:
     part, parts `[S, len(PARTS)]`: what of the cost of a text is computed now, and the tokens computed for each so far.
     Storage is per layer `[S, Hkv, M, d]`, made on the first commit that needs it: texts whose first draft is right from
     end to end never touch it.
+    Targets, storage and what is asked for are on the decoder's device, all else on the host (`transfer.py`): slots and
+    lengths are given there, tokens on either.
     """
 
     at_once = 1024  # continuations that `fan_out_at` had better be asked for in one call
 
     def __init__(self, decoder: Decoder, slots: int, max_len: int):
-        device = decoder.device
-        self.decoder, self.slots, self.max_len = decoder, slots, max_len
-        self.targets = torch.zeros(slots, max_len, decoder.width, device=device)
-        self.ids = torch.zeros(slots, max_len, dtype=torch.long, device=device)
-        self.target_length = torch.zeros(slots, dtype=torch.long, device=device)
+        self.decoder, self.slots, self.max_len, self.device = decoder, slots, max_len, decoder.device
+        self.targets = torch.zeros(slots, max_len, decoder.width, device=self.device)
+        self.ids = torch.zeros(slots, max_len, dtype=torch.long)
+        self.target_length = torch.zeros(slots, dtype=torch.long)
         self.length = torch.zeros_like(self.target_length)
         self.text = torch.full_like(self.target_length, -1)
         self.forward_tokens = torch.zeros_like(self.target_length)
         self.backward_tokens = torch.zeros_like(self.target_length)
-        self.parts = torch.zeros(slots, len(PARTS), dtype=torch.long, device=device)
+        self.parts = torch.zeros(slots, len(PARTS), dtype=torch.long)
         self.part = PARTS[0]
         self.keys: list[Tensor] | None = None
         self.values: list[Tensor] | None = None
@@ -71,10 +73,9 @@ class Lanes:
     def load(self, slots: Tensor, texts: list[int], hidden: list[Tensor]) -> None:
         """Give idle lanes their next texts: `hidden[i] [T_i, D]`, on any device, goes to lane `slots[i]`."""
         padded = torch.nn.utils.rnn.pad_sequence(hidden, batch_first=True)  # one copy to the device for all
-        self.targets[slots, : padded.shape[1]] = padded.to(self.targets)
-        about = torch.tensor([[len(rows) for rows in hidden], texts], device=slots.device)  # and one for these
-        self.target_length[slots], self.text[slots] = about
-        # A fill is told its number; one that is written at an index is copied to the device, which waits for it.
+        there, at = sent(self.device, padded, slots)
+        self.targets[at, : padded.shape[1]] = there.to(self.targets.dtype)
+        self.target_length[slots], self.text[slots] = torch.tensor([[len(rows) for rows in hidden], texts])
         for table in (self.length, self.forward_tokens, self.backward_tokens, self.parts):
             table.index_fill_(0, slots, 0)
 
@@ -96,24 +97,28 @@ class Lanes:
 
     def target(self, slots: Tensor) -> Tensor:
         """The state each lane has to reproduce next, `[b, D]`."""
-        return self.targets[slots, self.length[slots]]
+        return picked(self.targets, slots, self.length[slots])
 
     def fan_out(self, slots: Tensor, ids: Tensor) -> Tensor:
         """N independent continuations of each lane's prefix: `[b, N] → [b, N, D]`. The prefix KV is shared by the N,
         never copied per candidate."""
-        return self.fan_out_of(slots, self.decoder.embed(ids))
+        return self.fan_out_of(slots, self.embedded(ids))
 
     def fan_out_of(self, slots: Tensor, embeds: Tensor) -> Tensor:
         """As `fan_out` for embeddings that need not be any token's, `[b, N, D_embedding] → [b, N, D]`; differentiable
         in them where they ask for it."""
         positions = self.length[slots][:, None].expand(embeds.shape[:2])
-        return self._run(slots, embeds, positions, causal=False)
+        return self._forward(slots, embeds, positions, self.call(slots, causal=False))
+
+    def embedded(self, ids: Tensor) -> Tensor:
+        """`Decoder.embed` of tokens that may be on the host."""
+        return self.decoder.embed(sent_one(self.device, ids))
 
     def fan_out_at(self, slots: Tensor, lengths: Tensor, ids: Tensor) -> Tensor:
         """Continuations of the first `lengths [b]` committed tokens of lanes, which may come several times in `slots
         [b]`: `[b, N] → [b, N, D]`. Not to be committed. Lanes that are complete must have been kept."""
         positions = lengths[:, None].expand(ids.shape)
-        hidden = self._forward(slots, self.decoder.embed(ids), positions, self.call(slots, False, lengths))
+        hidden = self._forward(slots, self.embedded(ids), positions, self.call(slots, False, lengths))
         self._pending = None
         return hidden
 
@@ -135,7 +140,8 @@ class Lanes:
             call.slots = None
         if dtype is not None and call.keys is not None and call.values is not None:
             call.keys, call.values = [k.to(dtype) for k in call.keys], [v.to(dtype) for v in call.values]
-        return Held(call, self.length[slots][:, None], dtype or self.decoder.dtype, compute)
+        positions = sent_one(self.device, self.length[slots])[:, None]
+        return Held(call, positions, dtype or self.decoder.dtype, compute)
 
     def gradient(self, slots: Tensor, value: Tensor, target: Tensor, held: Held) -> tuple[Tensor, Tensor]:
         """MSE(f(e), h) `[b]` and its gradient `[b, D_e]` at `value [b, D_e]`, for lanes whose prefixes are held."""
@@ -163,7 +169,7 @@ class Lanes:
     def reserve(self) -> None:
         """Make the prefix storage now, and for good: `in_place` refers to it by address."""
         if self.decoder.blocks and self.keys is None:
-            call, token = PrefixCall(causal=False), torch.zeros(1, 1, dtype=torch.long, device=self.ids.device)
+            call, token = PrefixCall(causal=False), torch.zeros(1, 1, dtype=torch.long, device=self.device)
             with torch.no_grad():  # one token says what a layer's keys look like
                 self.decoder.run(self.decoder.embed(token), token, call)
             self.keys, self.values = self._storage(call, 0), self._storage(call, 1)
@@ -177,17 +183,14 @@ class Lanes:
 
     def draft(self, slots: Tensor, ids: Tensor) -> Tensor:
         """K tokens in a row after each lane's prefix, causally: `[b, K] → [b, K, D]`."""
-        step = torch.arange(ids.shape[1], device=ids.device)
+        step = torch.arange(ids.shape[1])
         positions = (self.length[slots][:, None] + step).clamp_max(self.decoder.max_length - 1)  # padding may overhang
-        return self._run(slots, self.decoder.embed(ids), positions, causal=True)
+        return self._forward(slots, self.embedded(ids), positions, self.call(slots, causal=True))
 
     def resume(self, passed: Passed) -> Tensor:
         """The states of one of several calls that went through one pass (`joint.py`); `commit` goes on from it."""
         self._pending = passed.call
         return passed.hidden
-
-    def _run(self, slots: Tensor, embeds: Tensor, positions: Tensor, causal: bool) -> Tensor:
-        return self._forward(slots, embeds, positions, self.call(slots, causal))
 
     def call(self, slots: Tensor, causal: bool, lengths: Tensor | None = None) -> PrefixCall:
         """What a pass over these lanes sees of their prefixes (or of the first `lengths [b]` tokens of those)."""
@@ -195,20 +198,20 @@ class Lanes:
         if self.keys is None or self.values is None:
             return call
         lengths = self.length[slots] if lengths is None else lengths
-        longest, in_order = lengths.max(), lengths.new_zeros(())
-        if len(slots) == self.slots:  # in their order they need no copy of the prefixes
-            in_order = (slots[1:] > slots[:-1]).all().long()
-        longest, in_order = torch.stack([longest, in_order]).tolist()  # in one copy to the host
+        longest = int(lengths.max())
+        # in their order they need no copy of the prefixes
+        in_order = len(slots) == self.slots and bool((slots[1:] > slots[:-1]).all())
         if longest:
             call.keys = [k[:, :, :longest] for k in self.keys]
             call.values = [v[:, :, :longest] for v in self.values]
-            call.lengths, call.slots = lengths, None if in_order else slots
+            call.lengths, at = sent(self.device, lengths, slots)
+            call.slots = None if in_order else at
         return call
 
     def _forward(
         self, slots: Tensor, embeds: Tensor, positions: Tensor, call: PrefixCall, compute: str = "float32"
     ) -> Tensor:
-        hidden = None
+        hidden, positions = None, sent_one(self.device, positions)
         if not embeds.requires_grad:
             programs = programs_of(self.decoder)
             hidden = (programs.draft if call.causal else programs.fan_out)(self.decoder, embeds, positions, call)
@@ -222,9 +225,9 @@ class Lanes:
     def span(self, slots: Tensor, counts: Tensor, most: int) -> Span:
         """The next `counts [b]` positions of each lane, at most `most` of one."""
         if len(slots) == 1:  # as it lies
-            lane, start, count = torch.cat([slots, self.length[slots], counts]).tolist()
+            lane, start, count = int(slots), int(self.length[slots]), int(counts)
             return Span((lane, slice(start, start + count)), (0, slice(count)), alone=True)
-        at, step = (torch.arange(most, device=slots.device) < counts[:, None]).nonzero(as_tuple=True)
+        at, step = (torch.arange(most) < counts[:, None]).nonzero(as_tuple=True)
         slot = slots[at]
         return Span((slot, self.length[slot] + step), (at, step))
 
@@ -232,8 +235,8 @@ class Lanes:
         """The next `count` target rows of each lane, `[b, count, D]`; past the end of a lane, its last again."""
         if len(slots) == 1 and (start := int(self.length[slots])) + count <= self.max_len:
             return self.targets[int(slots), start : start + count][None]
-        position = self.length[slots][:, None] + torch.arange(count, device=slots.device)
-        return self.targets[slots[:, None], position.clamp_max(self.max_len - 1)]
+        position = (self.length[slots][:, None] + torch.arange(count)).clamp_max(self.max_len - 1)
+        return picked(self.targets, slots[:, None], position)
 
     def commit(
         self,
@@ -266,7 +269,7 @@ class Lanes:
                 key, value = self._pending.own[layer]
                 self.keys[layer][to] = key.detach()[of]
                 self.values[layer][to] = value.detach()[of]
-        self.ids[span.to] = ids[span.of]
+        self.ids[span.to] = told_one(ids)[span.of]
         self.length[slots] = after
 
     def _kept(
@@ -274,14 +277,17 @@ class Lanes:
     ) -> tuple[tuple[Any, Any], tuple[Any, Any]] | None:
         """Where the KV of a span is to be put and where in the call it is, of lanes that go on; None if none does."""
         if span.alone:
-            told = [goes_on, rows] if chosen is None else [goes_on, rows, chosen]
-            going, row, *column = torch.cat([t.long() for t in told]).tolist()
-            return (span.to, (row, slice(column[0], column[0] + 1) if column else span.of[1])) if going else None
-        here = goes_on[span.of[0]].nonzero().flatten()  # looked for once: a mask would be at each of its uses
+            if not bool(goes_on):
+                return None
+            column = span.of[1] if chosen is None else slice(int(chosen), int(chosen) + 1)
+            return span.to, (int(rows), column)
+        here = goes_on[span.of[0]].nonzero().flatten()
         if not len(here):
             return None
         at, step = span.of[0][here], span.of[1][here]
-        return (span.to[0][here], span.to[1][here]), (rows[at], step if chosen is None else chosen[at])
+        of = rows[at], step if chosen is None else chosen[at]
+        lane, position, row, column = sent(self.device, span.to[0][here], span.to[1][here], *of)
+        return (lane, position), (row, column)
 
     def _storage(self, call: PrefixCall, part: int) -> list[Tensor]:
         shapes = [call.own[layer][part] for layer in range(self.decoder.blocks)]

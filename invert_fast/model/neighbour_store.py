@@ -42,9 +42,9 @@ def read(file: str, into: Neighbours) -> int:
     path = cache.path(file)
     if path is None:
         return 0
-    size, device = len(into.representative), into.rows.device
+    size = len(into.representative)
     try:
-        held = load_file(path, device=str(device))
+        held = load_file(path)
         tokens, ids, distance, beyond = (held[key] for key in ("tokens", "ids", "distance", "beyond"))
     except (SafetensorError, OSError, KeyError, ValueError, RuntimeError):
         log.warning("the stored neighbours %s are damaged: looking them up again", path)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .. import ops
 from .row_table import RowTable
+from .transfer import sent_one, told
 
 _DIRECTIONS, _PCA_ROWS = 64, 16384
 NEAREST = 32  # rows kept a token
@@ -24,28 +25,28 @@ _ROUNDING = 4e-5  # of a row's squared length: what squared distances in the pro
 class Neighbours:
     """rows `[V, D]`, a few at a time: what distances are measured in; allowed `[V]` bool: the rows that count;
     representative `[V]`: lowest row equal to each, which is never a neighbour of it; unit `[V]`: what distances from a
-    row are measured in.
+    row are measured in. All these are on the decoder's device; what is looked up is asked for and kept on the host.
     """
 
     def __init__(self, rows: Tensor | RowTable, allowed: Tensor, representative: Tensor, unit: Tensor):
         self.rows, self.allowed, self.representative, self.unit = rows, allowed, representative, unit
         self.candidates = allowed.nonzero().flatten()
-        self._at = torch.full_like(representative, -1)  # where a token is in the tables
-        self._ids = representative.new_empty(0, NEAREST)
-        self._distance, self._beyond = unit.new_empty(0, NEAREST), unit.new_empty(0)
+        self._at = torch.full((len(representative),), -1)  # where a token is in the tables
+        self._ids = self._at.new_empty(0, NEAREST)
+        self._distance, self._beyond = torch.empty(0, NEAREST), torch.empty(0)
 
     def of(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The nearest different allowed rows of `tokens [n]`, nearest first: ids `[n, NEAREST]` (−1 where there are
         fewer), their distances, ∞ for none, and `beyond [n]`: no other row is nearer than that."""
         new = tokens[self._at[tokens] < 0].unique()
         if len(new):
-            self.keep(new, *self._look_up(new))
+            self.keep(new, *told(*self._look_up(sent_one(self.unit.device, new))))
         at = self._at[tokens]
         return self._ids[at], self._distance[at], self._beyond[at]
 
     def keep(self, tokens: Tensor, ids: Tensor, distance: Tensor, beyond: Tensor) -> None:
         """Add what was looked up, now or by an earlier run."""
-        self._at[tokens] = torch.arange(len(self._ids), len(self._ids) + len(tokens), device=tokens.device)
+        self._at[tokens] = torch.arange(len(self._ids), len(self._ids) + len(tokens))
         self._ids = torch.cat([self._ids, ids])
         self._distance, self._beyond = torch.cat([self._distance, distance]), torch.cat([self._beyond, beyond])
 

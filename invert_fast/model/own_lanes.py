@@ -17,6 +17,7 @@ from .gradient import loss_and_gradient
 from .lanes import Held, Lanes
 from .own_pass import OwnPass, bytes_of, joined, picked
 from .prefix import PrefixCall
+from .transfer import sent, sent_one, told_one
 
 _COPIES = 1 << 29  # bytes of copies of what a model keeps, in one call
 _MANY = 4  # continuations a place, on average, from which on texts are gone through for them
@@ -46,18 +47,18 @@ class OwnLanes(Lanes):
     @torch.no_grad()
     def draft(self, slots: Tensor, ids: Tensor) -> Tensor:
         self._pending = PrefixCall(causal=True)
-        lengths = self.length[slots]
+        lengths, ids = self.length[slots], told_one(ids)
         return self._next(slots, lengths, ids) if ids.shape[1] == 1 else self._whole(slots, lengths, ids)
 
     @torch.no_grad()
     def fan_out(self, slots: Tensor, ids: Tensor) -> Tensor:
         self._pending = PrefixCall(causal=False)
-        lengths = self.length[slots]
+        lengths, ids = self.length[slots], told_one(ids)
         return self._next(slots, lengths, ids) if ids.shape[1] == 1 else self._fan_out(slots, lengths, ids)
 
     @torch.no_grad()
     def fan_out_at(self, slots: Tensor, lengths: Tensor, ids: Tensor) -> Tensor:
-        return self._fan_out(slots, lengths, ids)
+        return self._fan_out(slots, lengths, told_one(ids))
 
     def fan_out_of(self, slots: Tensor, embeds: Tensor) -> Tensor:
         raise NotImplementedError("a model that runs by its own forward pass is asked for tokens, or for gradients")
@@ -71,10 +72,10 @@ class OwnLanes(Lanes):
         texts, (had, kept) = torch.cat([self.ids[slots, :length], ids], 1), self._rolled
         self._rolled = texts[:0], None
         if kept is not None and torch.equal(had, texts[:, :length]):
-            states, kept = self.own.step(kept, ids)
+            states, kept = self.own.step(kept, self._sent(ids))
         else:
             parts = texts.split(max(1, self.own.at_once // (length + 1)))
-            begun, kept = zip(*(self.own.begin(part) for part in parts), strict=True)
+            begun, kept = zip(*(self.own.begin(self._sent(part)) for part in parts), strict=True)
             states, kept = torch.cat(begun), joined(list(kept), [*map(len, parts)])
         self.charge(slots, forward=length + 1 if states.shape[1] > 1 else 1)
         self._rolled = texts, kept
@@ -85,19 +86,19 @@ class OwnLanes(Lanes):
         if count == 1 and self.own.keeps and len(slots) > _MANY * len(lengths.unique()):
             return self._stepwise(slots, lengths, ids)
         if count == 1 or not self.own.keeps:
-            each = torch.arange(len(slots), device=ids.device).repeat_interleave(count)
+            each = torch.arange(len(slots)).repeat_interleave(count)
             return self._whole(slots[each], lengths[each], ids.reshape(-1, 1)).view(*ids.shape, -1)
         found, at = self._empty(*ids.shape), lengths.tolist()
         for length in sorted(set(at)):
             rows = [row for row, own in enumerate(at) if own == length]
-            asked = ids[rows].reshape(-1, 1)
+            asked = self._sent(ids[rows].reshape(-1, 1))
             if length:
                 kept = joined([self._prefix(int(slots[row]), length) for row in rows], [1] * len(rows))
-                each = torch.arange(len(rows), device=ids.device).repeat_interleave(count)
+                each = self._sent(torch.arange(len(rows)).repeat_interleave(count))
                 states = self._behind(kept, len(rows), each, asked)
             else:
                 states = self.own.states(asked)
-            found[rows] = states.view(len(rows), count, -1)
+            found[self._sent(torch.tensor(rows))] = states.view(len(rows), count, -1)
         self.charge(slots, forward=count)
         return found
 
@@ -115,11 +116,10 @@ class OwnLanes(Lanes):
         for length in range(longest + 1):
             here = (lengths == length).nonzero().flatten()
             if len(here):
-                first = kept is None
-                states = self.own.states(ids[here]) if first else self._behind(kept, len(texts), row[here], ids[here])
-                found[here] = states
+                at, of, asked = sent(self.device, here, row[here], ids[here])
+                found[at] = self.own.states(asked) if kept is None else self._behind(kept, len(texts), of, asked)
             if length < longest:
-                token = self.ids[texts, length][:, None]
+                token = self._sent(self.ids[texts, length][:, None])
                 _, kept = self.own.begin(token) if kept is None else self.own.step(kept, token)
         self.charge(slots, forward=1)
         self.charge(texts, forward=longest)
@@ -131,11 +131,11 @@ class OwnLanes(Lanes):
         had, kept = self._prefixes.pop(slot, (ids[:0], None))  # of no use any more where a step does not end
         behind = length - len(had)
         if kept is None or not 0 <= behind <= _STEPS or not torch.equal(ids[: len(had)], had):
-            _, kept = self.own.begin(ids[None])
+            _, kept = self.own.begin(self._sent(ids[None]))
             behind = 0
             self.charge(ids.new_tensor([slot]), forward=length)
         for token in ids[length - behind :]:
-            _, kept = self.own.step(kept, token.view(1, 1))
+            _, kept = self.own.step(kept, self._sent(token.view(1, 1)))
             self.charge(ids.new_tensor([slot]), forward=1)
         self._prefixes[slot] = ids.clone(), kept
         return kept
@@ -143,7 +143,7 @@ class OwnLanes(Lanes):
     def _whole(self, slots: Tensor, lengths: Tensor, ids: Tensor) -> Tensor:
         """States of `ids [b, K]` after the first `lengths [b]` tokens of these lanes, as whole texts: `[b, K, D]`.
         Those of a call are as long as the longest: what stands behind a shorter one is of no account to it."""
-        found, step = self._empty(*ids.shape), torch.arange(ids.shape[1], device=ids.device)
+        found, step = self._empty(*ids.shape), torch.arange(ids.shape[1])
         order, most = lengths.argsort(), self.decoder.max_length
         for part in order.split(max(1, self.own.at_once // (int(lengths.max()) + len(step)))):
             length = int(lengths[part].max())
@@ -151,13 +151,17 @@ class OwnLanes(Lanes):
             text = ids.new_zeros(len(part), length + len(step))
             text[:, :length] = self.ids[slots[part], :length]
             text.scatter_(1, at, ids[part])
-            states = self.own.states(text[:, :most])
-            found[part] = states[torch.arange(len(part), device=ids.device)[:, None], at.clamp_max(most - 1)]
+            states = self.own.states(self._sent(text[:, :most]))
+            rows, here, at = sent(self.device, torch.arange(len(part)), part, at.clamp_max(most - 1))
+            found[here] = states[rows[:, None], at]
         self.charge(slots, forward=lengths + len(step))
         return found
 
     def _empty(self, *shape: int) -> Tensor:
-        return torch.empty(*shape, self.decoder.width, dtype=self.decoder.dtype, device=self.decoder.device)
+        return torch.empty(*shape, self.decoder.width, dtype=self.decoder.dtype, device=self.device)
+
+    def _sent(self, table: Tensor) -> Tensor:
+        return sent_one(self.device, table)
 
     def _kept(self, *_) -> None:
         """There is no KV of ours to be kept."""
@@ -170,16 +174,17 @@ class OwnLanes(Lanes):
                 f"search_dtype {str(dtype).removeprefix('torch.')} with a model that runs by its own forward pass, "
                 "expected the model's own: leave it out, or load the model in that precision"
             )
-        return Held(PrefixCall(causal=False), self.length[slots][:, None], self.decoder.dtype, compute)
+        positions = self._sent(self.length[slots])[:, None]
+        return Held(PrefixCall(causal=False), positions, self.decoder.dtype, compute)
 
     def gradient(self, slots: Tensor, value: Tensor, target: Tensor, held: Held) -> tuple[Tensor, Tensor]:
-        at, rows = held.positions[:, 0], torch.arange(len(slots), device=slots.device)
-        prefix = self.decoder.embed(self.ids[slots, : int(at.max()) + 1])
+        lengths, rows = self.length[slots], torch.arange(len(slots), device=self.device)
+        at, prefix = held.positions[:, 0], self.embedded(self.ids[slots, : int(lengths.max()) + 1])
 
         def run(embeds: Tensor) -> Tensor:
             whole = prefix.clone()
             whole[rows, at] = embeds[:, 0]
             return self.own.states_of(whole)[rows, at][:, None]
 
-        self.charge(slots, forward=at + 1, backward=at + 1)
+        self.charge(slots, forward=lengths + 1, backward=lengths + 1)
         return loss_and_gradient(run, value, target, self.decoder.dtype, held.compute)

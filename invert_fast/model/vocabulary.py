@@ -12,6 +12,7 @@ from . import neighbour_store
 from .decoder import Decoder
 from .embedding import BLOCK, Embedding
 from .neighbours import Neighbours
+from .transfer import told_one
 from .wide import Wide
 
 RIVALS_MOST = 256  # nearest rows of a token that are ever tried beside it
@@ -23,10 +24,11 @@ class Vocabulary:
     """The candidate tokens of a decoder.
 
     allowed `[V]` bool: ids a candidate may have (known to the tokenizer, one representative a class of equal rows);
-    representative `[V]`: lowest id with the same row; class_size `[V]`: how many usable ids share the row;
+    representative `[V]`: lowest id with the same row; class_size `[V]`, on the host: how many usable ids share the row;
     embedding, seen: all rows, `[ids]` gives some in fp32: as the model sees them, and as far as states can show them,
     which is where distances are measured; unit `[V]`: what distances from a row are measured in: the median row norm,
-    or its own where that is longer (a long row makes a long state).
+    or its own where that is longer (a long row makes a long state); candidates: how many ids are allowed.
+    Tables are on the decoder's device. What is asked about few tokens is asked and answered on the host.
     """
 
     def __init__(self, decoder: Decoder):
@@ -36,15 +38,15 @@ class Vocabulary:
         usable[self.embedding.spoilt] = False  # the state of a row that is no number is none either
         self.representative, code = _equal_rows(self.embedding)
         self.allowed = usable & (self.representative == torch.arange(self.size, device=usable.device))
-        self.class_size = torch.zeros(self.size, dtype=torch.long, device=usable.device).index_add_(
-            0, self.representative, usable.long()
-        )[self.representative]
+        sizes = torch.zeros(self.size, dtype=torch.long, device=usable.device)
+        self.class_size = told_one(sizes.index_add_(0, self.representative, usable.long())[self.representative])
         self.usable = usable
         self.seen = decoder.seen_rows()
         every = torch.arange(self.size, device=usable.device)
         norms = torch.cat([self.seen[part].norm(dim=-1) for part in every.split(BLOCK)])
         self.unit = norms.clamp_min(norms[self.allowed].median().clamp_min(1e-30))
         self.neighbours = Neighbours(self.seen, self.allowed, self.representative, self.unit)
+        self.candidates = len(self.neighbours.candidates)
         self.wide = Wide(self.neighbours, RIVALS_MOST + _LEFT + 1)
         self._file = neighbour_store.name(decoder, _digest(code)) if self.size >= neighbour_store.LARGE else None
         self._stored = neighbour_store.read(self._file, self.neighbours) if self._file else 0
@@ -63,8 +65,8 @@ class Vocabulary:
     def closest_pairs(self, count: int) -> tuple[Tensor, Tensor]:
         """The hardest pairs to tell apart, of a sample of the allowed tokens: the `count` of them with the nearest
         rival, and those rivals."""
-        tokens = self.neighbours.candidates
-        tokens = tokens[torch.linspace(0, len(tokens) - 1, min(_SAMPLE, len(tokens))).long().to(tokens.device)]
+        tokens = told_one(self.neighbours.candidates)
+        tokens = tokens[torch.linspace(0, len(tokens) - 1, min(_SAMPLE, len(tokens))).long()]
         ids, distance, _ = self._nearest(tokens)
         order = distance[:, 0].topk(min(count, len(tokens)), largest=False).indices
         order = order[ids[order, 0] >= 0]
@@ -120,7 +122,7 @@ class Vocabulary:
 
     def next_rivals(self, token: int) -> list[int]:
         """A few of the tokens beyond the RIVALS_MOST nearest."""
-        found = self.wide.of(torch.tensor([token], device=self.allowed.device))[0][0, RIVALS_MOST:]
+        found = self.wide.of(torch.tensor([token]))[0][0, RIVALS_MOST:]
         return found[found >= 0].tolist()
 
     def _nearest(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:

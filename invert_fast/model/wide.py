@@ -10,6 +10,7 @@ from torch import Tensor
 from .. import ops
 from .embedding import BLOCK
 from .neighbours import Neighbours
+from .transfer import sent_one, told
 
 _LISTED = 4096  # rows nearest in the projection, that are scored in full
 _KEPT = 16384  # tokens: a few kilobytes each
@@ -24,16 +25,17 @@ class Wide:
         self._kept: dict[int, tuple[Tensor, Tensor]] = {}
 
     def of(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Of `tokens [n]`, n > 0: ids `[n, count]`, nearest first, without those of an equal row, −1 where there are
-        fewer; and distances, ∞ there."""
+        """Of `tokens [n]`, n > 0, on the host: ids `[n, count]`, nearest first, without those of an equal row, −1 where
+        there are fewer; and distances, ∞ there."""
         asked = tokens.tolist()
         new = [token for token in dict.fromkeys(asked) if token not in self._kept]
         if len(self._kept) + len(new) > _KEPT:
             self._kept.clear()
             new = [*dict.fromkeys(asked)]
         for start in range(0, len(new), _AT_ONCE):
-            part = torch.tensor(new[start : start + _AT_ONCE], device=tokens.device)
-            for token, *found in zip(part.tolist(), *self._look_up(part), strict=True):
+            part = torch.tensor(new[start : start + _AT_ONCE])
+            looked_up = told(*self._look_up(sent_one(self.neighbours.unit.device, part)))
+            for token, *found in zip(part.tolist(), *looked_up, strict=True):
                 self._kept[token] = found[0], found[1]
         ids, distance = zip(*(self._kept[token] for token in asked), strict=True)
         return torch.stack(ids), torch.stack(distance)

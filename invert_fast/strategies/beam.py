@@ -17,6 +17,7 @@ from ..lens.base import Lens
 from ..lens.change import ChangeModel, change_model
 from ..lens.choose import choose_lens
 from ..lens.outside import LensMaker
+from ..model.transfer import picked, sent_one, told_one
 from ..ops.best_two import MANY_TOKENS
 from ..storage.noise import GAUSSIAN, LAPLACIAN, Noise
 from .beam_search import Search
@@ -110,7 +111,7 @@ class _Proposer:
         change = change_model(decoder, vocabulary, self.lens, settings.seed)
         openings = openings_of(decoder) if vocabulary.size < MANY_TOKENS else None
         self.given = Given(noise, change, openings)
-        self.drafts = torch.zeros(context.lanes.slots, context.lanes.max_len, dtype=torch.long, device=decoder.device)
+        self.drafts = torch.zeros(context.lanes.slots, context.lanes.max_len, dtype=torch.long)
         self.texts: _Texts | None = None
         self.found: dict[int, Marginals] = {}
 
@@ -118,7 +119,8 @@ class _Proposer:
         lanes = self.context.lanes
         longest = int(lanes.target_length[slots].max())
         if longest:
-            self.drafts[slots, :longest] = self.lens.draft(lanes.targets[slots, :longest])
+            hidden = lanes.targets[sent_one(lanes.device, slots), :longest]
+            self.drafts[slots, :longest] = told_one(self.lens.draft(hidden))
         self._forget(slots.tolist())
 
     def _forget(self, slots: list[int]) -> None:
@@ -145,9 +147,8 @@ class _Proposer:
 
     def _more(self, slots: Tensor) -> list[Block]:
         lanes, attempts = self.context.lanes, self.context.attempts
-        targets = lanes.targets[slots, lanes.length[slots]]
-        wrong = attempts.near_ids[slots, 0].clamp_min(0)
-        scores = self.lens.change_scores(targets, attempts.near_state[slots], wrong)
+        wrong = sent_one(lanes.device, attempts.near_ids[slots, 0].clamp_min(0))
+        scores = self.lens.change_scores(lanes.target(slots), picked(attempts.near_state, slots), wrong)
         return growing_blocks(self.context, slots, scores, 16, 8, self.settings.block, "exhaustive")
 
     def _stands(self, slot: int) -> bool:

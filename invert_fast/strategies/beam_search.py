@@ -20,6 +20,7 @@ from torch import Tensor
 from ..engine.protocol import Context
 from ..model.branch import begin, branch
 from ..model.own_lanes import lanes_of
+from ..model.transfer import picked, sent, sent_one, told, told_one
 from ..ops.best_two import MANY_TOKENS
 from .continuations import Continuations
 from .hypotheses import UNTRIED, Hypotheses, Marginals
@@ -35,7 +36,8 @@ _NONE = float("-inf")
 
 class Search:
     """Texts in the lanes `slots [B]` of the engine, from their committed tokens on. drafts `[B, M]`: of the lens; done
-    `[B]`: which are complete. Hypothesis w of text b is lane bW + w."""
+    `[B]`: which are complete. Hypothesis w of text b is lane bW + w. Lanes, texts, positions and weights are on the
+    host; states, and what is known of all tokens, beside the model."""
 
     def __init__(self, settings: Beam, context: Context, slots: Tensor, drafts: Tensor, given: Given):
         self.settings, self.context, self.slots, self.drafts = settings, context, slots, drafts
@@ -44,15 +46,15 @@ class Search:
         B, W = len(slots), settings.width
         self.lanes = lanes_of(decoder, B * W, lanes.max_len)
         self.lanes.target_length[:] = lanes.target_length[slots].repeat_interleave(W)
-        self.hypotheses = Hypotheses(B, W, lanes.max_len, slots.device)
+        self.hypotheses = Hypotheses(B, W, lanes.max_len)
         self.start = lanes.length[slots]
-        self.state = torch.zeros(B * W, decoder.width, device=slots.device)
+        self.state = torch.zeros(B * W, decoder.width, device=decoder.device)
         self.prior = Continuations(context, self.lanes, self.state)
         self._charged = self.lanes.forward_tokens.clone()
-        firsts = torch.arange(B, device=slots.device) * W
+        firsts = torch.arange(B) * W
         longest = int(self.start.max())
         ids = lanes.ids[slots, :longest]
-        self.state[firsts] = begin(self.lanes, firsts, ids, self.start)
+        self.state[sent_one(decoder.device, firsts)] = begin(self.lanes, firsts, ids, self.start)
         self.prior.begin(firsts, ids, self.start)
         self._charge()
 
@@ -76,8 +78,9 @@ class Search:
         opening = bool((at == 0).any()) and self.openings is not None
         rows = rows[at == 0] if opening else rows
         text, at = rows // W, self.lanes.length[rows]
-        target = self.context.lanes.targets[self.slots[text], at]
-        expected = hypotheses.weight.flatten()[rows][:, None] + self.prior.log(rows, self.settings.prior)
+        target = picked(self.context.lanes.targets, self.slots[text], at)
+        weight = sent_one(target.device, hypotheses.weight.flatten()[rows])
+        expected = weight[:, None] + self.prior.log(rows, self.settings.prior)
         if opening:
             found, pending = self._opened(target, expected), False
         else:
@@ -98,7 +101,7 @@ class Search:
     def _tried(self, rows: Tensor, text: Tensor, at: Tensor, target: Tensor, expected: Tensor) -> tuple[_Found, bool]:
         """Continuations of lanes `rows [n]`; expected `[n, V]`: their log shares before their states are looked at."""
         settings, n = self.settings, len(rows)
-        token = self.drafts[text, at]
+        token, there = sent(target.device, self.drafts[text, at], text)
         ids = self._listed(token, expected)
         expected = expected if ids is None else expected.gather(1, ids.clamp_min(0)).masked_fill(ids < 0, _NONE)
         state = self.lanes.draft(rows, token[:, None])[:, 0].float()
@@ -115,9 +118,9 @@ class Search:
             )
             guess = (guess + expected).masked_fill_(tried, _NONE)
             found.untried = guess.logsumexp(-1)
-            total = self._total(text, torch.cat([found.joint, found.untried[:, None]], 1))
+            total = self._total(there, torch.cat([found.joint, found.untried[:, None]], 1))
             value, column = guess.topk(min(_FIRST << 2 * look, settings.candidates, guess.shape[1]), -1)
-            asked = value > total[text][:, None] + math.log(settings.worth)
+            asked = value > total[there][:, None] + math.log(settings.worth)
             loud = self.noise.loudness(target, base) > _LOUD[min(look, 2)]  # then none of these may be the right one
             asked |= loud[:, None] & (value > _NONE)
             if not bool(asked.any()) or look == _LOOKS - 1:
@@ -137,7 +140,7 @@ class Search:
         found: _Found,
     ) -> None:
         """Add what the candidates `columns [n, C]` give, −1 for none; calls are of rows that ask for about as many."""
-        count = (columns >= 0).sum(-1)
+        count = told_one((columns >= 0).sum(-1))
         columns = columns[:, : int(count.max())]
         states = target.new_zeros(*columns.shape, target.shape[-1])
         token = columns.clamp_min(0) if ids is None else ids.gather(1, columns.clamp_min(0))
@@ -145,7 +148,8 @@ class Search:
         while most:
             some = ((count <= most) & (count > most // 4)).nonzero().flatten()
             for part in some.split(max(1, self.settings.tokens_per_call // most)) if len(some) else ():
-                states[part, :most] = self.lanes.fan_out(rows[part], token[part, :most]).float()
+                there = sent_one(token.device, part)
+                states[there, :most] = self.lanes.fan_out(rows[part], token[there, :most]).float()
             most //= 4
         joint = expected.gather(1, columns.clamp_min(0)) + self.noise.log_density(target[:, None], states)
         found.ids = torch.cat([found.ids, token], 1)
@@ -157,37 +161,35 @@ class Search:
     def _go_on(self, rows: Tensor, text: Tensor, found: _Found, pending: bool) -> None:
         """The best continuations of each text take over its lanes; the others are remembered as given up."""
         W, C, hypotheses = self.settings.width, found.joint.shape[1], self.hypotheses
-        B, device = len(self.slots), rows.device
-        table = torch.full((B * W, C), _NONE, dtype=torch.float64, device=device)
-        table[rows] = found.joint
-        place = torch.zeros(B * W, dtype=torch.long, device=device)
-        place[rows] = torch.arange(len(rows), device=device)
-        total = self._total(text, torch.cat([found.joint, found.untried[:, None]], 1))
+        B, (tokens, joint, rest) = len(self.slots), told(found.ids, found.joint, found.untried)
+        table = torch.full((B * W, C), _NONE, dtype=torch.float64)
+        table[rows] = joint
+        place = torch.zeros(B * W, dtype=torch.long)
+        place[rows] = torch.arange(len(rows))
+        total = self._total(text, torch.cat([joint, rest[:, None]], 1))
         before = hypotheses.weight.logsumexp(-1)
         here = text.unique()
         value, order = table.view(B, W * C)[here].topk(min(2 * W, W * C), -1)
         beyond = table.view(B, W * C).clone()  # what is not even remembered counts as untried
         beyond[here] = beyond[here].scatter(1, order, _NONE)
-        untried = torch.logaddexp(found.untried, beyond.view(B * W, C).logsumexp(-1)[rows])
+        untried = torch.logaddexp(rest, beyond.view(B * W, C).logsumexp(-1)[rows])
         share = value + (before - total)[here][:, None]  # what goes on shares out what it had
         stays = share[:, :W] > share[:, :1] - self.settings.drop
         parent, column = here[:, None] * W + order // C, order % C
-        ids = found.ids[place[parent], column]
+        ids = tokens[place[parent], column]
         self._remember(here, rows, text, share, stays, parent, ids, untried, before - total)
-        lane = here[:, None] * W + torch.arange(stays.shape[1], device=device)
+        lane = here[:, None] * W + torch.arange(stays.shape[1])
         hypotheses.weight[here] = _NONE
-        hypotheses.weight[here[:, None], torch.arange(stays.shape[1], device=device)] = share[:, :W].masked_fill(
-            ~stays, _NONE
-        )
+        hypotheses.weight[here[:, None], torch.arange(stays.shape[1])] = share[:, :W].masked_fill(~stays, _NONE)
         to, of, token = lane[stays], parent[:, :W][stays], ids[:, :W][stays]
-        states = found.states[place[of], column[:, :W][stays]]
+        states = picked(found.states, place[of], column[:, :W][stays])
         if pending and torch.equal(to, rows) and torch.equal(to, of):  # the call that tried them has their keys
             self.lanes.commit(rows, token[:, None], torch.ones_like(rows), place[rows])
         else:
             branch(self.lanes, to, of)
             self.lanes.draft(to, token[:, None])
-            self.lanes.commit(to, token[:, None], torch.ones_like(to), torch.arange(len(to), device=device))
-        self.state[to] = states
+            self.lanes.commit(to, token[:, None], torch.ones_like(to), torch.arange(len(to)))
+        self.state[sent_one(states.device, to)] = states
         self.prior.go_on(to, of, token)
 
     def _remember(
@@ -206,8 +208,8 @@ class Search:
         W, at = self.settings.width, self.length[here]
         gone = share.clone()
         gone[:, :W] = gone[:, :W].masked_fill(stays, _NONE)
-        every = here[:, None] * W + torch.arange(W, device=rows.device)
-        rest = torch.full((len(self.slots) * W,), _NONE, dtype=torch.float64, device=rows.device)
+        every = here[:, None] * W + torch.arange(W)
+        rest = torch.full((len(self.slots) * W,), _NONE, dtype=torch.float64)
         rest[rows] = untried + scale[text]
         parents = torch.cat([parent, every], 1)
         last = torch.cat([ids, torch.full_like(every, UNTRIED)], 1)

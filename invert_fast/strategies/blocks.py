@@ -9,11 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..engine.protocol import Block, Context
+from ..model.transfer import sent_one, told_one
 
 
 @dataclass(frozen=True)
 class Ranked:
-    """Candidates of n positions and their scores `[n, C]`; ids `[n, C]`, −1 for none, or None: all tokens in order."""
+    """Candidates of n positions and their scores `[n, C]`, beside the model; ids `[n, C]`, −1 for none, or None: all
+    tokens in order."""
 
     scores: Tensor
     ids: Tensor | None = None
@@ -29,12 +31,15 @@ class Ranked:
 
     def untried(self, context: Context, slots: Tensor) -> Ranked:
         """So does what was tried at the positions of these lanes."""
-        tried = context.attempts.tried
+        tried, slots = context.attempts.tried_there, sent_one(self.scores.device, slots)
         banned = tried[slots] if self.ids is None else tried[slots[:, None], self.ids.clamp_min(0).long()]
         found = self.allowed(context)
         return Ranked(found.scores.masked_fill_(banned, float("-inf")), self.ids)
 
     def __getitem__(self, rows: Tensor | slice) -> Ranked:
+        """Of these positions, `[m]` or a mask on the host."""
+        if isinstance(rows, Tensor):
+            rows = sent_one(self.scores.device, rows.nonzero().flatten() if rows.dtype == torch.bool else rows)
         return Ranked(self.scores[rows], None if self.ids is None else self.ids[rows])
 
 
@@ -56,7 +61,7 @@ def growing_blocks(
         last = size >= largest or growth <= 1
         group = (tries >= below) if last else (tries >= below) & (tries < below + size)
         if bool(group.any()):
-            ids = best_of(ranked[group].untried(context, slots[group]), min(size, largest))
+            ids = told_one(best_of(ranked[group].untried(context, slots[group]), min(size, largest)))
             some = ids[:, 0] >= 0
             if bool(some.any()):
                 items.append(Block(slots[group][some], ids[some], part))

@@ -14,6 +14,7 @@ from ..lens.base import Lens
 from ..lens.orders import orders, ranked_ids, take_turns
 from ..lens.prior import draft_lists
 from ..lens.second_look import doubtful, look_again
+from ..model.transfer import picked, sent, sent_one, told
 from ..ops.best_two import LISTED, MANY_TOKENS
 from .blocks import Ranked
 
@@ -23,7 +24,8 @@ _TABLES_AT_ONCE = 32  # positions whose candidates are ordered at once: a few ta
 
 
 class Candidates:
-    """Those of all lanes. listed: whether positions have short lists; width: how many candidates are scored at once."""
+    """Those of all lanes, beside the model; lanes and positions are named on the host. listed: whether positions have
+    short lists; width: how many candidates are scored at once."""
 
     def __init__(self, context: Context, lens: Lens):
         self.context, self.lens, self.repair = context, lens, lens.repair
@@ -41,7 +43,7 @@ class Candidates:
             self.weights = torch.zeros(shape[:2], device=device)
             self._whole: dict[int, tuple[int, Ranked]] = {}  # by lane: of which position, and its candidates
             self._ends = lanes.targets  # what tells the next token at each position: at an inner layer made when asked
-            self._ended = torch.full((lanes.slots,), self.near_head, device=device)
+            self._ended = torch.full((lanes.slots,), self.near_head)
 
     def use(self, lens: Lens) -> None:
         """From now on this one. What texts were drafted with another stays; their candidates are ordered anew."""
@@ -56,26 +58,28 @@ class Candidates:
 
     def draft(self, slots: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """The tokens that the lens makes of whole texts `hidden [b, T, D]` in these lanes, and how likely each is
-        wrong, `[b, T]` each."""
-        T = hidden.shape[1]
+        wrong, `[b, T]` each, on the host."""
+        T, at = hidden.shape[1], sent_one(hidden.device, slots)
         if self.listed:
             found = draft_lists(self.context.decoder, self.lens, hidden)
-            self.proxies[slots, :T], self.list_scores[slots, :T] = found.proxies, found.scores
-            self.lists[slots, :T], self.weights[slots, :T] = found.ids.int(), found.weight
+            self.proxies[at, :T], self.list_scores[at, :T] = found.proxies, found.scores
+            self.lists[at, :T], self.weights[at, :T] = found.ids.int(), found.weight
             if not self.near_head:
                 self._ended.index_fill_(0, slots, False)
                 if found.ends is not None:
                     self._keep_ends(slots, found.ends)
             for slot in slots.tolist():
                 self._whole.pop(slot, None)
-            return found.ids[..., 0], found.error
-        self.proxies[slots, :T] = proxies = self.lens.proxies(hidden)
+            drafts, error = told(found.ids[..., 0], found.error)
+            return drafts, error
+        self.proxies[at, :T] = proxies = self.lens.proxies(hidden)
         drafts, leads = self.lens.best(proxies)
         error = self.repair.error(leads)
         if self.looks_again:
             rows = doubtful(error)
             drafts[rows], leads = look_again(self.context.decoder, self.lens, hidden, proxies, *rows)
             error[rows] = self.repair.error(leads, self.repair.second_look)
+        drafts, error = told(drafts, error)
         return drafts, error
 
     def _keep_ends(self, slots: Tensor, ends: Tensor) -> None:
@@ -83,7 +87,7 @@ class Candidates:
         assert onward is not None
         if self._ends is lanes.targets:
             self._ends = torch.zeros(lanes.slots, lanes.max_len, ends.shape[2], device=ends.device)
-        self._ends[slots, : ends.shape[1]] = ends
+        self._ends[sent_one(ends.device, slots), : ends.shape[1]] = ends
         self._ended.index_fill_(0, slots, True)
         lanes.charge(slots, forward=(lanes.target_length[slots] * onward.tokens).round().long())
 
@@ -94,33 +98,35 @@ class Candidates:
                 return None
             missing = slots[~self._ended[slots]].unique()
             if len(missing):
-                targets, lengths = self.context.lanes.targets[missing], self.context.lanes.target_length[missing]
-                ends = self.context.decoder.ends(targets[:, : int(lengths.max())])
+                lanes = self.context.lanes
+                longest = int(lanes.target_length[missing].max())
+                ends = self.context.decoder.ends(lanes.targets[sent_one(lanes.device, missing), :longest])
                 assert ends is not None
                 self._keep_ends(missing, ends)
-        return self._ends[slots, (position - 1).clamp_min(0)]
+        return picked(self._ends, slots, (position - 1).clamp_min(0))
 
     def untried(self, slots: Tensor, position: Tensor) -> Tensor:
         """`[n]` bool: the lists of these positions have a token that was not tried there."""
-        ids = self.lists[slots, position].long()
-        return ((ids >= 0) & ~self.context.attempts.tried[slots[:, None], ids.clamp_min(0)]).any(-1)
+        (ids,) = told(picked(self.lists, slots, position))
+        return ((ids >= 0) & ~self.context.attempts.tried[slots[:, None], ids.clamp_min(0).long()]).any(-1)
 
     def ranked(
         self, slots: Tensor, position: Tensor, wrong_state: Tensor, wrong: Tensor, whole: bool = False
     ) -> Ranked:
         """The candidates of n positions in posterior order, weighted as the fit found best. Token `wrong [n]` was seen
-        to give `wrong_state [n, D]` there. Where there are lists, candidates are of these; whole: of all tokens
-        nevertheless."""
+        to give `wrong_state [n, D]`, beside the model, there. Where there are lists, candidates are of these; whole: of
+        all tokens nevertheless."""
         if self.listed and whole:
             return self._from_all(slots, position, wrong_state, wrong)
         if self.listed:
             return self._from_lists(slots, position, wrong_state, wrong)
         targets, repair = self.context.lanes.targets, self.repair
-        scores = repair.change * self.lens.change_scores(targets[slots, position], wrong_state, wrong)
+        slot, position, wrong = sent(self.proxies.device, slots, position, wrong)
+        scores = repair.change * self.lens.change_scores(targets[slot, position], wrong_state, wrong)
         if repair.row:
-            scores += repair.row * self.lens.scores(self.proxies[slots, position], position == 0)
+            scores += repair.row * self.lens.scores(self.proxies[slot, position], position == 0)
         if repair.prior and self.near_head:
-            prior = self.context.decoder.log_probs(targets[slots, (position - 1).clamp_min(0)])
+            prior = self.context.decoder.log_probs(targets[slot, (position - 1).clamp_min(0)])
             scores += repair.prior * prior.masked_fill_((position == 0)[:, None], 0.0)
         return Ranked(scores)
 
@@ -129,16 +135,19 @@ class Candidates:
         candidate as well."""
         if not self.listed:
             return self.ranked(slots, position, wrong_state, wrong)
-        ids = self.lists[slots, position].long()
-        change = self.lens.change_scores(self.context.lanes.targets[slots, position], wrong_state, wrong, ids)
+        slot, position, wrong = sent(self.proxies.device, slots, position, wrong)
+        ids = self.lists[slot, position].long()
+        change = self.lens.change_scores(self.context.lanes.targets[slot, position], wrong_state, wrong, ids)
         with_prior = self.near_head or self.lens.prior is not None
-        return Ranked(self.list_scores[slots, position] + (change if with_prior else self.repair.change * change), ids)
+        return Ranked(self.list_scores[slot, position] + (change if with_prior else self.repair.change * change), ids)
 
     def _from_lists(self, slots: Tensor, position: Tensor, wrong_state: Tensor, wrong: Tensor) -> Ranked:
         targets, repair, decoder = self.context.lanes.targets, self.repair, self.context.decoder
+        before = self._before(slots, position)
+        slots, position, wrong = sent(self.proxies.device, slots, position, wrong)
         ids, scores = self.lists[slots, position].long(), self.list_scores[slots, position]
         change = self.lens.change_scores(targets[slots, position], wrong_state, wrong, ids)
-        before, weight = self._before(slots, position), self.weights[slots, position]
+        weight = self.weights[slots, position]
         if before is None:
             return Ranked(repair.change * change + repair.row * scores, ids)
         prior = decoder.logits_of(before, ids).masked_fill_((position == 0)[:, None], 0.0)
@@ -156,7 +165,7 @@ class Candidates:
         at = [*zip(slots.tolist(), position.tolist(), strict=True)]
         new = [i for i, (slot, place) in enumerate(at) if self._whole.get(slot, (-1, None))[0] != place]
         for some in (new[start : start + _TABLES_AT_ONCE] for start in range(0, len(new), _TABLES_AT_ONCE)):
-            found = self._ordered(slots[some], position[some], wrong_state[some], wrong[some])
+            found = self._ordered(slots[some], position[some], picked(wrong_state, torch.tensor(some)), wrong[some])
             for row, i in enumerate(some):
                 self._whole[at[i][0]] = at[i][1], found[row : row + 1]
         kept = [self._whole[slot][1] for slot, _ in at]
@@ -171,15 +180,17 @@ class Candidates:
         """Proxies and bias of which the scores of lens and change, as the fit weighed them, are the product: the
         embedding matrix is read once for both."""
         repair = self.repair
+        slots, position, wrong = sent(self.proxies.device, slots, position, wrong)
         change, fixed = self.lens.change_proxies(self.context.lanes.targets[slots, position], wrong_state, wrong)
         proxies = repair.change * change + repair.row * self.proxies[slots, position]
         bias = repair.change * fixed + (repair.row * self.lens.row_bias if repair.row else 0.0)
         return proxies, bias
 
     def _ordered(self, slots: Tensor, position: Tensor, wrong_state: Tensor, wrong: Tensor) -> Ranked:
-        targets, vocabulary, start = self.context.lanes.targets, self.context.vocabulary, position == 0
-        before = self._before(slots, position)
+        targets, vocabulary, before = self.context.lanes.targets, self.context.vocabulary, self._before(slots, position)
         assert before is not None
+        slots, position, wrong = sent(self.proxies.device, slots, position, wrong)
+        start = position == 0
         prior = self.context.decoder.log_probs(before)
         prior.masked_fill_(start[:, None], 0.0).masked_fill_(~vocabulary.allowed, float("-inf"))
         row = self.lens.scores(self.proxies[slots, position], start)

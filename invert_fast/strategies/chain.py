@@ -27,7 +27,7 @@ class Chain:
 class _Proposer:
     def __init__(self, proposers: list[Proposer], context: Context):
         self.proposers, self.context = proposers, context
-        self.stage = torch.zeros(context.lanes.slots, dtype=torch.long, device=context.decoder.device)
+        self.stage = torch.zeros(context.lanes.slots, dtype=torch.long)
 
     def begin(self, slots: Tensor) -> None:
         self.stage.index_fill_(0, slots, 0)
@@ -53,7 +53,7 @@ class _Proposer:
         # a new position starts from the top
         self.stage[slots] = self.stage[slots].masked_fill(self.context.attempts.tries[slots] == 0, 0)
         items: list[Run | Block | Working] = []
-        stages = self.stage[slots].tolist()  # a device is waited for here, and once for each strategy that is asked
+        stages = self.stage[slots].tolist()
         for number, proposer in enumerate(self.proposers):
             rows = [row for row, stage in enumerate(stages) if stage == number]
             if not rows:

@@ -11,6 +11,7 @@ from ..engine.protocol import Context
 from ..model.branch import begin, branch
 from ..model.lanes import Lanes
 from ..model.own_lanes import lanes_of
+from ..model.transfer import picked, sent_one
 
 _UNIFORM = 0.01  # of the prior: a password is not what the model would write
 
@@ -33,28 +34,29 @@ class Continuations:
             self.mirror.target_length[:] = lanes.target_length
             self.state = torch.zeros(lanes.slots, self.decoder.width, device=state.device)
         allowed = context.vocabulary.allowed
-        even = torch.full(allowed.shape, -math.log(max(1, int(allowed.sum()))), device=allowed.device)
+        even = torch.full(allowed.shape, -math.log(max(1, context.vocabulary.candidates)), device=allowed.device)
         self.even = even.masked_fill(~allowed, float("-inf"))
 
     def begin(self, lanes: Tensor, ids: Tensor, counts: Tensor) -> None:
         """These lanes have the first `counts [b]` of `ids [b, K]`."""
         if self.mirror is not None:
-            self.state[lanes] = begin(self.mirror, lanes, ids, counts)
+            self.state[sent_one(self.state.device, lanes)] = begin(self.mirror, lanes, ids, counts)
 
     def go_on(self, to: Tensor, of: Tensor, ids: Tensor) -> None:
         """Lanes `to [n]` go on from lanes `of [n]` with `ids [n]`."""
         if self.mirror is not None:
             branch(self.mirror, to, of)
-            self.state[to] = self.mirror.draft(to, ids[:, None])[:, 0].float()
-            self.mirror.commit(to, ids[:, None], torch.ones_like(to), torch.arange(len(to), device=to.device))
+            states = self.mirror.draft(to, ids[:, None])[:, 0].float()
+            self.state[sent_one(states.device, to)] = states
+            self.mirror.commit(to, ids[:, None], torch.ones_like(to), torch.arange(len(to)))
 
     def log(self, lanes: Tensor, weight: float = 1.0) -> Tensor:
         """`[n, V]`, times a weight; −∞ for what is no candidate."""
         if not weight:
             return self.even.expand(len(lanes), -1)
-        found = self.decoder.log_probs(self.state[lanes])
+        found = self.decoder.log_probs(picked(self.state, lanes))
         found = torch.logaddexp(found + math.log(1 - _UNIFORM), self.even + math.log(_UNIFORM))
-        first = self.lanes.length[lanes] == 0
+        first = sent_one(found.device, self.lanes.length[lanes] == 0)
         found = weight * found.masked_fill_(self.even.isinf(), float("-inf"))
         return torch.where(first[:, None], self.even, found)
 

@@ -17,6 +17,7 @@ from .. import ops
 from ..engine.protocol import Block, Context, Run, Working
 from ..engine.trace import PositionTrace
 from ..model.cuda_graph import Rows
+from ..model.transfer import told
 from .blocks import growing_blocks
 from .proxies import Proxies, graphed_steps
 
@@ -82,14 +83,14 @@ PRESETS = {"fast": Continuous.fast, "baseline": Continuous.baseline, "high-accur
 
 
 class _Proposer:
-    """searching `[S]` bool: lanes whose proxy still moves; order `[S, V]`: −distance of the C nearest rows of the
-    others, −inf elsewhere."""
+    """searching `[S]` bool: lanes whose proxy still moves; order `[S, V]`, beside the model: −distance of the C nearest
+    rows of the others, −inf elsewhere."""
 
     def __init__(self, settings: Continuous, context: Context):
         self.settings, self.context = settings, context
         self.proxies = Proxies(context, settings.init, settings.seed, settings.search_dtype)
         slots = context.lanes.slots
-        self.searching = torch.zeros(slots, dtype=torch.bool, device=context.decoder.device)
+        self.searching = torch.zeros(slots, dtype=torch.bool)
         self.order = torch.full((slots, context.vocabulary.size), float("-inf"), device=context.decoder.device)
         self.graphed = graphed_steps(context, self.proxies, settings, self._advance)
         if settings.trace:
@@ -115,31 +116,32 @@ class _Proposer:
         done = slots[~working]
         if len(done):
             s = self.settings
-            items += growing_blocks(self.context, done, self.order[done], s.first_block, s.growth, s.max_block)
+            order = self.order[self.proxies.at(done)]
+            items += growing_blocks(self.context, done, order, s.first_block, s.growth, s.max_block)
         return items
 
     def _optimise(self, slots: Tensor) -> None:
         """Up to `round` steps of these lanes; fewer when an eighth of them is done, so that those need not wait."""
-        s, p = self.settings, self.proxies
+        s, p, at = self.settings, self.proxies, self.proxies.at(slots)
         enough = len(slots) - max(1, len(slots) // 8)
         if self.graphed is not None:
-            before = p.step[slots]
+            before = p.step[at]
             self._finish(slots, self.graphed.run(slots, p.tables, s.round, enough), before)
             return
-        value, exp_avg, exp_avg_sq, step = (t[slots] for t in p.tables)
+        value, exp_avg, exp_avg_sq, step = (t[at] for t in p.tables)
         before, held = step.clone(), p.hold(slots)
         moving = torch.ones_like(step, dtype=torch.bool)
         for _ in range(s.round):
             if s.trace:
-                self._watch(slots[moving], value[moving], step[moving])
+                self._watch(at[moving], value[moving], step[moving])
             loss, grad = p.gradient(slots, value, held)
             if s.trace:
-                self.losses[slots[moving], step[moving]] = loss[moving]
+                self.losses[at[moving], step[moving]] = loss[moving]
             self._adam(value, grad, exp_avg, exp_avg_sq, step, moving)
             moving = moving & (loss >= s.loss_threshold) & (step < s.steps)
             if int(moving.sum()) <= enough:
                 break
-        p.value[slots], p.exp_avg[slots], p.exp_avg_sq[slots], p.step[slots] = value, exp_avg, exp_avg_sq, step
+        p.value[at], p.exp_avg[at], p.exp_avg_sq[at], p.step[at] = value, exp_avg, exp_avg_sq, step
         self._finish(slots, moving, before)
 
     def _adam(self, *tables: Tensor) -> None:
@@ -153,20 +155,21 @@ class _Proposer:
         rows.moving.logical_and_((loss >= self.settings.loss_threshold) & (rows.step < self.settings.steps))
 
     def _finish(self, slots: Tensor, moving: Tensor, before: Tensor) -> None:
-        self.context.charge(slots, steps=self.proxies.step[slots] - before)
+        taken, moving = told(self.proxies.step[self.proxies.at(slots)] - before, moving)
+        self.context.charge(slots, steps=taken)
         self.searching[slots] = moving
         if not bool(moving.all()):
             self._rank(slots[~moving])
 
     def _rank(self, slots: Tensor) -> None:
         """The one discrete search of a position: the C nearest rows to the proxy that may be candidates."""
-        context, value = self.context, self.proxies.value[slots]
-        banned = context.attempts.tried[slots] | ~context.vocabulary.allowed
+        context, at = self.context, self.proxies.at(slots)
+        value, banned = self.proxies.value[at], context.attempts.tried_there[at] | ~context.vocabulary.allowed
         count = min(self.settings.candidates, context.vocabulary.size)
         distance, ids = self.proxies.embedding.nearest(value, count, self.settings.metric, banned)
-        order = torch.full_like(self.order[slots], float("-inf"))
+        order = torch.full_like(self.order[at], float("-inf"))
         # amax: ids of −1 (nothing left) have distance +inf and must not overwrite token 0
-        self.order[slots] = order.scatter_reduce(1, ids.clamp_min(0), -distance, "amax")
+        self.order[at] = order.scatter_reduce(1, ids.clamp_min(0), -distance, "amax")
         if self.settings.trace:
             self._leave(slots)
 
@@ -179,7 +182,7 @@ class _Proposer:
         """Hand over what was seen of these lanes' positions."""
         lanes, p, stride = self.context.lanes, self.proxies, self.settings.trace_stride
         for slot, position, steps in zip(
-            slots.tolist(), lanes.length[slots].tolist(), p.step[slots].tolist(), strict=True
+            slots.tolist(), lanes.length[slots].tolist(), p.steps(slots).tolist(), strict=True
         ):
             kept = self.history[slot]
             self.context.traces.add(

@@ -27,15 +27,15 @@ class Marginals:
 
 
 class Hypotheses:
-    """weight `[B, W]` fp64, log: −∞ for none; ids of those that go on lie in the lanes."""
+    """weight `[B, W]` fp64, log: −∞ for none; ids of those that go on lie in the lanes. On the host."""
 
-    def __init__(self, texts: int, width: int, length: int, device: torch.device):
-        self.weight = torch.full((texts, width), float("-inf"), dtype=torch.float64, device=device)
+    def __init__(self, texts: int, width: int, length: int):
+        self.weight = torch.full((texts, width), float("-inf"), dtype=torch.float64)
         self.weight[:, 0] = 0.0
         shape = texts, _GIVEN_UP
-        self.lost = torch.full(shape, float("-inf"), dtype=torch.float64, device=device)
-        self.lost_ids = torch.full((*shape, length), UNTRIED, dtype=torch.long, device=device)
-        self.lost_length = torch.zeros(shape, dtype=torch.long, device=device)
+        self.lost = torch.full(shape, float("-inf"), dtype=torch.float64)
+        self.lost_ids = torch.full((*shape, length), UNTRIED, dtype=torch.long)
+        self.lost_length = torch.zeros(shape, dtype=torch.long)
 
     def give_up(self, texts: Tensor, weight: Tensor, ids: Tensor, lengths: Tensor) -> None:
         """Of `texts [b]`: beginnings `ids [b, G, M]` of `lengths [b, G]` with their log shares `weight [b, G]`."""
@@ -50,9 +50,9 @@ class Hypotheses:
         the one of which most tokens are right, by these very shares."""
         own, lost = self.weight[text], self.lost[text]
         length = ids.shape[1]
-        sequences = torch.cat([ids, self.lost_ids[text, :, :length]]).cpu().numpy()
-        weight = torch.cat([own, lost]).exp().cpu().numpy()
-        lengths = np.concatenate([np.full(len(ids), length), self.lost_length[text].cpu().numpy()])
+        sequences = torch.cat([ids, self.lost_ids[text, :, :length]]).numpy()
+        weight = torch.cat([own, lost]).exp().numpy()
+        lengths = np.concatenate([np.full(len(ids), length), self.lost_length[text].numpy()])
         shares: list[dict[int, float]] = [{} for _ in range(length)]
         for t in range(start, length):
             here = (lengths > t) & (weight > 0)

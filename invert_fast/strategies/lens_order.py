@@ -13,6 +13,7 @@ from ..engine.protocol import Block, Context, Run
 from ..lens.base import Lens
 from ..lens.choose import choose_lens
 from ..lens.outside import LensMaker
+from ..model.transfer import picked
 from ..ops.best_two import MANY_TOKENS
 from .blocks import growing_blocks
 from .candidates import Candidates
@@ -55,8 +56,8 @@ class _Proposer:
             self.candidates = Candidates(context, lens)
         for slot in {*slots.tolist()} - self.drafted:
             one = slots.new_tensor([slot])
-            self.candidates.draft(one, context.lanes.targets[one, : int(context.lanes.target_length[slot])])
+            self.candidates.draft(one, context.lanes.targets[slot, : int(context.lanes.target_length[slot])][None])
             self.drafted.add(slot)
-        near = context.attempts.near_state[slots], context.attempts.near_ids[slots, 0].clamp_min(0)
+        near = picked(context.attempts.near_state, slots), context.attempts.near_ids[slots, 0].clamp_min(0)
         ranked = self.candidates.ranked(slots, context.lanes.length[slots], *near, whole=True)
         return [*growing_blocks(context, slots, ranked, settings.block, 1, settings.block)]

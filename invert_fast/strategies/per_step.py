@@ -17,6 +17,7 @@ from .. import ops
 from ..engine.protocol import Block, Context, Run, Working
 from ..model.cuda_graph import Rows
 from ..model.embedding import BLOCK
+from ..model.transfer import picked, told_one
 from .proxies import Proxies, graphed_steps
 
 _EAGER = (2.0, 1.5)  # far from the minimum a Polyak step may be longer: 36 % → 54 % and 81 % → 86 % at rank 0
@@ -90,24 +91,26 @@ class _Proposer:
     def propose(self, slots: Tensor) -> list[Run | Block | Working]:
         s, p = self.settings, self.proxies
         p.start_new(slots)
-        searching = p.step[slots] < s.max_steps
+        steps = p.steps(slots)
+        searching = steps < s.max_steps
         items: list[Run | Block | Working] = []
         if bool(searching.any()):
-            items += self._project(slots[searching], self._advance(slots[searching]))
+            value = self._advance(slots[searching], steps[searching])
+            items += self._project(slots[searching], value, steps[searching] + 1)
         rest = slots[~searching]
         if len(rest) and s.rest_block is not None:
-            items += self._nearest(rest, p.value[rest], s.rest_block)
+            items += self._nearest(rest, p.value[p.at(rest)], s.rest_block)
         return items
 
-    def _project(self, slots: Tensor, value: Tensor) -> list[Run | Block | Working]:
-        """What to verify after a step: lanes that try equally many tokens share a block, so that none is padded."""
-        s = self.settings
-        steps = self.proxies.step[slots] - self.project_from
+    def _project(self, slots: Tensor, value: Tensor, steps: Tensor) -> list[Run | Block | Working]:
+        """What to verify after so many steps `[b]`: lanes that try equally many tokens share a block, so that none is
+        padded."""
+        s, steps = self.settings, steps - self.project_from
         due = (steps >= 0) & (steps % s.project_every == 0)
         items: list[Run | Block | Working] = []
         if not bool(due.all()):
             items.append(Working(slots[~due]))
-            slots, value, steps = slots[due], value[due], steps[due]
+            slots, value, steps = slots[due], picked(value, due.nonzero().flatten()), steps[due]
         if not len(slots):
             return items
         times = steps // s.project_every  # projections before this one
@@ -116,38 +119,36 @@ class _Proposer:
             last = s.growth <= 1 or count >= s.largest_block
             group = (times >= grown * _PATIENCE) & (last | (times < (grown + 1) * _PATIENCE))
             if bool(group.any()):
-                items += self._nearest(
-                    slots[group], value[group], min(count, max(s.largest_block, s.candidates_per_step))
-                )
+                rows, most = group.nonzero().flatten(), max(s.largest_block, s.candidates_per_step)
+                items += self._nearest(slots[rows], picked(value, rows), min(count, most))
             if last:
                 break
         return items
 
-    def _advance(self, slots: Tensor) -> Tensor:
-        """One step of these lanes' proxies; returns where they stand then, `[b, D_e]`."""
-        p = self.proxies
-        before = p.value[slots]
-        self._snap(slots, before)
-        fresh = p.step[slots] == 0
+    def _advance(self, slots: Tensor, steps: Tensor) -> Tensor:
+        """One step of these lanes' proxies after so many `[b]`; returns where they stand then, `[b, D_e]`."""
+        p, at = self.proxies, self.proxies.at(slots)
+        before = p.value[at]
+        self._snap(slots, before, steps)
         if self.graphed is not None:
-            p.value[slots] = before
+            p.value[at] = before
             self.graphed.run(slots, p.tables, 1)
-            value = p.value[slots]
+            value = p.value[at]
         else:
             loss, grad = p.gradient(slots, before, p.hold(slots, once=True))
             if self.settings.optimiser == "adam":
-                exp_avg, exp_avg_sq, step = p.exp_avg[slots], p.exp_avg_sq[slots], p.step[slots]
+                exp_avg, exp_avg_sq, step = p.exp_avg[at], p.exp_avg_sq[at], p.step[at]
                 value = before.clone()
                 self._adam(value, grad, exp_avg, exp_avg_sq, step, torch.ones_like(step, dtype=torch.bool))
-                p.exp_avg[slots], p.exp_avg_sq[slots] = exp_avg, exp_avg_sq
+                p.exp_avg[at], p.exp_avg_sq[at] = exp_avg, exp_avg_sq
             else:
-                value = before - self._change(loss, grad, p.step[slots])
-            p.step[slots] += 1
-        if self.settings.optimiser == "polyak":
-            nowhere = fresh & ((value - before).norm(dim=-1) < _SINGULAR * self.row_length)
+                value = before - self._change(loss, grad, p.step[at])
+            p.step[at] += 1
+        if self.settings.optimiser == "polyak" and bool((steps == 0).any()):
+            nowhere = (steps == 0) & told_one((value - before).norm(dim=-1) < _SINGULAR * self.row_length)
             if bool(nowhere.any()):
-                value[nowhere] = p.random_rows(slots[nowhere])
-        p.value[slots] = value
+                value[p.at(nowhere.nonzero().flatten())] = p.random_rows(slots[nowhere])
+        p.value[at] = value
         self.context.charge(slots, steps=1)
         return value
 
@@ -177,23 +178,24 @@ class _Proposer:
         grad *= self.context.decoder.width
         ops.adam_step(value, grad, *state, lr=s.lr, total_steps=10**12, clip=s.clip)
 
-    def _snap(self, slots: Tensor, value: Tensor) -> None:
+    def _snap(self, slots: Tensor, value: Tensor, steps: Tensor) -> None:
         """Put proxies that are due onto their nearest row."""
         p, lanes = self.proxies, self.context.lanes
         every = self.settings.snap_every * torch.where(
             lanes.length[slots] == 0, 1 + self.context.vocabulary.size // 25_000, 1
         )
-        due = (p.step[slots] > 0) & (p.step[slots] % every == 0)
-        if bool(due.any()):
+        due = ((steps > 0) & (steps % every == 0)).nonzero().flatten()
+        if len(due):
+            due = p.at(due)
             _, ids = p.embedding.nearest(value[due], 1, self.settings.metric)
             value[due] = p.embedding[ids[:, 0]]
 
     def _nearest(self, slots: Tensor, value: Tensor, count: int) -> list[Block]:
         """The nearest tokens to these proxies that were not tried before; lanes without any are left out."""
         context = self.context
-        banned = context.attempts.tried[slots] | ~context.vocabulary.allowed
+        banned = context.attempts.tried_there[self.proxies.at(slots)] | ~context.vocabulary.allowed
         count = min(count, context.vocabulary.size)
-        _, ids = self.proxies.embedding.nearest(value, count, self.settings.metric, banned)
+        ids = told_one(self.proxies.embedding.nearest(value, count, self.settings.metric, banned)[1])
         some = ids[:, 0] >= 0
         ids = ids[some]
         return [Block(slots[some], ids[:, (ids >= 0).any(0)])] if len(ids) else []

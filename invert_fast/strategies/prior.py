@@ -10,6 +10,7 @@ from torch import Tensor
 from ..engine.protocol import Block, Context, Run
 from ..model.lanes import Lanes
 from ..model.own_lanes import lanes_of
+from ..model.transfer import picked, sent_one
 from .blocks import growing_blocks
 
 
@@ -74,11 +75,11 @@ class NextTokenPrior:
         lanes, decoder = self.context.lanes, self.context.decoder
         length = lanes.length[slots]
         if self.mirror is None:
-            rows = lanes.targets[slots, (length - 1).clamp_min(0)]
+            rows = picked(lanes.targets, slots, (length - 1).clamp_min(0))
         else:
             self._catch_up(slots)
-            rows, decoder = self.last[slots], self.mirror.decoder
-        return decoder.log_probs(rows).masked_fill_((length == 0)[:, None], 0.0)
+            rows, decoder = picked(self.last, slots), self.mirror.decoder
+        return decoder.log_probs(rows).masked_fill_(sent_one(rows.device, length == 0)[:, None], 0.0)
 
     def _catch_up(self, slots: Tensor) -> None:
         """Run the tokens committed since the last look through the whole model."""
@@ -88,11 +89,11 @@ class NextTokenPrior:
         slots, behind = slots[behind > 0], behind[behind > 0]
         if not len(slots):
             return
-        step = torch.arange(int(behind.max()), device=slots.device)
+        step = torch.arange(int(behind.max()))
         columns = (mirror.length[slots][:, None] + step).clamp_max(lanes.max_len - 1)
         ids = lanes.ids[slots[:, None], columns]
         hidden = mirror.draft(slots, ids)
-        rows = torch.arange(len(slots), device=slots.device)
-        self.last[slots] = hidden[rows, behind - 1].float()
+        rows = torch.arange(len(slots))
+        self.last[sent_one(self.last.device, slots)] = picked(hidden, rows, behind - 1).float()
         mirror.commit(slots, ids, behind, rows)
         self.context.charge(slots, forward=ids.shape[1])

@@ -15,6 +15,7 @@ from ..engine.protocol import Context
 from ..model.cuda_graph import Advance, GraphedSteps
 from ..model.lanes import Held
 from ..model.precision import COMPUTE
+from ..model.transfer import sent_one, told
 from ..types import InputError
 from .prior import NextTokenPrior
 
@@ -23,11 +24,11 @@ _PRIORS_AT_ONCE = 256  # `[b, V]` scores are held for so many lanes at most
 
 
 class Proxies:
-    """State of the optimisation of every lane.
+    """State of the optimisation of every lane. Lanes are named on the host, and rows of these tables by `at`.
 
-    value, exp_avg, exp_avg_sq `[S, D_e]` fp32: proxy and Adam moments; step `[S]`: steps taken at this position;
-    position `[S]`: the position they belong to, −1 for none yet. search_dtype: precision of the passes that gradients
-    are taken of (None: the model's); what is verified is verified in the model's own, whatever this is.
+    value, exp_avg, exp_avg_sq `[S, D_e]` fp32: proxy and Adam moments; step `[S]`: steps taken at this position: beside
+    the model; position `[S]`: the position they belong to, −1 for none yet. search_dtype: precision of the passes that
+    gradients are taken of (None: the model's); what is verified is verified in the model's own, whatever this is.
     """
 
     def __init__(self, context: Context, init: str, seed: int, search_dtype: str | None = None):
@@ -39,17 +40,25 @@ class Proxies:
         self.dtype = torch.bfloat16 if search_dtype == "bfloat16" else context.decoder.dtype
         self.compute = "tf32" if search_dtype == "tf32" else "float32"
         self.embedding = context.vocabulary.embedding
-        self.candidates = context.vocabulary.allowed.nonzero().flatten()
+        self.candidates = context.vocabulary.neighbours.candidates
         lanes = context.lanes
         self.value = torch.zeros(lanes.slots, self.embedding.shape[1], device=context.decoder.device)
         self.exp_avg, self.exp_avg_sq = torch.zeros_like(self.value), torch.zeros_like(self.value)
-        self.step = torch.zeros_like(lanes.length)
+        self.step = torch.zeros(lanes.slots, dtype=torch.long, device=self.value.device)
         self.position = torch.full_like(lanes.length, -1)
         self.prior = NextTokenPrior(context) if init == "prior" else None
 
     @property
     def tables(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         return self.value, self.exp_avg, self.exp_avg_sq, self.step
+
+    def at(self, slots: Tensor) -> Tensor:
+        """The rows of these lanes."""
+        return sent_one(self.value.device, slots)
+
+    def steps(self, slots: Tensor) -> Tensor:
+        """Taken at the positions of these lanes, `[b]` on the host: what a search goes on is waited for here."""
+        return told(self.step[self.at(slots)])[0]
 
     def begin(self, slots: Tensor) -> None:
         """New texts stand in these lanes."""
@@ -61,9 +70,10 @@ class Proxies:
         """Start afresh those of `slots` that moved on since the last look; returns them."""
         fresh = slots[self.position[slots] != self.context.lanes.length[slots]]
         if len(fresh):
-            self.value[fresh] = self._starts(fresh)
+            at = self.at(fresh)
+            self.value[at] = self._starts(fresh)
             for table in (self.exp_avg, self.exp_avg_sq, self.step):
-                table.index_fill_(0, fresh, 0)
+                table.index_fill_(0, at, 0)
             self.position[fresh] = self.context.lanes.length[fresh]
         return fresh
 
@@ -71,24 +81,24 @@ class Proxies:
         """Where the search begins, `[b, D_e]`: zeros, the row of a random token, Gaussian of the rows' spread, or the
         mean row under the model's own next-token prior (the mean of all rows at the first position)."""
         if self.init == "zeros":
-            return torch.zeros(len(slots), self.value.shape[1], device=slots.device)
+            return torch.zeros(len(slots), self.value.shape[1], device=self.value.device)
         if self.init == "token":
             return self.random_rows(slots)
         if self.prior is not None:
             parts = [self.embedding.mean(self.prior.scores(part).softmax(-1)) for part in slots.split(_PRIORS_AT_ONCE)]
             return torch.cat(parts).nan_to_num()  # a spoilt row before this one must not spoil this one
         noise = torch.stack([torch.randn(self.value.shape[1], generator=g) for g in self._generators(slots)])
-        return noise.to(slots.device) * self.embedding.deviation(self.candidates)
+        return sent_one(self.value.device, noise) * self.embedding.deviation(self.candidates)
 
     def random_rows(self, slots: Tensor) -> Tensor:
         """The embedding row of a random token for each lane, `[b, D_e]`."""
         chosen = [int(torch.randint(len(self.candidates), (1,), generator=g)) for g in self._generators(slots)]
-        return self.embedding[self.candidates[chosen]]
+        return self.embedding[self.candidates[self.at(torch.tensor(chosen))]]
 
     def _generators(self, slots: Tensor) -> list[torch.Generator]:
         """One a lane, seeded by its target row and the seed."""
         bits = self.context.lanes.target(slots).view(torch.int32).long()
-        weight = torch.arange(1, bits.shape[1] + 1, device=slots.device)
+        weight = torch.arange(1, bits.shape[1] + 1, device=bits.device)
         keys = ((bits * weight).sum(-1) + self.seed).tolist()
         return [torch.Generator().manual_seed(key & (2**63 - 1)) for key in keys]
 

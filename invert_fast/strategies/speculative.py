@@ -22,6 +22,7 @@ from ..lens.outside import LensMaker
 from ..lens.repair import GROWTH, GROWTH_OF_LARGE
 from ..lens.sharpen import Sharpener, sharpener_of
 from ..model.decoder import Decoder
+from ..model.transfer import picked, sent, sent_one, told
 from .blocks import Ranked, growing_blocks, together
 from .candidates import Candidates
 
@@ -64,20 +65,20 @@ class Speculative:
 
 
 class _Proposer:
-    """The drafts of all lanes, and how long a chunk of them is worth verifying at once."""
+    """The drafts of all lanes, and how long a chunk of them is worth verifying at once: on the host."""
 
     def __init__(self, settings: Speculative, context: Context, lens: Lens, sharpener: Sharpener | None):
         self.settings, self.context, self.candidates = settings, context, Candidates(context, lens)
         self.sharpener = sharpener
-        repair, lanes, device = lens.repair, context.lanes, context.decoder.device
+        repair, lanes = lens.repair, context.lanes
         self.call_tokens = _call_tokens(context.decoder)
         self.first_block = settings.first_block or repair.first_block
         self.growth = settings.growth or (GROWTH_OF_LARGE if self.candidates.listed else GROWTH)
-        self.drafts = torch.zeros(lanes.slots, lanes.max_len, dtype=torch.long, device=device)
+        self.drafts = torch.zeros(lanes.slots, lanes.max_len, dtype=torch.long)
         self.first_drafts = torch.zeros_like(self.drafts)  # as the lens made them
         # doubt: −log(1 − how likely each drafted token is wrong, as is believed); errors so far: believed and made
-        self.doubt = torch.zeros(lanes.slots, lanes.max_len, device=device)
-        self.believed, self.made = torch.zeros(lanes.slots, device=device), torch.zeros(lanes.slots, device=device)
+        self.doubt = torch.zeros(lanes.slots, lanes.max_len)
+        self.believed, self.made = torch.zeros(lanes.slots), torch.zeros(lanes.slots)
         self.all_believed, self.all_made = _TOLD, _TOLD
         self.led, self.repairs = 16 * repair.first, 16.0  # repairs that the leading candidate ended, and all
         self.lead = torch.full_like(lanes.length, -1)  # the candidate that led the repair a lane is in
@@ -93,7 +94,8 @@ class _Proposer:
             chosen = slots[group]
             longest = int(lanes.target_length[chosen].max())
             if longest:
-                self.drafts[chosen, :longest], error = self.candidates.draft(chosen, lanes.targets[chosen, :longest])
+                hidden = lanes.targets[sent_one(lanes.device, chosen), :longest]
+                self.drafts[chosen, :longest], error = self.candidates.draft(chosen, hidden)
                 self.first_drafts[chosen, :longest] = self.drafts[chosen, :longest]
                 self.doubt[chosen, :longest] = _doubt(error)
 
@@ -112,7 +114,7 @@ class _Proposer:
         blocks: list[Block] = []
         for part, whole in self._kinds(stuck):
             attempts, position = self.context.attempts, self.context.lanes.length[part]
-            near = attempts.near_state[part], attempts.near_ids[part, 0]
+            near = picked(attempts.near_state, part), attempts.near_ids[part, 0]
             ranked = self.candidates.ranked(part, position, *near, whole=whole)
             fresh = attempts.tries[part] == 1
             if bool(fresh.any()):
@@ -147,7 +149,7 @@ class _Proposer:
         position = self.context.lanes.length[slots]
         left = ranked.untried(self.context, slots)
         best, column = left.scores.max(-1)
-        lead = left.token(column[:, None])[:, 0].clamp_min(0)
+        best, lead = told(best, left.token(column[:, None])[:, 0].clamp_min(0))
         sure = self.led / self.repairs
         self.drafts[slots, position], self.lead[slots] = lead, lead
         self.doubt[slots, position] = -math.log(max(sure, 1 - _WORST))
@@ -165,7 +167,7 @@ class _Proposer:
             return
         for group in _alike(counts, self.call_tokens, left):
             longest = int(counts[group].max())
-            step = torch.arange(longest, device=slots.device)
+            step = torch.arange(longest)
             columns = (length[group][:, None] + step).clamp_max(self.context.lanes.max_len - 1)
             yield Run(slots[group], self.drafts[slots[group][:, None], columns], left[group].clamp_max(longest))
 
@@ -219,10 +221,11 @@ class _Proposer:
         if self.sharpener is None or not self.sharpener.teachable:
             return
         lanes = self.context.lanes
-        known = certified & (torch.arange(lanes.max_len, device=slots.device) < lanes.target_length[slots][:, None])
+        known = certified & (torch.arange(lanes.max_len) < lanes.target_length[slots][:, None])
         row, position = known[:, 1:].nonzero(as_tuple=True)
         lane, position = slots[row], position + 1
-        self.sharpener.learn(lanes.ids[lane, position], *(lanes.targets[lane, at] for at in (position, position - 1)))
+        lane, position, ids = sent(lanes.device, lane, position, lanes.ids[lane, position])
+        self.sharpener.learn(ids, *(lanes.targets[lane, at] for at in (position, position - 1)))
 
     def ended(self) -> None:
         if self.sharpener is not None and self.sharpener.teachable:
@@ -235,9 +238,9 @@ class _Proposer:
         far, size = (~near).nonzero().flatten(), self.candidates.width
         for part in far.split(max(1, _SCORES_AT_ONCE // size)):
             slot, position, wrong = slots[part], positions[part], behind.ids[part]
-            state = behind.hidden[behind.rows[0][part], behind.rows[1][part]].float()
+            state = picked(behind.hidden, behind.rows[0][part], behind.rows[1][part]).float()
             left = self.candidates.believed(slot, position, state, wrong).allowed(self.context)
-            token = left.token(left.scores.argmax(-1, keepdim=True))[:, 0].clamp_min(0)
+            (token,) = told(left.token(left.scores.argmax(-1, keepdim=True))[:, 0].clamp_min(0))
             self.drafts[slot, position] = token
             other = token != wrong
             self.doubt[slot[other], position[other]] = -math.log(max(self.led / self.repairs, 1 - _WORST))
@@ -267,7 +270,7 @@ def _alike(counts: Tensor, call_tokens: float, left: Tensor | None = None) -> It
     while len(order):
         wanted, there, longest = counts[order], left[order], counts[order[0]]
         vain = (longest - there).clamp_min(0) + _IN_VAIN * (there.minimum(longest) - wanted)
-        whole = longest * torch.arange(1, len(order) + 1, device=order.device)
+        whole = longest * torch.arange(1, len(order) + 1)
         count = int((vain.cumsum(0) <= (whole / 8).clamp_min(call_tokens)).int().cumprod(0).sum())
         yield order[:count]
         order = order[count:]

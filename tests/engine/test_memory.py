@@ -56,15 +56,15 @@ def test_running_out_of_memory_halves_the_work_and_says_so(strategy, error, monk
     truth, inv, most = texts(*MIXED), inverter("mistral"), 40
     states = inv.capture(truth)
     inv.invert(states[:1], STRATEGIES[strategy])
-    forward = Lanes._run
+    forward = Lanes._forward
 
-    def limited(self, slots, embeds, positions, causal):
+    def limited(self, slots, embeds, *asked):
         if embeds.shape[:2].numel() > most and self.max_len == 33:
             raise error
-        return forward(self, slots, embeds, positions, causal)
+        return forward(self, slots, embeds, *asked)
 
     work = engine(inv, inv_strategy(strategy), 1000)
-    monkeypatch.setattr(Lanes, "_run", limited)
+    monkeypatch.setattr(Lanes, "_forward", limited)
     with caplog.at_level(logging.WARNING, "invert_fast"):
         stream = _Stream(work, enumerate(s.hidden for s in states))
         found = dict(stream.recoveries())

@@ -111,11 +111,12 @@ def counted(fault: Callable[[], object]) -> list[str]:
 def recorded(inverter: Inverter, advance: Callable[[Rows, Tensor, Tensor], None]) -> str | None:
     """Why a step with this update could not be recorded, None where it could."""
     lanes = Lanes(inverter.decoder, 1, 4)
-    lanes.load(torch.zeros(1, dtype=torch.long, device="cuda"), [0], [inverter.capture(["A letter"])[0].hidden[:1]])
+    slot = torch.zeros(1, dtype=torch.long)
+    lanes.load(slot, [0], [inverter.capture(["A letter"])[0].hidden[:1]])
     width = inverter.decoder.embedding.shape[1]
     steps, zeros = GraphedSteps(lanes, width, advance), torch.zeros(1, width, device="cuda")
     tables = zeros, zeros.clone(), zeros.clone(), torch.zeros(1, dtype=torch.long, device="cuda")
-    steps.run(torch.zeros(1, dtype=torch.long, device="cuda"), tables, 1)
+    steps.run(slot, tables, 1)
     return steps.why_not
 
 

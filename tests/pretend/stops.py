@@ -13,6 +13,7 @@ from torch import Tensor
 
 _ROOT = Path(__file__).resolve().parents[2]
 _OURS = tuple(f"{_ROOT / folder}/" for folder in ("invert_fast", "kernels"))
+_CARRIER = f"{_ROOT}/invert_fast/model/transfer.py"
 _WAITING = {  # the size or the content of what these return is known to the device alone
     "_local_scalar_dense": "item",
     "nonzero": "nonzero",
@@ -64,11 +65,12 @@ class Stops:
 
 
 def place() -> str:
-    """The innermost line of ours that is running: `engine/ledger.py:98`; of this harness's callers where none is."""
+    """The innermost line of ours that is running: `engine/ledger.py:98`; of this harness's callers where none is. What
+    `transfer.py` copies, it copies for another."""
     frame, outside = sys._getframe(1), "elsewhere"
     while frame is not None:
         file = frame.f_code.co_filename
-        if file.startswith(_OURS):
+        if file.startswith(_OURS) and file != _CARRIER:
             return f"{Path(file).relative_to(_ROOT).as_posix().removeprefix('invert_fast/')}:{frame.f_lineno}"
         frame = frame.f_back
     return outside

@@ -84,7 +84,7 @@ def test_a_narrow_beam_is_near_the_exact_posterior(toy):
 
 def test_what_was_given_up_keeps_its_share():
     """Two beginnings of one text, 3 : 1; the lighter one is given up, and goes on counting where it said something."""
-    one = Hypotheses(1, 2, 2, torch.device("cpu"))
+    one = Hypotheses(1, 2, 2)
     one.give_up(torch.tensor([0]), torch.tensor([[0.25]]).double().log(), torch.tensor([[[7, 0]]]), torch.tensor([[1]]))
     one.weight[0, 0] = float(np.log(0.75))
     found = one.marginals(0, torch.tensor([[5, 6], [0, 0]]), 0)
