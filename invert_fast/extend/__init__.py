@@ -15,9 +15,9 @@ Of the `Context` that a strategy gets, these are promised beside what is listed 
 `lanes.length`, `lanes.target(slots)` and `lanes.fan_out(slots, ids)`; `attempts.tried`, `attempts.tried_there`,
 `attempts.tries`, `attempts.near_ids`, `attempts.near_state` and `attempts.failed`.
 
-On a GPU, slots, lengths, tokens and what was tried are on the host all the same. Beside the model are what `lanes` gives
-of states, `lanes.targets`, `attempts.near_state`, what `vocabulary` has of all tokens, and `attempts.tried_there`, a copy
-of `attempts.tried` for scores that are made there. What is proposed may be made on either.
+On a GPU, slots, lengths, tokens and what was tried are on the host all the same. Beside the model are what `lanes`
+gives of states, `lanes.targets`, `attempts.near_state`, what `vocabulary` has of all tokens, and a copy of what was
+tried, `attempts.tried_there`, for scores that are made there. What is proposed may be made on either.
 """
 
 from __future__ import annotations

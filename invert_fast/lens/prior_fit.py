@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..model.decoder import Decoder
 from ..model.lanes import Lanes
+from ..model.transfer import told
 from .base import Lens
 from .linear import LinearLens
 from .measure import SIZES, cost, evenly, sureness
@@ -81,7 +82,7 @@ def measure_orders(decoder: Decoder, lens: Lens, ids: Tensor, states: Tensor, la
     text, position = evenly(text, position + 1, most=_WRONG)
     true, wrong, ends = ids[text, position], draft[text, position], drafted.ends
     assert ends is not None, "a lens with a prior asks for it"
-    seen = lanes.fan_out_at(text, position, wrong[:, None])[:, 0].float()
+    seen = lanes.fan_out_at(*told(text, position), wrong[:, None])[:, 0].float()
     ranks = []
     for part in torch.arange(len(text), device=ids.device).split(_ROWS_AT_ONCE):
         at = text[part], position[part]

@@ -42,7 +42,6 @@ A_ROUND = {
     "auto, layer -1": (3, 230),
     "auto, layer -1, two lanes": (5, 340),
     "speculative": (3, 230),
-    "beam": (4, 350),
     "continuous": (2, 290),
     "sipit": (5, 460),
     "prior": (4, 220),
