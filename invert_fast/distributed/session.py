@@ -16,6 +16,7 @@ from ..intake.files import named_layer, open_source
 from ..inverter import Inverter
 from ..model.decoder import Decoder
 from ..model.reading import Reading
+from ..storage.ahead import Ahead
 from ..storage.joined import Joined, Source, parts_of
 from ..storage.noise import Noise, noise_named
 from ..storage.recovered import recovery_line
@@ -25,6 +26,7 @@ from .job import About, Found, Job
 
 log = logging.getLogger("invert_fast")
 _LOOKED_AT = 16  # texts whose noise is estimated
+_AHEAD = 1 << 28  # bytes of states that are read before a GPU asks for them
 
 
 class Session:
@@ -93,8 +95,11 @@ class Session:
         """These texts, each as it is found; lengths: of as many as will come, or of as many lanes as there may be."""
         layer, names = self.inverter.decoder.layer.name, [name for name, _ in parts_of(self.source)]
         memory = shared_out(self.inverter.decoder, self.job.max_memory, self.sharing)
+        given = ((i, replace(self.source.states(i, layer), noise=self.noise)) for i in texts)
+        if self.inverter.decoder.device.type == "cuda" and isinstance(texts, Sequence):
+            given = Ahead(map(_pinned, given), _size, _AHEAD)
         recovered = self.inverter.invert_iter(
-            ((i, replace(self.source.states(i, layer), noise=self.noise)) for i in texts),
+            given,
             self.job.strategy,
             lengths=lengths,
             batch_size=self.job.batch_size,
@@ -103,9 +108,23 @@ class Session:
             tolerances=self.tolerances,
             noise=self.noise,
         )
-        for index, recovery in recovered:
-            name = names[self.source.part(index) if isinstance(self.source, Joined) else 0]
-            yield found(index, recovery, name, as_line)
+        try:
+            for index, recovery in recovered:
+                name = names[self.source.part(index) if isinstance(self.source, Joined) else 0]
+                yield found(index, recovery, name, as_line)
+        finally:
+            if isinstance(given, Ahead):
+                given.close()
+
+
+def _pinned(item: tuple[int, States]) -> tuple[int, States]:
+    """As a device copies it by itself."""
+    index, states = item
+    return index, replace(states, hidden=states.hidden.pin_memory())
+
+
+def _size(item: tuple[int, States]) -> int:
+    return item[1].hidden.nbytes
 
 
 def identified(source: Source, layer: str) -> tuple[list[States], str]:

@@ -17,7 +17,7 @@ from .decoder import Decoder
 from .gradient import loss_and_gradient
 from .prefix import Passed, PrefixCall
 from .replay import programs_of
-from .transfer import picked, sent, sent_one, told_one
+from .transfer import picked, send_into, sent, sent_one, told_one
 
 
 @dataclass
@@ -72,9 +72,8 @@ class Lanes:
 
     def load(self, slots: Tensor, texts: list[int], hidden: list[Tensor]) -> None:
         """Give idle lanes their next texts: `hidden[i] [T_i, D]`, on any device, goes to lane `slots[i]`."""
-        padded = torch.nn.utils.rnn.pad_sequence(hidden, batch_first=True)  # one copy to the device for all
-        there, at = sent(self.device, padded, slots)
-        self.targets[at, : padded.shape[1]] = there.to(self.targets.dtype)
+        for slot, rows in zip(slots.tolist(), hidden, strict=True):
+            send_into(self.targets[slot, : len(rows)], rows)
         self.target_length[slots], self.text[slots] = torch.tensor([[len(rows) for rows in hidden], texts])
         for table in (self.length, self.forward_tokens, self.backward_tokens, self.parts):
             table.index_fill_(0, slots, 0)

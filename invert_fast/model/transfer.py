@@ -32,6 +32,11 @@ def sent_one(device: torch.device, table: Tensor) -> Tensor:
     return sent(device, table)[0]
 
 
+def send_into(there: Tensor, rows: Tensor) -> None:
+    """Rows to where they are wanted, without waiting for it."""
+    there.copy_(rows.pin_memory() if there.is_cuda and not rows.is_cuda else rows, non_blocking=True)
+
+
 def told(*tables: Tensor) -> tuple[Tensor, ...]:
     """The same on the host. What is on a device comes in one copy, as bytes: it is waited for once."""
     there = sorted((table for table in tables if table.device.type != "cpu"), key=lambda table: -table.element_size())

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
-from .tensor import DEVICE, STOPS, Device
+from .tensor import DEVICE, STOPS, Device, is_pinned
 
 
 class Stream:
@@ -104,4 +104,13 @@ def begin() -> None:
     # a GPU without kernels: PyTorch's own ops, and the formulas where it has none
     table.HAS_TRITON, native._cuda = False, None
     table.choose.cache_clear()
+    torch.Tensor.pin_memory = pinned  # in whatever thread
     Device().__enter__()
+
+
+def pinned(tensor: torch.Tensor, *_: Any) -> torch.Tensor:
+    if is_pinned(tensor):
+        return tensor
+    made = tensor.clone()
+    made.is_pinned_here = True  # type: ignore[attr-defined]
+    return made

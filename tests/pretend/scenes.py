@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 
-from invert_fast import Beam, Continuous, Exhaustive, Inverter, PerStepProjection, PriorOrder, Recovery
+from invert_fast import Beam, Continuous, Exhaustive, Inverter, PerStepProjection, PriorOrder, Recovery, States
+from invert_fast.distributed.job import Job
+from invert_fast.distributed.session import Session
 from invert_fast.lens import linear_fit
+from invert_fast.storage.states import write_states
 from invert_fast.strategies.registry import BUILT_IN
+
+from .. import zoo
 
 LAYERS = (0, 2, -1)
 TEXTS: tuple[Any, ...] = (
@@ -19,6 +26,7 @@ TEXTS: tuple[Any, ...] = (
     "A letter",
 )
 SHORT = ("The small town", "A letter")
+OF_ZOO = [[1, 5, 7, 9, 20], [1, 9]]
 # As they are built in, or with settings that end soon: what they run is the same. `auto` is for every layer.
 STRATEGIES = {
     "auto": "auto",
@@ -47,6 +55,10 @@ def scenes(device: str) -> Iterator[tuple[str, Scene]]:
         yield f"auto, layer {layer}, first", lambda inv=inverter, s=states: inv.invert(s)
         yield f"auto, layer {layer}", lambda inv=inverter, s=states: inv.invert(s)
         yield f"auto, layer {layer}, two lanes", lambda inv=inverter, s=states: inv.invert(s, batch_size=2)
+    yield "from a file", lambda: from_file(states, device)
+    own = Inverter(zoo.build("mamba").to(device))
+    found = own.capture(OF_ZOO)
+    yield "own pass", lambda: own.invert(found, PriorOrder(first_block=64))
     few = inverter.capture(SHORT)
     for name in BY_ITSELF:
         strategy = STRATEGIES[name]
@@ -57,11 +69,25 @@ def scenes(device: str) -> Iterator[tuple[str, Scene]]:
     yield "logits", lambda: inverter.invert_logits([logits, logits[:2].log_softmax(-1).cpu()])
 
 
+def from_file(states: list[States], device: str) -> list[Recovery]:
+    """As `invert-fast invert` does it."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "states.safetensors"
+        rows = [one.hidden for one in states]
+        write_states(path, rows, [*map(len, rows)], rows[0].shape[1], torch.float32, {})
+        session = Session(Job(path, "bundled"), device)
+        session.prepare()
+        recovered = {one.index: one.recovery for one in session.recover(range(len(states)), session.lengths, False)}
+    return [recovered[index] for index in range(len(states))]
+
+
 def truth(inverter: Inverter, scene: str) -> list[list[int]]:
     """The token ids that a scene has to find."""
+    if scene == "own pass":
+        return OF_ZOO
     if scene.startswith("logits"):
         return [inverter.encode(SHORT[0]), inverter.encode(SHORT[0])[:2]]
-    return [inverter.encode(text) for text in (TEXTS if scene.startswith(LONG) else SHORT)]
+    return [inverter.encode(text) for text in (TEXTS if scene.startswith((*LONG, "from a file")) else SHORT)]
 
 
 def figures(found: Sequence[Recovery]) -> dict[str, list]:
