@@ -20,11 +20,13 @@ def products(device: torch.device, compute: str = "float32") -> Iterator[None]:
         yield
         return
     matmul = torch.backends.cuda.matmul
-    before = matmul.allow_tf32, matmul.allow_bf16_reduced_precision_reduction
-    matmul.allow_tf32, matmul.allow_bf16_reduced_precision_reduction = compute == "tf32", False
+    # `allow_tf32`, the older name, cannot even be read where a program has set the newer one
+    before = matmul.fp32_precision, matmul.allow_bf16_reduced_precision_reduction
+    matmul.fp32_precision = "tf32" if compute == "tf32" else "ieee"
+    matmul.allow_bf16_reduced_precision_reduction = False
     try:
         # No cache of converted weights: what a graph captures must not be freed behind it.
         with torch.autocast("cuda", torch.bfloat16, enabled=compute == "bfloat16", cache_enabled=False):
             yield
     finally:
-        matmul.allow_tf32, matmul.allow_bf16_reduced_precision_reduction = before
+        matmul.fp32_precision, matmul.allow_bf16_reduced_precision_reduction = before
