@@ -28,7 +28,7 @@ from .reading import AS_CAPTURED, Reading, positions_from
 from .row_table import RowTable
 from .trial import FAILS, choose_path, longest_text
 from .twin import after_blocks, body_of, final_norm
-from .wrapped import bare, device_of, fingerprint_of, hooks_of
+from .wrapped import bare, device_of, fingerprint_of, hooks_of, value_of
 
 
 class Decoder:
@@ -156,7 +156,7 @@ class Decoder:
         that keeps the order is left out."""
         head, states = self.model.get_output_embeddings(), self.head_input(states)
         assert head is not None, "a causal language model has a head"
-        if tokens is not None and type(head) is nn.Linear:
+        if tokens is not None and type(head) is nn.Linear and head.weight.device == states.device:
             bias = None if head.bias is None else head.bias[tokens]
             return nn.functional.linear(states, head.weight[tokens], bias).float().log_softmax(-1)
         scores = self._logits(states)
@@ -176,7 +176,7 @@ class Decoder:
         if plain and self.embedding.reads_faster(head.weight):
             scores = self.embedding.times(rows, head.bias)
         else:
-            scores = (linear(rows, head.weight.T, head.bias) if plain else head(rows)).float()
+            scores = (linear(rows, head.weight.T, head.bias) if plain else head(rows)).float().to(rows.device)
         scores[..., self.usable_ids :] = float("-inf")
         return scores.index_fill_(-1, spoilt, float("-inf")) if len(spoilt := self.embedding.spoilt) else scores
 
@@ -191,8 +191,9 @@ class Decoder:
         [n, D]`: `[n, C]`."""
         head = self.model.get_output_embeddings()
         assert head is not None, "a causal language model has a head"
-        scores = scores_of(self.head_input(states), head.weight, ids)  # type: ignore[arg-type]
-        return scores if head.bias is None else scores + head.bias[ids.clamp_min(0)]  # type: ignore[index]
+        weight, rows = value_of(head, "weight"), self.head_input(states)  # of a model that is spread, wherever it lies
+        scores = scores_of(rows.to(weight.device), weight, ids.to(weight.device)).to(rows.device)
+        return scores if head.bias is None else scores + value_of(head, "bias").to(rows.device)[ids.clamp_min(0)]
 
     @property
     def tied_scale(self) -> float | None:

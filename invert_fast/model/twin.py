@@ -108,15 +108,16 @@ def _has_state(module: nn.Module) -> bool:
 
 
 def after_blocks(model: PreTrainedModel) -> Callable[[Tensor], Tensor]:
-    """What a model does to the output of its last block: the final norm, in most."""
+    """What a model does to the output of its last block: the final norm, in most; back from wherever that lies."""
     count = model.config.get_text_config().num_hidden_layers
     parent, _ = find_blocks(body_of(model), count)
     called = [getattr(parent, name) for name in _after_blocks(body_of(model), count)]
 
     def apply(states: Tensor) -> Tensor:
+        device = states.device
         for module in called:
             states = module(states)
-        return states
+        return states.to(device)
 
     return apply
 

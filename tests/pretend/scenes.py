@@ -8,6 +8,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from accelerate.hooks import AlignDevicesHook, add_hook_to_module
+from transformers import PreTrainedModel
 
 from invert_fast import Beam, Continuous, Exhaustive, Inverter, PerStepProjection, PriorOrder, Recovery, States
 from invert_fast.distributed.job import Job
@@ -59,6 +61,8 @@ def scenes(device: str) -> Iterator[tuple[str, Scene]]:
     own = Inverter(zoo.build("mamba").to(device))
     found = own.capture(OF_ZOO)
     yield "own pass", lambda: own.invert(found, PriorOrder(first_block=64))
+    apart = Inverter(spread(device))
+    yield "spread", lambda: apart.invert(apart.capture(OF_ZOO), PriorOrder(first_block=64))
     few = inverter.capture(SHORT)
     for name in BY_ITSELF:
         strategy = STRATEGIES[name]
@@ -67,6 +71,17 @@ def scenes(device: str) -> Iterator[tuple[str, Scene]]:
     ids = torch.tensor([inverter.encode(SHORT[0])], device=device)
     logits = inverter.decoder.model(ids).logits[0].detach()
     yield "logits", lambda: inverter.invert_logits([logits, logits[:2].log_softmax(-1).cpu()])
+
+
+def spread(device: str) -> PreTrainedModel:
+    """A model as `device_map` spreads it: what comes behind the first block is on the CPU."""
+    model = zoo.build("llama")
+    body, there, here = model.get_decoder(), torch.device(device), torch.device("cpu")
+    for module in (body.embed_tokens, body.rotary_emb, body.layers[0]):
+        add_hook_to_module(module.to(there), AlignDevicesHook(execution_device=there))
+    for module in (*body.layers[1:], body.norm, model.get_output_embeddings()):
+        add_hook_to_module(module, AlignDevicesHook(execution_device=here))
+    return add_hook_to_module(model, AlignDevicesHook(execution_device=there, io_same_device=True))
 
 
 def from_file(states: list[States], device: str) -> list[Recovery]:
@@ -83,7 +98,7 @@ def from_file(states: list[States], device: str) -> list[Recovery]:
 
 def truth(inverter: Inverter, scene: str) -> list[list[int]]:
     """The token ids that a scene has to find."""
-    if scene == "own pass":
+    if scene in ("own pass", "spread"):
         return OF_ZOO
     if scene.startswith("logits"):
         return [inverter.encode(SHORT[0]), inverter.encode(SHORT[0])[:2]]

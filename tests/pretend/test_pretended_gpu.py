@@ -120,7 +120,7 @@ def test_every_layer_gives_the_tokens_that_it_gives_on_the_cpu(layer, how, told,
     check(f"auto, layer {layer}{how}", told, on_cpu)
 
 
-@pytest.mark.parametrize("scene", [*scenes.BY_ITSELF, "from a file", "own pass", "logits"])
+@pytest.mark.parametrize("scene", [*scenes.BY_ITSELF, "from a file", "own pass", "spread", "logits"])
 def test_every_strategy_gives_the_tokens_that_it_gives_on_the_cpu(scene, told, on_cpu):
     check(scene, told, on_cpu)
 
