@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
 from invert_fast.cli.report import table
 
@@ -149,7 +150,18 @@ def kept_at_once(request):
     path, bench = os.environ.get("INVERT_FAST_BENCH_ROWS"), request.node.funcargs.get("benchmark")
     if path and bench is not None and bench.extra_info:
         with Path(path).open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"bench": request.node.name, **bench.extra_info}) + "\n")
+            row = {"bench": request.node.name, "settings": settings(), **bench.extra_info}
+            file.write(json.dumps(row) + "\n")
+
+
+def settings() -> str:
+    """What a product comes to hangs on these, and how long it takes."""
+    cuda, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    sums = "reduced" if cuda.allow_bf16_reduced_precision_reduction else "in fp32"
+    return (
+        f"PyTorch {torch.__version__}, products {cuda.fp32_precision}, convolutions {cudnn.conv.fp32_precision}, "
+        f"bf16 sums {sums} (verification sets its own)"
+    )
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -35,12 +35,13 @@ def line(row: dict) -> str:
 def main(folder: Path) -> int:
     rows = [json.loads(text) for text in (folder / "rows.jsonl").read_text(encoding="utf-8").splitlines()]
     stages = (folder / "stages.txt").read_text(encoding="utf-8").splitlines()
-    devices = sorted({row["device"] for row in rows if "device" in row})
-    (folder / "results.json").write_text(
-        json.dumps({"devices": devices, "stages": stages, "rows": rows}, indent=1) + "\n", encoding="utf-8"
-    )
+    devices, settings = (sorted({row[of] for row in rows if of in row}) for of in ("device", "settings"))
+    whole = {"devices": devices, "settings": settings, "stages": stages, "rows": rows}
+    (folder / "results.json").write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
     table = ["| bench | measured | beside |", "|---|---|---|", *map(line, rows)]
-    text = "\n".join([f"# {'; '.join(devices) or 'nothing measured'}", "", *(f"- {s}" for s in stages), "", *table, ""])
+    text = "\n".join(
+        [f"# {'; '.join(devices) or 'nothing measured'}", "", *(f"- {s}" for s in settings + stages), "", *table, ""]
+    )
     (folder / "results.md").write_text(text, encoding="utf-8")
     print(text)
     if not rows:

@@ -42,5 +42,8 @@ def test_the_rehearsal_runs_every_stage_and_keeps_what_it_measures(tmp_path):
     stages = (tmp_path / "out/stages.txt").read_text()
     assert told.returncode == 0, told.stdout[-2000:] + told.stderr[-2000:]
     assert {line.split(":")[0] for line in stages.splitlines() if ": done in" in line} == STAGES
-    rows = json.loads((tmp_path / "out/results.json").read_text())["rows"]
+    found = json.loads((tmp_path / "out/results.json").read_text())
+    rows, (settings,) = found["rows"], found["settings"]
+    assert settings.startswith("PyTorch ")
+    assert settings in (tmp_path / "out/results.md").read_text()
     assert {row["bench"].split("[")[0] for row in rows} >= {"bench_steps", "bench_gradient_modes", "bench_texts"}
