@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..engine.protocol import Context
 from ..lens.base import Lens
+from ..lens.linear import LinearLens
 from ..lens.orders import orders, ranked_ids, take_turns
 from ..lens.prior import draft_lists
 from ..lens.second_look import doubtful, look_again
@@ -20,7 +21,7 @@ from .blocks import Ranked
 
 _ROWS_AT_ONCE = 4096  # of states, that another lens looks at
 _FROM_ALL = 3072  # of the whole vocabulary, in each order
-_TABLES_AT_ONCE = 32  # positions whose candidates are ordered at once: a few tables of scores of all tokens for each
+_TABLES_AT_ONCE = 20  # positions whose candidates are ordered at once: a few tables of scores of all tokens for each
 
 
 class Candidates:
@@ -187,18 +188,32 @@ class Candidates:
         return proxies, bias
 
     def _ordered(self, slots: Tensor, position: Tensor, wrong_state: Tensor, wrong: Tensor) -> Ranked:
-        targets, vocabulary, before = self.context.lanes.targets, self.context.vocabulary, self._before(slots, position)
+        vocabulary, before = self.context.vocabulary, self._before(slots, position)
         assert before is not None
         slots, position, wrong = sent(self.proxies.device, slots, position, wrong)
-        start = position == 0
-        prior = self.context.decoder.log_probs(before)
-        prior.masked_fill_(start[:, None], 0.0).masked_fill_(~vocabulary.allowed, float("-inf"))
-        row = self.lens.scores(self.proxies[slots, position], start)
-        change = self.lens.change_scores(targets[slots, position], wrong_state, wrong)
+        row, prior, change = self._tables(slots, position, before, wrong_state, wrong)
+        prior.masked_fill_((position == 0)[:, None], 0.0).masked_fill_(~vocabulary.allowed, float("-inf"))
         most = min(_FROM_ALL, vocabulary.size)
         tables = orders(row, prior, change, self.weights[slots, position])
         ids, turns = take_turns(*(ranked_ids(_numbers(table, prior), most) for table in tables))
         return Ranked(turns, ids.int())
+
+    def _tables(
+        self, slots: Tensor, position: Tensor, before: Tensor, wrong_state: Tensor, wrong: Tensor
+    ) -> tuple[Tensor, ...]:
+        """Scores of all tokens, `[n, V]` each: by the lens alone, by the prior up to a constant, by the change lens. A
+        head that is the embedding matrix is read once for all three: that is what they cost."""
+        decoder, embedding, lens = self.context.decoder, self.context.vocabulary.embedding, self.lens
+        target, proxy, start = self.context.lanes.targets[slots, position], self.proxies[slots, position], position == 0
+        if decoder.tied_scale is None or not isinstance(lens, LinearLens):
+            row, change = lens.scores(proxy, start), lens.change_scores(target, wrong_state, wrong)
+            return row, decoder.log_probs(before), change
+        changed, fixed = lens.change_proxies(target, wrong_state, wrong)
+        factor = embedding.factor
+        ends = decoder.head_input(before).float() * (factor / decoder.tied_scale)
+        row, prior, change = embedding.times(torch.cat([proxy * factor, ends, changed * factor])).chunk(3)
+        own = torch.where(start[:, None], lens.parts["first"].bias, lens.parts["rest"].bias)
+        return row.add_(own), prior, change.add_(fixed)
 
 
 def _numbers(scores: Tensor, prior: Tensor) -> Tensor:

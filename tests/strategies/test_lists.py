@@ -8,11 +8,15 @@ import pytest
 import torch
 
 from invert_fast import Chain, Exhaustive, Inverter
+from invert_fast.engine.attempts import Attempts
+from invert_fast.engine.protocol import Context
 from invert_fast.lens import choose_lens
 from invert_fast.lens.linear import LinearLens
 from invert_fast.lens.prior import DraftPrior, draft_lists, weighed_lists
 from invert_fast.lens.prior_fit import _normaliser, _parted
+from invert_fast.model.lanes import Lanes
 from invert_fast.ops.best_two import LISTED
+from invert_fast.strategies.candidates import Candidates
 from invert_fast.strategies.lens_order import LensOrder
 from invert_fast.strategies.prior import PriorOrder
 from invert_fast.strategies.speculative import Speculative
@@ -55,6 +59,32 @@ def test_what_the_model_finds_likely_is_in_lists_that_a_lens_cannot_read(family)
 def test_a_text_of_one_token_has_a_list_too():
     inv, truth = inverter("llama"), texts(1)
     assert exact(inv.invert(inv.capture(truth)), truth)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gemma"])  # whose head is the embedding matrix, and a multiple of it
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_one_product_gives_the_scores_that_three_give(family, dtype):
+    inv = Inverter(build(family).to(dtype))
+    decoder, lens, slots = inv.decoder, choose_lens(inv.decoder, inv.vocabulary), torch.tensor([0, 1])
+    assert decoder.tied_scale is not None
+    hidden = decoder.capture(torch.tensor(texts(9, 9))).float()
+    lanes = Lanes(decoder, 2, 9)
+    lanes.load(slots, [0, 1], [*hidden])
+    attempts = Attempts(2, VOCAB, decoder.width, decoder.device)
+    candidates = Candidates(Context(decoder, inv.vocabulary, inv.calibrate(), lanes, attempts), lens)
+    candidates.draft(slots, hidden)
+    slots, position, wrong = torch.tensor([0, 1, 1]), torch.tensor([0, 3, 8]), torch.tensor([7, 8, 9])
+    before, other = candidates._before(slots, position), hidden[0, :3]
+    row, prior, change = candidates._tables(slots, position, before, other, wrong)
+    theirs = decoder.log_probs(before)
+    exactly = {torch.float32: 1e-4, torch.bfloat16: 2e-2}[dtype]  # the model's own logits are as exact as it is
+    alike = inv.vocabulary.allowed
+    torch.testing.assert_close(row[:, alike], lens.scores(candidates.proxies[slots, position], position == 0)[:, alike])
+    torch.testing.assert_close(
+        change[:, alike], lens.change_scores(hidden[slots, position], other, wrong)[:, alike], rtol=1e-4, atol=1e-3
+    )
+    apart = (prior - theirs)[:, alike]
+    assert (apart - apart.mean(-1, keepdim=True)).abs().max() <= exactly * theirs[:, alike].abs().max()
 
 
 @pytest.mark.parametrize(("kept", "from_all"), [(1, 4096), (5, 4096), (1, 2)])
