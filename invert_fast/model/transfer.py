@@ -23,7 +23,8 @@ def sent(device: torch.device, *tables: Tensor) -> tuple[Tensor, ...]:
     for dtype in dict.fromkeys(table.dtype for table in there):
         alike = [table for table in there if table.dtype == dtype]
         flat = alike[0].flatten() if len(alike) == 1 else torch.cat([table.flatten() for table in alike])
-        parts = flat.pin_memory().to(device, non_blocking=True).split([table.numel() for table in alike])
+        flat = flat.pin_memory() if device.type == "cuda" else flat  # from other memory it would be waited for
+        parts = flat.to(device, non_blocking=True).split([table.numel() for table in alike])
         moved |= {id(table): part.view(table.shape) for table, part in zip(alike, parts, strict=True)}
     return tuple(moved.get(id(table), table) for table in tables)
 
