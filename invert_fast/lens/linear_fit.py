@@ -115,7 +115,8 @@ def _fit_change(mixture: Mixture, lens: LinearLens, kept: Held) -> tuple[Tensor,
         wrong.append(tokens[scores.masked_fill_(true[:, None] == tokens, float("-inf")).argmax(-1)])
     sums = NormalEquations(vocabulary.embedding.shape[1], decoder.width, 0, slots.device)
     for slot, position, other in _split(kept.lanes.at_once, slots, positions, torch.cat(wrong)):
-        hidden = kept.lanes.fan_out_at(*told(slot, position), other[:, None])[:, 0].float()
+        lane, place = told(slot, position)
+        hidden = kept.lanes.fan_out_at(lane, place, other[:, None])[:, 0].float()
         embeds = vocabulary.embedding[kept.ids[slot, position]] - vocabulary.embedding[other]
         sums.add(embeds, kept.states[slot, position] - hidden)
         mixture.bar.update(len(slot))

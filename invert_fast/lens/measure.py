@@ -66,7 +66,8 @@ def measure_repair(
             for true, *part in zip(*(table.split(rows) for table in chosen[:3]), strict=True)
         ]
     )
-    wrong_states = lanes.fan_out_at(*told(text, position), wrong[:, None])[:, 0].float()
+    lane, place = told(text, position)
+    wrong_states = lanes.fan_out_at(lane, place, wrong[:, None])[:, 0].float()
     parts = zip(*(table.split(rows) for table in (*chosen, wrong, wrong_states)), strict=True)
     for true, proxy, never, state, before, other, other_state in parts:
         row = lens.scores(proxy, never)

@@ -82,7 +82,8 @@ def measure_orders(decoder: Decoder, lens: Lens, ids: Tensor, states: Tensor, la
     text, position = evenly(text, position + 1, most=_WRONG)
     true, wrong, ends = ids[text, position], draft[text, position], drafted.ends
     assert ends is not None, "a lens with a prior asks for it"
-    seen = lanes.fan_out_at(*told(text, position), wrong[:, None])[:, 0].float()
+    lane, place = told(text, position)
+    seen = lanes.fan_out_at(lane, place, wrong[:, None])[:, 0].float()
     ranks = []
     for part in torch.arange(len(text), device=ids.device).split(_ROWS_AT_ONCE):
         at = text[part], position[part]
