@@ -47,14 +47,14 @@ class Search:
     def __init__(self, inverter: Inverter, lanes: int, graphed: bool, search_dtype: str = "float32"):
         decoder, vocabulary = inverter.decoder, inverter.vocabulary
         rows = torch.tensor(random_rows(inverter, lanes, PREFIX + 1), device=decoder.device)
-        self.slots = torch.arange(lanes, device=decoder.device)
+        self.slots = torch.arange(lanes)
         self.lanes = Lanes(decoder, lanes, PREFIX + 1)
         states = torch.cat([decoder.states(part) for part in rows.split(256)])
         self.lanes.load(self.slots, list(range(lanes)), list(states))
         for part in self.slots.split(256):
             self.lanes.draft(part, rows[part, :PREFIX])
             everything = torch.full_like(part, PREFIX)
-            self.lanes.commit(part, rows[part, :PREFIX], everything, torch.arange(len(part), device=part.device))
+            self.lanes.commit(part, rows[part, :PREFIX], everything, torch.arange(len(part)))
         strategy = Continuous(10**6, 1, loss_threshold=0.0, round=ROUND, cuda_graph=graphed, search_dtype=search_dtype)
         attempts = Attempts(lanes, vocabulary.size, decoder.width, decoder.device)
         self.proposer = strategy.bind(Context(decoder, vocabulary, inverter.calibrate(), self.lanes, attempts))

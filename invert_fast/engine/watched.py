@@ -18,7 +18,7 @@ from .protocol import Behind, Block, Context, Learner, Observer, Run, Strategy, 
 
 _OF_LANES = ("targets", "target_length", "ids", "length", "text")
 _OF_ATTEMPTS = (
-    *("tried", "tries", "near", "near_ids", "near_rank", "near_state"),
+    *("tried", "tries", "near", "near_ids", "near_rank", "near_state", "near_plain"),
     *("rivals", "rivals_due", "nothing_left", "failed"),
 )
 
