@@ -98,17 +98,17 @@ class Session:
         given = ((i, replace(self.source.states(i, layer), noise=self.noise)) for i in texts)
         if self.inverter.decoder.device.type == "cuda" and isinstance(texts, Sequence):
             given = Ahead(map(_pinned, given), _size, _AHEAD)
-        recovered = self.inverter.invert_iter(
-            given,
-            self.job.strategy,
-            lengths=lengths,
-            batch_size=self.job.batch_size,
-            max_memory=memory,
-            states_dtype=self.precision[0],
-            tolerances=self.tolerances,
-            noise=self.noise,
-        )
         try:
+            recovered = self.inverter.invert_iter(
+                given,
+                self.job.strategy,
+                lengths=lengths,
+                batch_size=self.job.batch_size,
+                max_memory=memory,
+                states_dtype=self.precision[0],
+                tolerances=self.tolerances,
+                noise=self.noise,
+            )
             for index, recovery in recovered:
                 name = names[self.source.part(index) if isinstance(self.source, Joined) else 0]
                 yield found(index, recovery, name, as_line)

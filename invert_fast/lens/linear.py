@@ -98,8 +98,11 @@ class LinearLens:
 
     def scores(self, proxies: Tensor, first: Tensor) -> Tensor:
         """log p(state | token) up to a constant, `[b, V]`, of single rows' proxies `[b, D_e]`; first `[b]` bool."""
-        bias = torch.where(first[:, None], self.parts["first"].bias, self.parts["rest"].bias)
-        return self.vocabulary.embedding.scores(proxies, bias)
+        return self.vocabulary.embedding.scores(proxies, self.bias_at(first))
+
+    def bias_at(self, first: Tensor) -> Tensor:
+        """What a token scores whatever the state, `[b, V]`, at position 0 or later; first `[b]` bool."""
+        return torch.where(first[:, None], self.parts["first"].bias, self.parts["rest"].bias)
 
     def change_scores(self, state: Tensor, wrong_state: Tensor, wrong: Tensor, ids: Tensor | None = None) -> Tensor:
         """The same once token `wrong [b]` was seen to give `wrong_state [b, D]` where `state [b, D]` was asked for; of

@@ -212,8 +212,7 @@ class Candidates:
         factor = embedding.factor
         ends = decoder.head_input(before).float() * (factor / decoder.tied_scale)
         row, prior, change = embedding.times(torch.cat([proxy * factor, ends, changed * factor])).chunk(3)
-        own = torch.where(start[:, None], lens.parts["first"].bias, lens.parts["rest"].bias)
-        return row.add_(own), prior, change.add_(fixed)
+        return row.add_(lens.bias_at(start)), prior, change.add_(fixed)
 
 
 def _numbers(scores: Tensor, prior: Tensor) -> Tensor:
