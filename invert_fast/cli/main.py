@@ -46,7 +46,7 @@ log = logging.getLogger("invert_fast")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     args = _parser().parse_args(argv)
-    _configure_logging()
+    _configure_logging(getattr(args, "verbose", False))
     try:
         with claimed(args):
             return args.command(args)
@@ -90,13 +90,13 @@ def _left(args: argparse.Namespace) -> str:
     return "no half-written file is left"
 
 
-def _configure_logging() -> None:
+def _configure_logging(verbose: bool) -> None:
     if not log.handlers:
         handler = logging.StreamHandler()
         handler.setFormatter(Formatter("invert-fast: %(message)s"))
         log.addHandler(handler)
-        log.setLevel(logging.INFO)
         log.propagate = False
+    log.setLevel(logging.DEBUG if verbose else logging.INFO)
     if "transformers" in sys.modules:
         from transformers.utils import logging as hf_logging
 

@@ -58,6 +58,11 @@ def model_options(
         default="float32",
         help="precision of our forward passes (default float32, which certifies best)",
     )
+    parser.add_argument(
+        "--verbose",
+        action="store_true",
+        help="also say what is fitted, measured or read back, from what, and where it is kept",
+    )
     if states:
         parser.add_argument(
             "--insist",

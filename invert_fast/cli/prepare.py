@@ -97,7 +97,9 @@ def _prepare(args: argparse.Namespace) -> int:
         say_json([asdict(each) for each in found])
         return 0
     say(f"{inverter.decoder.fingerprint()}, {inverter.decoder.layer.name}")
+    from ..storage.cache import kept
+
     for each in found:
-        kept = f"kept in {each.path}" if each.path else "kept nowhere: INVERT_FAST_CACHE is off, or cannot be written"
-        say(f"{each.what} from {each.source}, {each.seconds:.1f} s" + ("" if each.source == FITTED else f"; {kept}"))
+        where = "" if each.source == FITTED else f"; {kept(each.path)}"
+        say(f"{each.what} from {each.source}, {each.seconds:.1f} s{where}")
     return 0

@@ -123,7 +123,7 @@ def _say_through(told: _Pipe) -> None:
 
     log = logging.getLogger("invert_fast")
     log.handlers, log.propagate = [Said()], False
-    log.setLevel(logging.INFO)
+    log.setLevel(logging.DEBUG)  # that process says what it was asked to
 
 
 def _end_with_parent() -> None:

@@ -38,6 +38,7 @@ def write(file: str, found: Tolerances) -> None:
     if found.metric is not None:
         tensors = {"directions": found.metric.directions.contiguous(), "held": found.metric.held.contiguous()}
     cache.write(file, save(tensors, metadata={"figures": json.dumps(figures)}))
+    log.debug("tolerances: measured on prose and random tokens; %s", cache.kept(cache.path(file)))
 
 
 def read(file: str, decoder: Decoder) -> Tolerances | None:
@@ -49,6 +50,8 @@ def read(file: str, decoder: Decoder) -> Tolerances | None:
     found = _read(path, decoder)
     if found is None:
         log.warning("the stored tolerances %s are damaged: measuring them again", path)
+    else:
+        log.debug("tolerances: read from %s", path)
     return found
 
 

@@ -94,10 +94,12 @@ class Fits:
 @torch.no_grad()
 def read_by(lens: Lens, vocabulary: Vocabulary, context: Tensor, rows: Tensor, count: int) -> Tensor:
     """The `count` tokens `[R, count]` that a lens reads first off each of `rows [R, D]`, behind the rows `context
-    [C, D]` (or `[R, C, D]`, one for each), which may be none."""
+    [C, D]` (or `[R, C, D]`, one for each), which may be none. Of a large vocabulary no more than a list has; −1 where
+    there are fewer."""
     context = context[..., -_CONTEXT:, :].expand(len(rows), -1, -1)
     proxies = lens.proxies(torch.cat([context, rows[:, None]], 1))[:, -1]
     begins = torch.full((len(rows),), context.shape[1] == 0, device=rows.device)
-    if vocabulary.size >= MANY_TOKENS and context.shape[1]:
-        return lens.row_lists(proxies)[0][:, :count].long()
+    if vocabulary.size >= MANY_TOKENS:
+        listed = lens.row_lists(proxies) if context.shape[1] else [part[:, 0] for part in lens.lists(proxies[:, None])]
+        return listed[0][:, :count].long()
     return lens.scores(proxies, begins).topk(min(count, vocabulary.candidates)).indices

@@ -64,6 +64,7 @@ def read(file: str, into: Neighbours) -> int:
         log.warning("the stored neighbours %s are of another vocabulary or damaged: looking them up again", path)
         return 0
     into.keep(tokens, ids, distance, beyond)
+    log.debug("nearest rivals of %d tokens: read from %s", n, path)
     return n
 
 

@@ -31,6 +31,11 @@ def path(name: str) -> Path | None:
     return root / name if root is not None and (root / name).is_file() else None
 
 
+def kept(where: Path | str | None) -> str:
+    """In words: where an entry is, if it is."""
+    return f"kept in {where}" if where else "kept nowhere: INVERT_FAST_CACHE is off, or cannot be written"
+
+
 def read_json(name: str) -> dict | None:
     """A stored JSON object; None when absent or damaged (it is then measured again)."""
     found = path(name)

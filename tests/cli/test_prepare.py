@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 
 import pytest
@@ -54,3 +55,23 @@ def test_what_cannot_be_is_refused(capsys):
     assert "Traceback" not in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["prepare", "--model", "bundled", "--states-dtype", "int4"])
+
+
+def test_verbose_says_what_was_made_from_what_and_where_it_is(small, caplog):
+    log, command = logging.getLogger("invert_fast"), ["prepare", "--model", "bundled", "--layer", "block:1"]
+    log.addHandler(caplog.handler)
+    try:
+        said = []
+        for options in (["--verbose"], ["--verbose"], []):
+            caplog.clear()
+            assert main([*command, "--device", "cpu", *options]) == 0
+            said.append(caplog.text)
+    finally:
+        log.removeHandler(caplog.handler)
+    made, again, quiet = said
+    paths = [*map(str, small.glob("*.safetensors"))]
+    kept = [path for path in paths if f"kept in {path}" in made]
+    assert len(kept) == 2  # lens, tolerances
+    assert "% of held-out tokens right; fitted on " in made
+    assert all(f"read from {path}" in again for path in kept)
+    assert "read from" not in quiet

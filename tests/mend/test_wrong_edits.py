@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib import import_module
 
 import pytest
 import torch
@@ -10,7 +11,9 @@ import torch
 from invert_fast import InputError, States
 from invert_fast.cli.mend import EDITS as OFFERED
 from invert_fast.diagnose.hypotheses import EDITS as NAMED
+from invert_fast.mend import work
 from invert_fast.mend.mending import EDITS as EDITS_TOLD
+from invert_fast.ops.best_two import LISTED
 
 from ..small_fits import shrink
 from .edits import EDITS, LENGTH, edited, judge, small
@@ -84,6 +87,20 @@ def test_nothing_wrong_is_certified_of_coarse_states(name, edit):
     sure = judge(found, made.truth, whole[start:stop])
     if (name, edit) in (("shuffled", "order"), ("two texts in turns", "mixed")):
         assert sure == len(made.rows)
+
+
+@pytest.mark.parametrize("layer", [1, 2])
+@pytest.mark.parametrize(("name", "edit"), RIGHT)
+def test_a_large_vocabulary_is_mended_as_well(name, edit, layer, monkeypatch):
+    """Where what a lens reads off rows are short lists."""
+    inverter = small("gpt2", layer)
+    for room in ("mend.asked", "strategies.candidates"):
+        monkeypatch.setattr(import_module(f"invert_fast.{room}"), "MANY_TOKENS", 1)
+    monkeypatch.setattr(work, "_LISTED", LISTED + 10)
+    made = edited(name, inverter, seed=1)
+    whole = edited("nothing", inverter, seed=1).truth
+    start, stop = DROPPED.get(name, (0, 0))
+    assert judge(inverter.mend(made.rows, edit), made.truth, whole[start:stop]) >= RIGHT[name, edit]
 
 
 def test_one_row_behind_a_gap_of_two_certifies_nothing():

@@ -1,7 +1,8 @@
-"""`python -m tests.pretend [GUARD]`: everything on a pretended GPU, in a process of its own, told as JSON.
+"""`python -m tests.pretend SCENES [GUARD]`: scenes on a pretended GPU, in a process of its own, told as JSON.
 
-What stands in for `torch.cuda` is never taken back, so no test may share the process. GUARD: what `guard.build` made,
-which has to be loaded before PyTorch is; without one the same is run on the CPU.
+What stands in for `torch.cuda` is never taken back, so no test may share the process. SCENES: the module whose scenes
+are run, `scenes` (with the harness itself) or `beside`; GUARD: what `guard.build` made, which has to be loaded before
+PyTorch is; without one the same is run on the CPU.
 """
 
 from __future__ import annotations
@@ -10,30 +11,41 @@ import ctypes
 import json
 import sys
 import traceback
+from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 
-def on_cpu() -> dict[str, Any]:
-    from .scenes import figures, scenes
+def on_cpu(module: str) -> dict[str, Any]:
+    from .scenes import figures
 
-    return {name: figures(scene()) for name, scene in scenes("cpu")}
+    return {name: figures(scene()) for name, scene in _scenes(module, "cpu")}
 
 
-def on_gpu(guard: Path) -> dict[str, Any]:
+def on_gpu(module: str, guard: Path) -> dict[str, Any]:
     ctypes.CDLL(str(guard), ctypes.RTLD_GLOBAL)
     from . import cuda
 
     cuda.begin()
-    from . import faults, scenes
+    told: dict[str, Any] = {"scenes": _run(_scenes(module, "cuda"))}
+    return told | _of_the_harness() if module == "scenes" else told
+
+
+def _scenes(module: str, device: str) -> Iterator[tuple[str, Callable]]:
+    return import_module(f"{__package__}.{module}").scenes(device)
+
+
+def _of_the_harness() -> dict[str, Any]:
+    from invert_fast import Inverter
+
+    from . import faults
 
     told: dict[str, Any] = {
         "refused": {name: faults.refusal(fault) for name, fault in faults.REFUSED.items()},
         "counted": {name: faults.counted(fault) for name, (_, fault) in faults.COUNTED.items()},
         "free": {name: faults.counted(fault) for name, fault in faults.FREE.items()},
     }
-    told["scenes"] = _run(scenes.scenes("cuda"))
-    from invert_fast import Inverter
 
     inverter = Inverter.from_pretrained("bundled", device="cuda")
     updates = (faults.fitting, faults.number, faults.mask, faults.constant)
@@ -78,4 +90,4 @@ def _run(scenes) -> dict[str, dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(on_gpu(Path(sys.argv[1])) if sys.argv[1:] else on_cpu()))
+    print(json.dumps(on_gpu(sys.argv[1], Path(sys.argv[2])) if sys.argv[2:] else on_cpu(sys.argv[1])))

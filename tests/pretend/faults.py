@@ -88,6 +88,7 @@ FREE: dict[str, Callable[[], object]] = {
     "numbers through a mask": _masked,
     "rows by an index": lambda: on_device(3)[torch.zeros(2, dtype=torch.long, device="cuda")],
     "pinned memory": _queued,
+    "a shape in place": lambda: on_device(3).unsqueeze_(0) + on_device(1, 3),
     "a range": lambda: torch.arange(3, device="cuda").sort(descending=True),
 }
 

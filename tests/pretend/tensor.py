@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
@@ -72,7 +73,12 @@ class Pretended(Tensor):
         return self.held.untyped_storage()  # to tell which tensors share one, as files of them must know
 
     def data_ptr(self):
-        raise RuntimeError(f"the address of a pretended tensor was asked for at {place()}: only kernels need one")
+        """Its identity: whether two tensors are one."""
+        if place().startswith(("ops/", "kernels/")):
+            raise RuntimeError(
+                f"the address of a pretended tensor was asked for at {place()}: kernels are not pretended"
+            )
+        return self.held.data_ptr()
 
 
 def is_parameter(tensor: Tensor) -> bool:
@@ -180,6 +186,8 @@ def _run(func: Callable, name: str, args: tuple, kwargs: dict[str, Any], ours: l
         options["device"] = torch.device("cpu")
     held_args, held_options = tree_map_only(Pretended, lambda t: t.held, (args, options))
     out = func(*held_args, **held_options)
+    if torch.Tag.inplace_view in func.tags:  # type: ignore[attr-defined]
+        _reshape(func, args, kwargs)
     assert all(t.shape == t.held.shape for t in ours), f"{name} changes a shape in place, which is not pretended"
     if STOPS.recorded is not None:
         STOPS.recorded.append((func, held_args, held_options, out))
@@ -187,3 +195,14 @@ def _run(func: Callable, name: str, args: tuple, kwargs: dict[str, Any], ours: l
         return out
     known = {id(t.held): t for t in ours}  # what an op returns of its operands is the operand itself
     return tree_map_only(Tensor, lambda t: known[id(t)] if id(t) in known else Pretended(t), out)
+
+
+def _reshape(func: Callable, args: tuple, kwargs: dict[str, Any]) -> None:
+    """The shape that an op gives its operand in place: to the wrapper, as PyTorch's own subclasses do it."""
+    before = torch._C._meta_in_tls_dispatch_include()
+    with no_dispatch():
+        torch._C._set_meta_in_tls_dispatch_include(True)
+        try:
+            func(*args, **kwargs)
+        finally:
+            torch._C._set_meta_in_tls_dispatch_include(before)

@@ -8,32 +8,16 @@ ops run as PyTorch's own, or as their formulas.
 from __future__ import annotations
 
 import functools
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from invert_fast import Inverter
 
-from . import faults, guard, scenes
+from . import faults, scenes
+from .running import MARKS, run
 
-ROOT = Path(__file__).resolve().parents[2]
-pytestmark = [
-    pytest.mark.skipif(
-        guard.COMPILER is None, reason="autograd on a pretended GPU needs a C++ compiler: none was found"
-    ),
-    pytest.mark.skipif(
-        sys.platform != "linux", reason="one function of PyTorch is replaced as the loader of Linux does"
-    ),
-    pytest.mark.skipif(
-        torch.version.cuda is not None, reason="this PyTorch was built with CUDA: there it has one guard"
-    ),
-]
+pytestmark = MARKS
 # Stops a round of each scene, and launches, with loading its texts, drafting them and handing them over: what they are,
 # rounded up. Lower is better.
 A_ROUND = {
@@ -54,27 +38,16 @@ def inverter() -> Inverter:
     return Inverter.from_pretrained("bundled", device="cpu")
 
 
-def run(cache: Path, *compiled: Path) -> dict[str, Any]:
-    """What `python -m tests.pretend` tells, with nothing measured before."""
-    cache.mkdir()
-    own = {"INVERT_FAST_CACHE": str(cache), "OMP_NUM_THREADS": "1", "TRITON_INTERPRET": "0", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "tests.pretend", *map(str, compiled)]
-    done = subprocess.run(command, cwd=ROOT, env=os.environ | own, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return json.loads(done.stdout)
-
-
 @pytest.fixture(scope="module")
 def on_cpu(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What each scene finds on the CPU."""
-    return run(tmp_path_factory.mktemp("cpu") / "cache")
+    return run("scenes", tmp_path_factory.mktemp("cpu"))
 
 
 @pytest.fixture(scope="module")
 def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What a process with a pretended GPU tells."""
-    folder = tmp_path_factory.mktemp("pretended")
-    return run(folder / "cache", guard.build(folder))
+    return run("scenes", tmp_path_factory.mktemp("pretended"), pretended=True)
 
 
 # ---- the harness notices what it is there for
