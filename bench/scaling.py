@@ -73,8 +73,8 @@ def _own_precision(folder: Path) -> str:
 def plots(rows: list[dict]) -> dict[str, str]:
     """SVG by file name: what comes back and what it costs, by length, by number of texts and by size of the model."""
     rows = [row for row in rows if row["precision"] == "float32"]
-    models = list(dict.fromkeys(row["model"] for row in rows))
     by_length = [row for row in rows if row["along"] == "length"]
+    models = list(dict.fromkeys(row["model"] for row in by_length if row["length"] != LENGTH))  # one point is no line
     by_number = [row for row in rows if row["along"] == "number"]
     by_size = [{**row, "size": row["size"] / 1e6} for row in by_length if row["length"] == LENGTH]
     length, number = Axis("tokens a text", 10, 1024, True), Axis("texts of 32 tokens", 1, 1000, True)
@@ -130,7 +130,7 @@ def main() -> int:
     cells = [
         [
             row["model"],
-            f"{row['size'] / 1e6:.2g} M",
+            f"{row['size'] / 1e6:.2f} M",
             f"{row['count']} × {row['length']}",
             row["precision"],
             row["defence"],
