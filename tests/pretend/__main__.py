@@ -1,8 +1,8 @@
 """`python -m tests.pretend SCENES [GUARD]`: scenes on a pretended GPU, in a process of its own, told as JSON.
 
 What stands in for `torch.cuda` is never taken back, so no test may share the process. SCENES: the module whose scenes
-are run, `scenes` (with the harness itself) or `beside`; GUARD: what `guard.build` made, which has to be loaded before
-PyTorch is; without one the same is run on the CPU.
+are run, `scenes` (with the harness itself), `beside` or `families`; GUARD: what `guard.build` made, which has to be
+loaded before PyTorch is; without one the same is run on the CPU.
 """
 
 from __future__ import annotations

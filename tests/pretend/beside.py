@@ -23,6 +23,7 @@ from invert_fast.logits import VectorSearch
 
 from ..families import build
 from ..small_fits import shrink
+from . import families
 
 TEXTS = ("The small harbour town was still asleep when", "A letter from the mayor was on the table in the hall")
 NOISE = Noise("gaussian", 0.05)
@@ -80,6 +81,8 @@ def scenes(device: str) -> Iterator[tuple[str, Callable[[], Told]]]:
     young = Inverter(build("llama", blocks=2).to(device))
     yield "fit", lambda: {"steps": young.fit("learned", Fit(width=32, layers=1, steps=4)).steps}
     yield "fit, deeper", lambda: {"deeper": young.fit("linear", Fit(minutes=1e-4)).deeper}
+    for name, scene in families.scenes(device, families.FEW):
+        yield name, lambda scene=scene: told(scene())
     yield from large(device, young)
 
 

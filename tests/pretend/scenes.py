@@ -19,6 +19,7 @@ from invert_fast.storage.states import write_states
 from invert_fast.strategies.registry import BUILT_IN
 
 from .. import zoo
+from .families import IDS as OF_ZOO
 
 LAYERS = (0, 2, -1)
 TEXTS: tuple[Any, ...] = (
@@ -28,7 +29,6 @@ TEXTS: tuple[Any, ...] = (
     "A letter",
 )
 SHORT = ("The small town", "A letter")
-OF_ZOO = [[1, 5, 7, 9, 20], [1, 9]]
 # As they are built in, or with settings that end soon: what they run is the same. `auto` is for every layer.
 STRATEGIES = {
     "auto": "auto",

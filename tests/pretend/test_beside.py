@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from . import families
 from .running import MARKS, run
 
 pytestmark = MARKS
@@ -40,6 +41,8 @@ def test_what_is_found_is_right(told):
         assert {*map(tuple, told[name]["tokens"])} <= {tuple(first), tuple(second), tuple(second[: len(first)])}, name
         assert {code for row in told[name]["status"] for code in row} == {0}, name
     assert told["large, mend front"]["tokens"] == [first[1:]]
+    for family in families.FEW:
+        assert told[f"family {family}"] == {"tokens": families.IDS * 2, "status": [[0] * 5, [0] * 2] * 2}
     assert told["score"] == {"exact": 1.0}
     assert told["explain, last"]["found_id"] == told["explain, inner"]["found_id"] == first
     assert "100 % of the first" in told["diagnose nothing"]["verdict"]
