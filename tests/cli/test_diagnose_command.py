@@ -41,7 +41,7 @@ def test_the_hint_names_the_command(tmp_path, caplog, monkeypatch):
     states = tmp_path / "states.safetensors"
     save_file({"hidden": CAPTURES["left-padded by 7, no position ids"][0]().contiguous()}, states)
     with caplog.at_level(logging.WARNING, "invert_fast"):
-        monkeypatch.setattr("invert_fast.cli.main._configure_logging", lambda: None)
+        monkeypatch.setattr("invert_fast.cli.main._configure_logging", lambda *_: None)
         assert run("invert", "--model", "bundled", states, "--output", tmp_path / "out.jsonl") == 1
     assert f"invert-fast diagnose --model bundled {states}" in caplog.text
 
