@@ -17,8 +17,10 @@ from torch import Tensor
 from invert_fast import Beam, Fit, Inverter, Noise, PriorOrder, Reading, Recovery, States
 from invert_fast.audit import Settings, audit
 from invert_fast.audit.read_off import read_off
+from invert_fast.engine import calibrate
 from invert_fast.explain import explain
 from invert_fast.extract import Client, LocalApi, Restrictions, extract
+from invert_fast.lens import mixture
 from invert_fast.logits import VectorSearch
 
 from ..families import build
@@ -57,6 +59,8 @@ def scenes(device: str) -> Iterator[tuple[str, Callable[[], Told]]]:
     """Name by name, to be run in this order: what is fitted changes what comes after. For processes of their own: fits
     are made to end in a second."""
     shrink(pytest.MonkeyPatch())
+    calibrate._TEXTS, calibrate._SINGLES, calibrate._STEPPED, calibrate._PAIRS = 24, 64, 4, 24
+    mixture._A_NUMBER, mixture._SINGLES, mixture._KEPT = 8, 300, 16
     os.environ["INVERT_FAST_SHARPEN"] = "on"
     last, inner = Bundled(device), Bundled(device, INNER)
     inverter, rows = last.inverter, last.rows[0]
@@ -69,7 +73,7 @@ def scenes(device: str) -> Iterator[tuple[str, Callable[[], Told]]]:
     yield "score", lambda: {"exact": inverter.score(inverter.invert(last.rows), last.ids).exact_match}
     for name, one in (("last", last), ("inner", inner)):
         yield f"explain, {name}", lambda one=one: _explained(one.inverter)
-    for edit, changed in _edits(inner).items():  # of the last layer where a vocabulary is large
+    for edit, changed in _edits(inner).items():
         yield f"mend {edit}", lambda edit=edit, rows=changed: told(inner.inverter.mend(rows, edit))
     for what, changed in {"nothing": rows, "gap": _edits(last)["gap"], "layer": inner.rows[0]}.items():
         yield f"diagnose {what}", lambda rows=changed: _diagnosed(inverter, rows)
@@ -149,6 +153,7 @@ def large(device: str, young: Inverter) -> Iterator[tuple[str, Callable[[], Told
         )
         yield f"large, {where}, explain", lambda inv=inverter: _explained(inv)
         yield f"large, {where}, diagnose", lambda inv=inverter, one=one: _diagnosed(inv, one.rows[0])
-    for edit, changed in _edits(one).items():
-        yield f"large, mend {edit}", lambda edit=edit, rows=changed: told(inverter.mend(rows, edit))
+    for edit in ("gap", "order", "steering"):
+        rows = _edits(one)[edit]
+        yield f"large, mend {edit}", lambda edit=edit, rows=rows: told(inverter.mend(rows, edit))
     yield "large, fit", lambda: {"deeper": young.fit("learned", Fit(minutes=1e-4)).deeper}
