@@ -67,7 +67,7 @@ _BODY = {
     "required": True,
     "description": "safetensors: `hidden [N, D]` with `offsets [texts + 1]` int64 (what `invert-fast capture` writes), "
     "a batch `[B, T, D]` with its `attention_mask [B, T]`, or tensors `[T, D]` under names of their own, a text each. "
-    "Metadata that are heeded: layer, model, dtype, compute_dtype.",
+    "Metadata that are heeded: layer, model, dtype, compute_dtype, noise.",
     "content": {kind: {"schema": {"type": "string", "format": "binary"}} for kind in BODIES},
 }
 _ANSWER = {
@@ -142,8 +142,11 @@ def create_app(worker: Worker, desk: Desk, metrics: Metrics, tokens: tuple[bytes
             Literal["float32", "float16", "bfloat16", "int8"] | None, Query(description="and computed in")
         ] = None,
         insist: Annotated[bool, Query(description="use states that say they are of another model or layer")] = False,
+        noise: Annotated[
+            str | None, Query(max_length=64, description="that was added to the states, such as gaussian:0.05")
+        ] = None,
     ) -> Response:
-        return Answer(desk, worker, Asked(tensor, states_dtype, compute_dtype, insist or worker.insist))
+        return Answer(desk, worker, Asked(tensor, states_dtype, compute_dtype, insist or worker.insist, noise))
 
     @app.exception_handler(RequestValidationError)
     async def wrong_parameter(_: Any, error: RequestValidationError) -> Response:

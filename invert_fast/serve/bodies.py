@@ -18,6 +18,7 @@ from ..intake.huggingface import entry
 from ..inverter import Inverter
 from ..storage.contents import FLOATS, Contents, read_safetensors
 from ..storage.joined import Joined, Source, natural, parts_of
+from ..storage.noise import Noise, noise_named
 from ..storage.states import choose, states_in
 from ..types import QUANTISED, InputError, coarsest
 from .problems import ProblemError, of_input
@@ -31,23 +32,26 @@ STORED, COMPUTED = (*_FLOATS, *QUANTISED), (*_FLOATS, "int8")
 @dataclass(frozen=True)
 class Asked:
     """What a request says beside its body. tensor: which one holds the states, `*` and `?` for several; stored,
-    computed: precisions, where the body is silent; insist: use states that say they are of another model or layer."""
+    computed: precisions, where the body is silent; insist: use states that say they are of another model or layer;
+    noise: what was added to the states, instead of what the body says."""
 
     tensor: str | None = None
     stored: str | None = None
     computed: str | None = None
     insist: bool = False
+    noise: str | None = None
 
 
 @dataclass(frozen=True)
 class Texts:
     """Rows `[T, D]` fp32 of each text of a request, the tensor each is from (None: there is one), and the precision,
-    stored and computed, that all of them are taken to have."""
+    stored and computed, and the noise that all of them are taken to have."""
 
     rows: list[Tensor]
     names: list[str | None]
     stored: str
     computed: str
+    noise: Noise | None = None
 
     @property
     def tokens(self) -> int:
@@ -63,12 +67,16 @@ def texts_in(body: bytes, inverter: Inverter, asked: Asked, most: int) -> Texts:
     except InputError as error:
         raise of_input(error, "not-tensors") from error
     try:
-        return _texts(contents, inverter, asked, most)
+        stated = noise_named(asked.noise)
+    except InputError as error:
+        raise of_input(error, "wrong-parameter") from error
+    try:
+        return _texts(contents, inverter, asked, most, stated)
     except InputError as error:
         raise of_input(error) from error
 
 
-def _texts(contents: Contents, inverter: Inverter, asked: Asked, most: int) -> Texts:
+def _texts(contents: Contents, inverter: Inverter, asked: Asked, most: int, stated: Noise | None) -> Texts:
     decoder = inverter.decoder
     names = _names(contents, asked.tensor)
     _check_number(contents, names, most)
@@ -91,7 +99,18 @@ def _texts(contents: Contents, inverter: Inverter, asked: Asked, most: int) -> T
     _check_precision(stored, computed)
     rows = [checked(decoder, index, one.hidden) for index, one in enumerate(states)]
     sources = [names[source.part(i)] if isinstance(source, Joined) else None for i in range(len(lengths))]
-    return Texts(rows, sources, stored, computed)
+    said = next((one.noise for one in states), None)  # of a body, which has metadata once
+    return Texts(rows, sources, stored, computed, _shared(stated or said))
+
+
+def _shared(noise: Noise | None) -> Noise | None:
+    """Texts of different clients share lanes, so that what one of them is told must not hang on another's rows."""
+    if noise is not None and not noise.relative:
+        raise InputError(
+            f"{NAME} has noise '{noise}', in the units of the states, expected it over the root mean square of a row "
+            f"('{noise.kind}:0.05'): invert it with `invert-fast invert --noise`"
+        )
+    return noise
 
 
 def _names(contents: Contents, tensor: str | None) -> list[str]:

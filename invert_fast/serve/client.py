@@ -101,6 +101,7 @@ class Client:
         states_dtype: str | None = None,
         compute_dtype: str | None = None,
         insist: bool = False,
+        noise: str | None = None,
     ) -> Iterator[Found]:
         """Texts of these states, each as soon as it is found; `index` says which one it is.
 
@@ -110,7 +111,7 @@ class Client:
         """
         body = states.read_bytes() if isinstance(states, Path) else states
         body = body if isinstance(body, bytes) else packed(body)
-        given = {"tensor": tensor, "states_dtype": states_dtype, "compute_dtype": compute_dtype}
+        given = {"tensor": tensor, "states_dtype": states_dtype, "compute_dtype": compute_dtype, "noise": noise}
         parameters = {name: value for name, value in given.items() if value is not None}
         if insist:
             parameters["insist"] = "true"
@@ -147,15 +148,16 @@ def packed(states: Sequence[States | Tensor] | States | Tensor) -> bytes:
 
     items = [states] if isinstance(states, (States, Tensor)) else list(states)
     texts = [one if isinstance(one, States) else States(one) for one in items]
-    precisions = {(one.dtype, one.compute_dtype) for one in texts}
+    precisions = {(one.dtype, one.compute_dtype, one.noise and one.noise.spec) for one in texts}
     origins = {(str(one.layer), one.model) for one in texts if one.model is not None}
     if len(precisions) != 1 or len(origins) > 1:
         raise InputError(
-            f"there are states of {len(precisions)} precisions and {len(origins)} known models and layers, expected "
-            "those of one: send each kind by itself"
+            f"there are states of {len(precisions)} precisions and kinds of noise, and {len(origins)} known models and "
+            "layers, expected those of one: send each kind by itself"
         )
     lengths = torch.tensor([0, *map(len, texts)]).cumsum(0)
-    about: dict[str, str] = dict(zip(("dtype", "compute_dtype"), precisions.pop(), strict=True))
+    known = zip(("dtype", "compute_dtype", "noise"), precisions.pop(), strict=True)
+    about = {name: value for name, value in known if value is not None}
     about |= dict(zip(("layer", "model"), next(iter(origins), ()), strict=False))
     rows = torch.cat([one.hidden.detach().cpu() for one in texts]).contiguous()
     return save({"hidden": rows, "offsets": lengths}, about)

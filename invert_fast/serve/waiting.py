@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from ..storage.noise import Noise
 from .jobs import Job
 
 
 @dataclass(frozen=True)
 class Kind:
-    """What texts in the same lanes have in common: their precision, stored and computed, and lanes that are long
-    enough."""
+    """What texts in the same lanes have in common: their precision, stored and computed, lanes that are long enough,
+    and the noise that was added to them."""
 
     stored: str
     computed: str
     longest: int
+    noise: Noise | None = None
 
     def holds(self, other: Kind) -> bool:
-        return (self.stored, self.computed) == (other.stored, other.computed) and self.longest >= other.longest
+        return replace(other, longest=self.longest) == self and self.longest >= other.longest
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Waiting:
         self._changed = threading.Condition()
 
     def kind(self, job: Job) -> Kind:
-        return Kind(job.texts.stored, job.texts.computed, self.lanes(job.longest))
+        return Kind(job.texts.stored, job.texts.computed, self.lanes(job.longest), job.texts.noise)
 
     def lanes(self, tokens: int) -> int:
         """How long lanes for so many tokens are: a power of two, so that few kinds meet."""

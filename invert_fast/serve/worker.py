@@ -11,6 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from ..engine.calibrate import with_noise
 from ..engine.engine import Engine
 from ..engine.memory import plan
 from ..engine.protocol import Strategy
@@ -155,11 +156,16 @@ class Worker:
     def _engine(self, kind: Kind) -> Engine:
         inverter, longest = self.inverter, kind.longest + len(self.inverter.decoder.reading.prefix)
         work = plan(inverter.decoder, longest, self.max_memory, self.batch_size)
+        tolerances, strategy = inverter.calibrate(kind.stored, kind.computed), self.strategy
+        if kind.noise is not None:  # over each row's own level: whose rows are given makes no difference
+            like = torch.ones(2, inverter.decoder.width)
+            tolerances = with_noise(inverter.decoder, inverter.vocabulary, tolerances, kind.noise, like)
+            strategy = strategy_named("beam") if strategy.name == "auto" else strategy
         return Engine(
             inverter.decoder,
             inverter.vocabulary,
-            inverter.calibrate(kind.stored, kind.computed),
-            self.strategy,
+            tolerances,
+            strategy,
             min(work.slots, _LANES),
             longest,
             work.tokens_per_call,

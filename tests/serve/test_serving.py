@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from invert_fast import States
+from invert_fast import InputError, Noise, States, Status
 from invert_fast.cli.demo import sentences
 from invert_fast.cli.main import main
 from invert_fast.serve import Client, ServeError
@@ -73,6 +73,33 @@ def test_many_at_once_get_what_each_would_get_alone(server, inverter):
     assert not all(r.certified for r in alone[-1])
     tokens = sum(len(states) for request in requests for states in request)
     assert metric(server, "invert_fast_tokens_total") - before == 2 * tokens
+
+
+def test_noise_is_what_the_request_or_its_body_says_it_is(client, inverter):
+    """Beside exact states: nothing of the one kind meets the other's tolerances."""
+    exact, noise, generator = (
+        inverter.capture(sentences()[:3]),
+        Noise("gaussian", 0.3),
+        torch.Generator().manual_seed(0),
+    )
+    loud = []
+    for states in exact:
+        level = states.hidden.square().mean(-1, keepdim=True).sqrt()
+        loud.append(states.hidden + 0.3 * level * torch.randn(states.hidden.shape, generator=generator))
+    alone = inverter.invert([States(rows, noise=noise) for rows in loud])
+    asked = (
+        lambda: client.invert([States(rows, noise=noise) for rows in loud]),
+        lambda: client.invert(loud, noise=noise.spec),
+        lambda: client.invert(exact),
+    )
+    with ThreadPoolExecutor(3) as pool:
+        *noisy, sure = pool.map(lambda ask: sorted(ask(), key=lambda found: found.index), asked)
+    assert all(found.certified for found in sure)
+    for answered in noisy:
+        assert [found.token_ids for found in answered] == [r.token_ids.tolist() for r in alone]
+        assert [found.status for found in answered] == [[Status(int(s)).label for s in r.status] for r in alone]
+    with pytest.raises(InputError, match="of 2 precisions and kinds of noise"):
+        next(client.invert([States(loud[0], noise=noise), States(loud[1])]))
 
 
 def test_a_text_comes_when_it_is_found_and_a_client_that_leaves_frees_its_lanes(server, client, inverter):
