@@ -17,12 +17,14 @@ from ..lens.base import Lens
 from ..lens.change import ChangeModel, change_model
 from ..lens.choose import choose_lens
 from ..lens.outside import LensMaker
+from ..lens.prior import draft_lists
 from ..model.transfer import picked, sent_one, told_one
-from ..ops.best_two import MANY_TOKENS
+from ..ops.best_two import LISTED, MANY_TOKENS
 from ..storage.noise import GAUSSIAN, LAPLACIAN, Noise
 from .beam_search import Search
 from .blocks import growing_blocks
-from .hypotheses import Marginals
+from .candidates import charge_ends
+from .hypotheses import UNTRIED, Marginals
 from .openings import openings_of
 
 _TABLE = 1 << 23  # numbers in a table of all tokens for each hypothesis
@@ -33,9 +35,9 @@ class Beam:
     """width: hypotheses of a text; candidates: tokens that are tried after each, at most; worth: share of the posterior
     that a token has to be expected to have to be tried; drop: a hypothesis so much less likely than the best one is
     given up (nats); prior: weight of the model's own log-probabilities (with 0 and a width of 1 the nearest token is
-    taken at every step); at_once: texts side by side, at most; listed: of a large vocabulary, tokens looked at;
-    tokens_per_call: of a pass, at most; block: candidates at once where none of these fits states without noise; lens,
-    seed: as in `Speculative`.
+    taken at every step); at_once: texts side by side, at most; listed: of a large vocabulary, tokens looked at, those
+    of the lens's list first, and as many of all others where none of these fits; tokens_per_call: of a pass, at most;
+    block: candidates at once where none of these fits states without noise; lens, seed: as in `Speculative`.
 
     The noise is what `States.noise` says, else the rounding that was calibrated.
     """
@@ -89,6 +91,7 @@ class Given:
     vocabulary."""
 
     noise: Rounded
+    lens: Lens
     change: ChangeModel
     openings: Tensor | None
 
@@ -110,8 +113,14 @@ class _Proposer:
         noise = Rounded(tolerances.level, max(tolerances.own))
         change = change_model(decoder, vocabulary, self.lens, settings.seed)
         openings = openings_of(decoder) if vocabulary.size < MANY_TOKENS else None
-        self.given = Given(noise, change, openings)
-        self.drafts = torch.zeros(context.lanes.slots, context.lanes.max_len, dtype=torch.long)
+        self.given = Given(noise, self.lens, change, openings)
+        lanes = context.lanes
+        self.drafts = torch.zeros(lanes.slots, lanes.max_len, dtype=torch.long)
+        self.lists: Tensor | None = None
+        if vocabulary.size >= MANY_TOKENS:
+            self.lists = torch.full(
+                (lanes.slots, lanes.max_len, LISTED), UNTRIED, dtype=torch.int32, device=lanes.device
+            )
         self.texts: _Texts | None = None
         self.found: dict[int, Marginals] = {}
 
@@ -119,9 +128,20 @@ class _Proposer:
         lanes = self.context.lanes
         longest = int(lanes.target_length[slots].max())
         if longest:
-            hidden = lanes.targets[sent_one(lanes.device, slots), :longest]
-            self.drafts[slots, :longest] = told_one(self.lens.draft(hidden))
+            at = sent_one(lanes.device, slots)
+            hidden = lanes.targets[at, :longest]
+            self.drafts[slots, :longest] = told_one(self._drafted(slots, at, hidden))
         self._forget(slots.tolist())
+
+    def _drafted(self, slots: Tensor, at: Tensor, hidden: Tensor) -> Tensor:
+        """Tokens `[b, T]` of texts `hidden [b, T, D]`, and their lists where there are any."""
+        if self.lists is None:
+            return self.lens.draft(hidden)
+        found = draft_lists(self.context.decoder, self.lens, hidden)
+        if found.ends is not None and not self.context.decoder.layer.near_head:
+            charge_ends(self.context, slots)
+        self.lists[at, : hidden.shape[1]] = found.ids.int()
+        return found.ids[..., 0]
 
     def _forget(self, slots: list[int]) -> None:
         for slot in slots:
@@ -178,7 +198,8 @@ class _Proposer:
             most = _TABLE // (self.settings.width * self.context.vocabulary.size)
             slots = waiting[: max(1, min(self.settings.at_once, most))]
             lanes = self.context.lanes.length.new_tensor(slots)
-            search = Search(self.settings, self.context, lanes, self.drafts[lanes], self.given)
+            lists = None if self.lists is None else self.lists[sent_one(self.lists.device, lanes)]
+            search = Search(self.settings, self.context, lanes, self.drafts[lanes], self.given, lists)
             self.texts = _Texts(search, {slot: row for row, slot in enumerate(slots)})
         search = self.texts.search
         search.step()

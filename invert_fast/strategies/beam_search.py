@@ -21,8 +21,8 @@ from ..engine.protocol import Context
 from ..model.branch import begin, branch
 from ..model.own_lanes import lanes_of
 from ..model.transfer import picked, sent, sent_one, told, told_one
-from ..ops.best_two import MANY_TOKENS
 from .continuations import Continuations
+from .found import Found, columns_of, once, shares_of
 from .hypotheses import UNTRIED, Hypotheses, Marginals
 
 if TYPE_CHECKING:
@@ -31,23 +31,27 @@ if TYPE_CHECKING:
 _LOOKS = 4  # times that a position is looked at anew, from what fits best by then
 _FIRST = 8  # tokens that are tried at the first look: mostly the right one is among them; four times as many at each
 _LOUD = 1.5, 2.0, 3.0  # deviations of the best residual, above which tokens are tried at the first looks, and later
+_LOST = 2  # positions of a text at which nothing fitted: what is behind them is tried by its share alone
 _NONE = float("-inf")
 
 
 class Search:
     """Texts in the lanes `slots [B]` of the engine, from their committed tokens on. drafts `[B, M]`: of the lens; done
-    `[B]`: which are complete. Hypothesis w of text b is lane bW + w. Lanes, texts, positions and weights are on the
-    host; states, and what is known of all tokens, beside the model."""
+    `[B]`: which are complete; lists `[B, M, L]`: of a large vocabulary, what the lens holds likeliest. Hypothesis w of
+    text b is lane bW + w. Lanes, texts, positions and weights are on the host; states, and what is known of all tokens,
+    beside the model."""
 
-    def __init__(self, settings: Beam, context: Context, slots: Tensor, drafts: Tensor, given: Given):
-        self.settings, self.context, self.slots, self.drafts = settings, context, slots, drafts
-        self.noise, self.change, self.openings = given.noise, given.change, given.openings
+    def __init__(
+        self, settings: Beam, context: Context, slots: Tensor, drafts: Tensor, given: Given, lists: Tensor | None = None
+    ):
+        self.settings, self.context, self.slots, self.drafts, self.lists = settings, context, slots, drafts, lists
+        self.given, self.noise, self.change, self.openings = given, given.noise, given.change, given.openings
         lanes, decoder = context.lanes, context.decoder
         B, W = len(slots), settings.width
         self.lanes = lanes_of(decoder, B * W, lanes.max_len)
         self.lanes.target_length[:] = lanes.target_length[slots].repeat_interleave(W)
         self.hypotheses = Hypotheses(B, W, lanes.max_len)
-        self.start = lanes.length[slots]
+        self.start, self.lost = lanes.length[slots], torch.zeros(B, dtype=torch.long)
         self.state = torch.zeros(B * W, decoder.width, device=decoder.device)
         self.prior = Continuations(context, self.lanes, self.state)
         self._charged = self.lanes.forward_tokens.clone()
@@ -88,7 +92,7 @@ class Search:
         self._go_on(rows, text, found, pending)
         self._charge()
 
-    def _opened(self, target: Tensor, expected: Tensor) -> _Found:
+    def _opened(self, target: Tensor, expected: Tensor) -> Found:
         """First tokens: the states of all of them are known, whatever the text."""
         assert self.openings is not None
         joint = torch.stack(
@@ -96,38 +100,72 @@ class Search:
         )
         value, ids = joint.topk(min(self.settings.candidates, joint.shape[1]), -1)
         rest = joint.scatter(1, ids, _NONE).logsumexp(-1)
-        return _Found(ids, value, self.openings[ids], rest)
+        return Found(ids, value, self.openings[ids], rest)
 
-    def _tried(self, rows: Tensor, text: Tensor, at: Tensor, target: Tensor, expected: Tensor) -> tuple[_Found, bool]:
+    def _tried(self, rows: Tensor, text: Tensor, at: Tensor, target: Tensor, expected: Tensor) -> tuple[Found, bool]:
         """Continuations of lanes `rows [n]`; expected `[n, V]`: their log shares before their states are looked at."""
         settings, n = self.settings, len(rows)
         token, there = sent(target.device, self.drafts[text, at], text)
-        ids = self._listed(token, expected)
-        expected = expected if ids is None else expected.gather(1, ids.clamp_min(0)).masked_fill(ids < 0, _NONE)
+        every, ids = expected, self._listed(text, at, token, expected)
+        expected = expected if ids is None else shares_of(every, ids)
+        searched = sent_one(target.device, self.lost[text] < _LOST)
         state = self.lanes.draft(rows, token[:, None])[:, 0].float()
         own = self._column(ids, token)
         joint = expected.gather(1, own) + self.noise.log_density(target, state)[:, None]
         tried = torch.zeros_like(expected, dtype=torch.bool).scatter_(1, own, True)
-        found = _Found(token[:, None], joint, state[:, None], expected.new_zeros(n))
+        found = Found(token[:, None], joint, state[:, None], expected.new_zeros(n))
         pending = True
         for look in range(_LOOKS):
-            best = found.joint.argmax(-1, keepdim=True)
-            base = found.states.gather(1, best[..., None].expand(-1, -1, target.shape[-1]))[:, 0]
-            guess = self.change.log_density(
-                target - base, found.ids.gather(1, best)[:, 0], self.noise.deviation(base), ids
-            )
+            best, base = self._best(found, target)
+            guess = self.change.log_density(target - base, best, self.noise.deviation(base), ids)
             guess = (guess + expected).masked_fill_(tried, _NONE)
             found.untried = guess.logsumexp(-1)
             total = self._total(there, torch.cat([found.joint, found.untried[:, None]], 1))
             value, column = guess.topk(min(_FIRST << 2 * look, settings.candidates, guess.shape[1]), -1)
             asked = value > total[there][:, None] + math.log(settings.worth)
             loud = self.noise.loudness(target, base) > _LOUD[min(look, 2)]  # then none of these may be the right one
-            asked |= loud[:, None] & (value > _NONE)
+            asked |= (loud & searched)[:, None] & (value > _NONE)
             if not bool(asked.any()) or look == _LOOKS - 1:
                 break
             self._try(rows, target, ids, expected, column.masked_fill(~asked, UNTRIED), tried, found)
             pending = False
+        if ids is not None and self._beyond(rows, text, target, every, ids, found):
+            pending = False
         return found, pending
+
+    def _beyond(self, rows: Tensor, text: Tensor, target: Tensor, every: Tensor, ids: Tensor, found: Found) -> bool:
+        """Where nothing that was listed fits the best hypothesis of a text: as many of all other tokens, by what the
+        best of those tried tells of them, and by the prior. Whether any were tried."""
+        weight = self.hypotheses.weight
+        leads = (weight == weight.amax(-1, keepdim=True)).flatten()[rows] & (self.lost[text] < _LOST)
+        if not bool(leads.any()):
+            return False
+        token, base = self._best(found, target)
+        loud = told_one(self.noise.loudness(target, base) > _LOUD[-1])
+        some = (leads & loud).nonzero().flatten()
+        if not len(some):
+            return False
+        at = sent_one(target.device, some)
+        scores = self.given.lens.change_scores(target[at], base[at], token[at])
+        scores = torch.cat([scores.log_softmax(-1), scores.log_softmax(-1) + every[at]], 0)
+        listed = torch.where(ids < 0, ids[:, :1], ids)[at]
+        scores.scatter_(1, torch.cat([listed, listed]), _NONE)
+        value, found_ids = scores.topk(min(self.settings.listed // 2, scores.shape[1]), -1)
+        by_state, by_both = found_ids.masked_fill(value == _NONE, UNTRIED).chunk(2)
+        more = torch.full((len(rows), 2 * by_state.shape[1]), UNTRIED, device=ids.device)
+        more[at] = once(torch.cat([by_both, by_state], 1))
+        own = shares_of(every, more)
+        self._try(rows, target, more, own, columns_of(more), torch.zeros_like(own, dtype=torch.bool), found)
+        fits = self.noise.loudness(target[at], self._best(found, target)[1][at]) <= _LOUD[-1]
+        self.lost[text[some[told_one(~fits)]]] += 1
+        return True
+
+    @staticmethod
+    def _best(found: Found, target: Tensor) -> tuple[Tensor, Tensor]:
+        """The likeliest token of each row that was tried, `[n]`, and its state `[n, D]`."""
+        best = found.joint.argmax(-1, keepdim=True)
+        state = found.states.gather(1, best[..., None].expand(-1, -1, target.shape[-1]))[:, 0]
+        return found.ids.gather(1, best)[:, 0], state
 
     def _try(
         self,
@@ -137,7 +175,7 @@ class Search:
         expected: Tensor,
         columns: Tensor,
         tried: Tensor,
-        found: _Found,
+        found: Found,
     ) -> None:
         """Add what the candidates `columns [n, C]` give, −1 for none; calls are of rows that ask for about as many."""
         count = told_one((columns >= 0).sum(-1))
@@ -158,7 +196,7 @@ class Search:
         at, column = (columns >= 0).nonzero(as_tuple=True)
         tried[at, columns[at, column]] = True
 
-    def _go_on(self, rows: Tensor, text: Tensor, found: _Found, pending: bool) -> None:
+    def _go_on(self, rows: Tensor, text: Tensor, found: Found, pending: bool) -> None:
         """The best continuations of each text take over its lanes; the others are remembered as given up."""
         W, C, hypotheses = self.settings.width, found.joint.shape[1], self.hypotheses
         B, (tokens, joint, rest) = len(self.slots), told(found.ids, found.joint, found.untried)
@@ -218,13 +256,15 @@ class Search:
         length = (at[:, None] + 1).expand(last.shape)
         self.hypotheses.give_up(here, torch.cat([gone, rest[every]], 1), lost, length)
 
-    def _listed(self, token: Tensor, expected: Tensor) -> Tensor | None:
-        """Of a large vocabulary the tokens that are looked at, `[n, C]`: the drafted one, and what the prior puts
-        first."""
-        if self.context.vocabulary.size < MANY_TOKENS:
+    def _listed(self, text: Tensor, at: Tensor, token: Tensor, expected: Tensor) -> Tensor | None:
+        """Of a large vocabulary the tokens that are looked at, `[n, C]`: the drafted one, those of the lens's list, and
+        what the prior puts first."""
+        if self.lists is None:
             return None
-        ids = expected.topk(min(self.settings.listed - 1, expected.shape[1]), -1).indices
-        return torch.cat([token[:, None], ids.masked_fill(ids == token[:, None], UNTRIED)], 1)
+        listed = picked(self.lists, text, at).long()[:, : self.settings.listed - 1]
+        count = self.settings.listed - 1 - listed.shape[1]
+        likely = expected.topk(min(count, expected.shape[1]), -1).indices
+        return once(torch.cat([token[:, None], listed, likely], 1))
 
     @staticmethod
     def _column(ids: Tensor | None, token: Tensor) -> Tensor:
@@ -248,10 +288,3 @@ class Search:
         spent = self.lanes.forward_tokens - self._charged + self.prior.spent()
         self._charged = self.lanes.forward_tokens.clone()
         self.context.lanes.charge(self.slots, spent.view(len(self.slots), -1).sum(-1))
-
-
-class _Found:
-    """ids, joint, states `[n, C]`: of what was tried; untried `[n]`: log share of all else, as expected."""
-
-    def __init__(self, ids: Tensor, joint: Tensor, states: Tensor, untried: Tensor):
-        self.ids, self.joint, self.states, self.untried = ids, joint, states, untried

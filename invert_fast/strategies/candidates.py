@@ -24,6 +24,13 @@ _FROM_ALL = 3072  # of the whole vocabulary, in each order
 _TABLES_AT_ONCE = 20  # positions whose candidates are ordered at once: a few tables of scores of all tokens for each
 
 
+def charge_ends(context: Context, slots: Tensor) -> None:
+    """What it costs to run on from the captured states of these lanes' texts: see `Decoder.ends`."""
+    onward = context.decoder.onward
+    assert onward is not None
+    context.lanes.charge(slots, forward=(context.lanes.target_length[slots] * onward.tokens).round().long())
+
+
 class Candidates:
     """Those of all lanes, beside the model; lanes and positions are named on the host. listed: whether positions have
     short lists; width: how many candidates are scored at once."""
@@ -90,7 +97,7 @@ class Candidates:
             self._ends = torch.zeros(lanes.slots, lanes.max_len, ends.shape[2], device=ends.device)
         self._ends[sent_one(ends.device, slots), : ends.shape[1]] = ends
         self._ended.index_fill_(0, slots, True)
-        lanes.charge(slots, forward=(lanes.target_length[slots] * onward.tokens).round().long())
+        charge_ends(self.context, slots)
 
     def _before(self, slots: Tensor, position: Tensor) -> Tensor | None:
         """`Decoder.ends` at the positions before these, `[n, D]`; None where they cannot be had."""

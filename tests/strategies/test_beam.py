@@ -12,7 +12,7 @@ import torch
 from invert_fast import Beam, Inverter, Noise, Recovery, Status
 from invert_fast.defences import Gaussian
 from invert_fast.lens import choose_lens
-from invert_fast.strategies import beam, beam_search
+from invert_fast.strategies import beam
 from invert_fast.strategies.hypotheses import Hypotheses
 
 from ..families import build, exact, inverter, texts
@@ -65,8 +65,7 @@ def test_posteriors_are_those_of_all_sequences(toy, noise):
 
 
 def test_posteriors_of_a_large_vocabulary_with_short_lists(toy, monkeypatch):
-    for module in (beam, beam_search):
-        monkeypatch.setattr(module, "MANY_TOKENS", TOY)
+    monkeypatch.setattr(beam, "MANY_TOKENS", TOY)
     noise = Noise("gaussian", 1.0)
     states = Gaussian(1.0).apply(toy.capture(texts(LENGTH, vocab=TOY, seed=8))[0], 8)
     (found,) = toy.invert(states, ALL, noise=noise)
@@ -127,3 +126,25 @@ def bundled_rows(inv: Inverter, count: int) -> list[list[int]]:
 def test_other_strategies_state_no_posterior(bundled):
     (found,) = bundled.invert(bundled.capture(["The ferry leaves."]))
     assert found.posterior is None
+
+
+@pytest.mark.parametrize("blind", [False, True], ids=["in the list", "in no list"])
+def test_tokens_of_a_large_vocabulary_that_nothing_drafts_are_found(bundled, blind, monkeypatch):
+    """Random tokens, a third of them drafted wrong: by the list of the lens or, where that has none of them, by what
+    those tried tell of all others."""
+    drafted = beam.draft_lists
+
+    def wrong(*arguments):
+        found = drafted(*arguments)
+        found.ids[:, 2::3] = torch.arange(3, 67) if blind else found.ids[:, 2::3].roll(1, -1)
+        return found
+
+    monkeypatch.setattr(beam, "MANY_TOKENS", 1)
+    monkeypatch.setattr(beam, "draft_lists", wrong)
+    size, generator = bundled.vocabulary.size, torch.Generator().manual_seed(0)
+    truth = torch.randint(300, size, (2, 12), generator=generator).tolist()
+    rows = [Gaussian(0.05).apply(states, i).hidden for i, states in enumerate(bundled.capture(truth))]
+    found = bundled.invert(rows, Beam(listed=72), noise=Noise("gaussian", 0.05))
+    assert [r.token_ids.tolist() for r in found] == truth
+    cost = sum(r.cost.forward_tokens for r in found) / 24
+    assert (25 < cost < 80) if blind else cost < 16
