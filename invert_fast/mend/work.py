@@ -16,8 +16,10 @@ from ..engine.protocol import Strategy
 from ..engine.tolerances import Tolerances
 from ..lens.base import Lens
 from ..lens.choose import choose_lens
+from ..lens.prior import draft_lists
 from ..model.decoder import Decoder
 from ..model.vocabulary import Vocabulary
+from ..ops.best_two import MANY_TOKENS
 from ..types import Mended, Recovery, States, Status
 from .asked import Asked, Fits, read_by
 from .known import Known
@@ -82,19 +84,30 @@ class Work:
         its cost by `done`."""
         before, reading = len(self.decoder.reading.prefix), self.decoder.reading
         whole = self._behind_prefix(rows)
-        lists, draft = torch.zeros(len(whole), 0, dtype=torch.long, device=rows.device), []
-        if len(rows):
-            with torch.no_grad():
-                draft = self.lens.draft(whole[None])[0].tolist() if ids is None else [*reading.prefix, *ids]
-            lists = torch.cat([self.read(whole[:t], whole[t : t + 1], _LISTED) for t in range(len(whole))])
-            lists[:before] = -1
-            draft[:before] = reading.prefix
+        known = self._drafted(whole)
+        if ids is not None:
+            known = replace(known, ids=[*reading.prefix, *ids])
+        if len(whole):
+            known.lists[:before] = -1
+            known = replace(known, ids=[*reading.prefix, *known.ids[before:]])
         given = rows if isinstance(reading.scale, str) else rows * reading.scale
         states = States(given, self.decoder.layer.name, *self.precision)
         stored, computed = self.precision
-        (found,) = self.inverter.invert(states, Known(draft, lists), states_dtype=stored, compute_dtype=computed)
+        (found,) = self.inverter.invert(states, known, states_dtype=stored, compute_dtype=computed)
         self.spent += found.cost.forward_tokens
         return found
+
+    @torch.no_grad()
+    def _drafted(self, whole: Tensor) -> Known:
+        """What a lens makes of a text `[T, D]`."""
+        if not len(whole):
+            return Known([], torch.zeros(0, 0, dtype=torch.long, device=whole.device))
+        if self.vocabulary.size >= MANY_TOKENS:
+            found = draft_lists(self.decoder, self.lens, whole[None])
+            ends = None if found.ends is None else found.ends[0]
+            return Known(found.ids[0, :, 0].tolist(), found.ids[0].long(), self.lens, ends)
+        lists = torch.cat([self.read(whole[:t], whole[t : t + 1], _LISTED) for t in range(len(whole))])
+        return Known(self.lens.draft(whole[None])[0].tolist(), lists)
 
     def _behind_prefix(self, rows: Tensor) -> Tensor:
         prefix = self.decoder.reading.prefix

@@ -16,6 +16,7 @@ import torch
 
 from ..types import InputError
 from .contents import BOMB, Array, Contents, brief
+from .parquet_footer import values_by_column
 
 SUFFIXES = {".parquet", ".arrow", ".feather", ".ipc"}
 
@@ -40,12 +41,12 @@ def open_arrow(path: Path, head: bytes) -> Contents:
         else:
             with pa.memory_map(str(path)) as source:
                 schema = _reader(source, head).schema
-    except (pa.ArrowException, OSError, ValueError) as error:
+        columns = {f.name: (str(_plain(f.type)), partial(_column, path, head, f.name)) for f in schema}
+    except _unreadable() as error:
         raise InputError(
             f"{path} is damaged or no Arrow or Parquet file ({brief(error)}), expected columns of lists of floats: "
             "write it again"
         ) from error
-    columns = {f.name: (str(_plain(f.type)), partial(_column, path, head, f.name)) for f in schema}
     return Contents(path, "arrow", {}, {}, columns)
 
 
@@ -53,6 +54,11 @@ def _pyarrow() -> Any:
     """The library, where it is installed."""
     import_module("pyarrow.parquet")
     return import_module("pyarrow")
+
+
+def _unreadable() -> tuple[type[Exception], ...]:
+    """What pyarrow says of a file that is damaged, RuntimeError of what it did not expect itself."""
+    return _pyarrow().ArrowException, OSError, ValueError, KeyError, RuntimeError
 
 
 def _reader(source: Any, head: bytes) -> Any:
@@ -68,13 +74,11 @@ def _plain(kind: Any) -> Any:
 def _check_packing(path: Path, name: str) -> None:
     """InputError for a column that a few bytes stand for: one number and how often it is there, say."""
     with _pyarrow().parquet.ParquetFile(path) as file:
-        about = file.metadata
-    groups = [about.row_group(i) for i in range(about.num_row_groups)]
-    chunks = [group.column(i) for group in groups for i in range(group.num_columns)]
-    values = sum(chunk.num_values for chunk in chunks if f"{chunk.path_in_schema}.".startswith(f"{name}."))
-    unpacked, size = 8 * max(about.num_rows, values), path.stat().st_size
+        rows = file.metadata.num_rows
+    counts = [count for column, count in values_by_column(path) if f"{column}.".startswith(f"{name}.")]
+    unpacked, size = 8 * max(rows, sum(counts)), path.stat().st_size
     times, most = BOMB
-    if min(about.num_rows, values) < 0 or (unpacked > most and unpacked > times * size):
+    if min(rows, *counts, 0) < 0 or (unpacked > most and unpacked > times * size):
         raise InputError(
             f"{path}: column `{name}` would unpack from {size:,} to about {unpacked:,} bytes, expected states: save "
             "them as .safetensors if they are"
@@ -91,7 +95,7 @@ def _column(path: Path, head: bytes, name: str) -> Array:
         else:
             with pa.memory_map(str(path)) as source:
                 column = _reader(source, head).read_all().column(name)
-    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+    except _unreadable() as error:
         raise InputError(f"{path}: column `{name}` cannot be read ({brief(error)}): write the file again") from error
     return array_of(str(path), name, column)
 
@@ -118,7 +122,7 @@ def array_of(where: str, name: str, column: Any) -> Array:
             bounds.append(np.concatenate([[0], np.cumsum(lengths)]))
             values = values.flatten()
         numbers = values.to_numpy(zero_copy_only=False)
-    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+    except _unreadable() as error:
         raise InputError(f"{where}: column `{name}` cannot be read ({brief(error)}): write the file again") from error
     if len(bounds) not in (1, 2) or numbers.dtype.kind != "f" or values.null_count:
         raise InputError(

@@ -11,9 +11,7 @@ import torch
 from invert_fast import InputError, States
 from invert_fast.cli.mend import EDITS as OFFERED
 from invert_fast.diagnose.hypotheses import EDITS as NAMED
-from invert_fast.mend import work
 from invert_fast.mend.mending import EDITS as EDITS_TOLD
-from invert_fast.ops.best_two import LISTED
 
 from ..small_fits import shrink
 from .edits import EDITS, LENGTH, edited, judge, small
@@ -94,9 +92,8 @@ def test_nothing_wrong_is_certified_of_coarse_states(name, edit):
 def test_a_large_vocabulary_is_mended_as_well(name, edit, layer, monkeypatch):
     """Where what a lens reads off rows are short lists."""
     inverter = small("gpt2", layer)
-    for room in ("mend.asked", "strategies.candidates"):
+    for room in ("mend.asked", "mend.work", "strategies.candidates"):
         monkeypatch.setattr(import_module(f"invert_fast.{room}"), "MANY_TOKENS", 1)
-    monkeypatch.setattr(work, "_LISTED", LISTED + 10)
     made = edited(name, inverter, seed=1)
     whole = edited("nothing", inverter, seed=1).truth
     start, stop = DROPPED.get(name, (0, 0))
