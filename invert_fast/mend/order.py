@@ -8,11 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..ops.best_two import MANY_TOKENS
 from ..types import Mended, Recovery
 from .asked import Asked, Fits
+from .filling import by_prior
 from .work import Work, bar, with_lost
 
 _TRIED = (1, 4, 16, 64)  # tokens of each row that a lens reads first
+_LIKELY = 256  # of a large vocabulary: tokens that the model would go on with, where none of these is one
 
 
 @dataclass(frozen=True)
@@ -32,8 +35,10 @@ def next_of(work: Work, asked: Asked, fits: Fits, context: Tensor, rows: Tensor,
     best = torch.full((len(rows),), torch.inf, device=rows.device)
     token = torch.zeros(len(rows), dtype=torch.long, device=rows.device)
     lists = work.read(context, rows, tried[-1])
-    for count in tried:
-        new = sorted(set(lists[:, :count].flatten().tolist()) - seen)
+    for offered in (*(lists[:, :count] for count in tried), None):
+        if offered is None:
+            offered = _beyond(work, asked, rows, token) if tried[-1] == _TRIED[-1] else lists
+        new = sorted(set(offered.flatten().tolist()) - seen)
         seen.update(new)
         if not new:
             continue
@@ -47,6 +52,20 @@ def next_of(work: Work, asked: Asked, fits: Fits, context: Tensor, rows: Tensor,
             second = float(others.min()) if len(others) else float("inf")
             return Next(row, int(token[row]), float(best[row]), second)
     return None
+
+
+@torch.no_grad()
+def _beyond(work: Work, asked: Asked, rows: Tensor, token: Tensor) -> Tensor:
+    """Of a large vocabulary, of which a list has few: what the model itself would go on with and, of each row, what the
+    best token of its list, `token [R]`, tells of the others."""
+    if work.vocabulary.size < MANY_TOKENS:
+        return token
+    offered = [by_prior(asked, work.vocabulary, ())[:_LIKELY]] if asked.length and work.decoder.layer.near_head else []
+    states = asked.after(token[:, None])[:, 0]
+    for row, state, wrong in zip(rows.split(1), states.split(1), token.split(1), strict=True):
+        scores = work.lens.change_scores(row, state, wrong).masked_fill(~work.vocabulary.allowed, float("-inf"))
+        offered.append(scores.topk(min(_TRIED[-1], work.vocabulary.candidates)).indices[0])
+    return torch.cat(offered)
 
 
 def mend_order(work: Work) -> list[Recovery]:

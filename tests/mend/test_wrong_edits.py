@@ -11,8 +11,10 @@ import torch
 from invert_fast import InputError, States
 from invert_fast.cli.mend import EDITS as OFFERED
 from invert_fast.diagnose.hypotheses import EDITS as NAMED
+from invert_fast.lens import LinearLens
 from invert_fast.mend.mending import EDITS as EDITS_TOLD
 
+from ..adversary import SMALL
 from ..small_fits import shrink
 from .edits import EDITS, LENGTH, edited, judge, small
 
@@ -92,12 +94,31 @@ def test_nothing_wrong_is_certified_of_coarse_states(name, edit):
 def test_a_large_vocabulary_is_mended_as_well(name, edit, layer, monkeypatch):
     """Where what a lens reads off rows are short lists."""
     inverter = small("gpt2", layer)
-    for room in ("mend.asked", "mend.work", "strategies.candidates"):
+    for room in ("mend.asked", "mend.order", "mend.work", "strategies.candidates"):
         monkeypatch.setattr(import_module(f"invert_fast.{room}"), "MANY_TOKENS", 1)
     made = edited(name, inverter, seed=1)
     whole = edited("nothing", inverter, seed=1).truth
     start, stop = DROPPED.get(name, (0, 0))
     assert judge(inverter.mend(made.rows, edit), made.truth, whole[start:stop]) >= RIGHT[name, edit]
+
+
+@pytest.mark.parametrize("edit", ["order", "mixed", "gap"])
+def test_tokens_that_no_list_has_are_found_beyond_them(edit, monkeypatch):
+    """The lens of a large vocabulary lists a few tokens, and not those of this text."""
+    inverter = small("gpt2", 2)
+    for room in ("mend.asked", "mend.order", "mend.work", "strategies.candidates"):
+        monkeypatch.setattr(import_module(f"invert_fast.{room}"), "MANY_TOKENS", 1)
+    made = edited("shuffled" if edit == "order" else "nothing", inverter, seed=1)
+    others = torch.tensor([i for i in range(3, SMALL["vocab"]) if i not in made.truth][:8])
+    for name in ("lists", "row_lists"):
+        own = getattr(LinearLens, name)
+
+        def blind(self, proxies, own=own):
+            ids, scores = own(self, proxies)
+            return others.expand(*ids.shape[:-1], -1).clone(), scores[..., : len(others)].clone()
+
+        monkeypatch.setattr(LinearLens, name, blind)
+    assert judge(inverter.mend(made.rows, edit), made.truth) == LENGTH
 
 
 def test_one_row_behind_a_gap_of_two_certifies_nothing():
