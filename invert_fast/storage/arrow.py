@@ -105,6 +105,7 @@ def array_of(where: str, name: str, column: Any) -> Array:
     row of the one text that all are, a list of such lists a text. where: what errors call its file."""
     pa = _pyarrow()
     try:
+        column.validate(full=True)  # nothing else looks whether lists lie within what they are lists of
         chunks = column.combine_chunks()
         values = chunks.combine_chunks() if isinstance(chunks, pa.ChunkedArray) else chunks
         values = values.storage if isinstance(values, pa.ExtensionArray) else values

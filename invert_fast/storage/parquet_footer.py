@@ -66,7 +66,7 @@ class _Struct:
         if kind == _BINARY:
             return self._take(self._varint())
         if kind in (_LIST, _SET):
-            return self._list(wanted[0] if wanted else None, depth)
+            return self._list(wanted[0] if isinstance(wanted, list) else None, depth)
         if kind == _MAP:
             return self._map(depth)
         if kind == _STRUCT:
