@@ -35,9 +35,9 @@ def next_of(work: Work, asked: Asked, fits: Fits, context: Tensor, rows: Tensor,
     best = torch.full((len(rows),), torch.inf, device=rows.device)
     token = torch.zeros(len(rows), dtype=torch.long, device=rows.device)
     lists = work.read(context, rows, tried[-1])
-    for offered in (*(lists[:, :count] for count in tried), None):
-        if offered is None:
-            offered = _beyond(work, asked, rows, token) if tried[-1] == _TRIED[-1] else lists
+    further = tried[-1] == _TRIED[-1] and work.vocabulary.size >= MANY_TOKENS  # of which a list has few
+    for offered in (*(lists[:, :count] for count in tried), *([None] if further else [])):
+        offered = _beyond(work, asked, rows, token) if offered is None else offered
         new = sorted(set(offered.flatten().tolist()) - seen)
         seen.update(new)
         if not new:
@@ -56,10 +56,8 @@ def next_of(work: Work, asked: Asked, fits: Fits, context: Tensor, rows: Tensor,
 
 @torch.no_grad()
 def _beyond(work: Work, asked: Asked, rows: Tensor, token: Tensor) -> Tensor:
-    """Of a large vocabulary, of which a list has few: what the model itself would go on with and, of each row, what the
-    best token of its list, `token [R]`, tells of the others."""
-    if work.vocabulary.size < MANY_TOKENS:
-        return token
+    """What the model itself would go on with and, of each row, what the best token of its list, `token [R]`, tells of
+    the others."""
     offered = [by_prior(asked, work.vocabulary, ())[:_LIKELY]] if asked.length and work.decoder.layer.near_head else []
     states = asked.after(token[:, None])[:, 0]
     for row, state, wrong in zip(rows.split(1), states.split(1), token.split(1), strict=True):

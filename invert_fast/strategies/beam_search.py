@@ -22,7 +22,7 @@ from ..model.branch import begin, branch
 from ..model.own_lanes import lanes_of
 from ..model.transfer import picked, sent, sent_one, told, told_one
 from .continuations import Continuations
-from .found import Found, columns_of, once, shares_of
+from .found import Found, columns_of, leading, once, shares_of
 from .hypotheses import UNTRIED, Hypotheses, Marginals
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ class Search:
         value, found_ids = scores.topk(min(self.settings.listed // 2, scores.shape[1]), -1)
         by_state, by_both = found_ids.masked_fill(value == _NONE, UNTRIED).chunk(2)
         more = torch.full((len(rows), 2 * by_state.shape[1]), UNTRIED, device=ids.device)
-        more[at] = once(torch.cat([by_both, by_state], 1))
+        more[at] = leading(once(torch.cat([by_both, by_state], 1)))
         own = shares_of(every, more)
         self._try(rows, target, more, own, columns_of(more), torch.zeros_like(own, dtype=torch.bool), found)
         fits = self.noise.loudness(target[at], self._best(found, target)[1][at]) <= _LOUD[-1]
@@ -177,7 +177,7 @@ class Search:
         tried: Tensor,
         found: Found,
     ) -> None:
-        """Add what the candidates `columns [n, C]` give, −1 for none; calls are of rows that ask for about as many."""
+        """Add what candidates `columns [n, C]` give, −1 behind them; calls are of rows that ask for about as many."""
         count = told_one((columns >= 0).sum(-1))
         columns = columns[:, : int(count.max())]
         states = target.new_zeros(*columns.shape, target.shape[-1])

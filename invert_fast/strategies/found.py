@@ -19,6 +19,11 @@ def once(ids: Tensor) -> Tensor:
     return ids.masked_fill(((ids[:, :, None] == ids[:, None]) & before).any(-1), UNTRIED)
 
 
+def leading(ids: Tensor) -> Tensor:
+    """`ids [n, C]` in their order, UNTRIED behind them."""
+    return ids.gather(1, (ids < 0).byte().argsort(dim=1, stable=True))
+
+
 def columns_of(ids: Tensor) -> Tensor:
     """The columns of `ids [n, C]` that have a token, UNTRIED for the others."""
     return torch.arange(ids.shape[1], device=ids.device).expand_as(ids).masked_fill(ids < 0, UNTRIED)

@@ -13,6 +13,7 @@ from invert_fast import Beam, Inverter, Noise, Recovery, Status
 from invert_fast.defences import Gaussian
 from invert_fast.lens import choose_lens
 from invert_fast.strategies import beam
+from invert_fast.strategies.found import columns_of, leading, once
 from invert_fast.strategies.hypotheses import Hypotheses
 
 from ..families import build, exact, inverter, texts
@@ -148,3 +149,10 @@ def test_tokens_of_a_large_vocabulary_that_nothing_drafts_are_found(bundled, bli
     assert [r.token_ids.tolist() for r in found] == truth
     cost = sum(r.cost.forward_tokens for r in found) / 24
     assert (25 < cost < 80) if blind else cost < 16
+
+
+def test_what_is_tried_beyond_a_list_stands_in_front():
+    ids = once(torch.tensor([[5, 7, 5, -1, 9, 7], [1, 2, 3, 4, 5, 6]]))
+    assert ids.tolist() == [[5, 7, -1, -1, 9, -1], [1, 2, 3, 4, 5, 6]]
+    assert leading(ids).tolist() == [[5, 7, 9, -1, -1, -1], [1, 2, 3, 4, 5, 6]]
+    assert columns_of(leading(ids)).tolist() == [[0, 1, 2, -1, -1, -1], [0, 1, 2, 3, 4, 5]]
