@@ -15,6 +15,7 @@ from .filling import by_prior
 from .work import Work, bar, with_lost
 
 _TRIED = (1, 4, 16, 64)  # tokens of each row that a lens reads first
+_ROWS = 64  # whose scores of all tokens are held at once
 _LIKELY = 256  # of a large vocabulary: tokens that the model would go on with, where none of these is one
 
 
@@ -60,9 +61,9 @@ def _beyond(work: Work, asked: Asked, rows: Tensor, token: Tensor) -> Tensor:
     the others."""
     offered = [by_prior(asked, work.vocabulary, ())[:_LIKELY]] if asked.length and work.decoder.layer.near_head else []
     states = asked.after(token[:, None])[:, 0]
-    for row, state, wrong in zip(rows.split(1), states.split(1), token.split(1), strict=True):
-        scores = work.lens.change_scores(row, state, wrong).masked_fill(~work.vocabulary.allowed, float("-inf"))
-        offered.append(scores.topk(min(_TRIED[-1], work.vocabulary.candidates)).indices[0])
+    for some, base, wrong in zip(*(table.split(_ROWS) for table in (rows, states, token)), strict=True):
+        scores = work.lens.change_scores(some, base, wrong).masked_fill(~work.vocabulary.allowed, float("-inf"))
+        offered.append(scores.topk(min(_TRIED[-1], work.vocabulary.candidates)).indices.flatten())
     return torch.cat(offered)
 
 

@@ -146,8 +146,8 @@ class Search:
         if not len(some):
             return False
         at = sent_one(target.device, some)
-        scores = self.given.lens.change_scores(target[at], base[at], token[at])
-        scores = torch.cat([scores.log_softmax(-1), scores.log_softmax(-1) + every[at]], 0)
+        scores = self.given.lens.change_scores(target[at], base[at], token[at]).log_softmax(-1)
+        scores = torch.cat([scores, scores + every[at]], 0)
         listed = torch.where(ids < 0, ids[:, :1], ids)[at]
         scores.scatter_(1, torch.cat([listed, listed]), _NONE)
         value, found_ids = scores.topk(min(self.settings.listed // 2, scores.shape[1]), -1)
